@@ -1,0 +1,5 @@
+"""`python -m data_tools` is `mmvit-data`."""
+
+from data_tools.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""The project's few error classes: each has an exit code and says what, where, what it means and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmvitError(Exception):
+    """An error that a user can understand and mend.
+
+    Args:
+        what: what happened, one sentence.
+        where: shard, key, byte, file or config key.
+        meaning: what follows from it (skipped, stopped, nothing lost).
+        mend: how to mend it, best a command to copy.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, meaning: str | None = None, mend: str | None = None):
+        self.what = what
+        self.where = where
+        self.meaning = meaning
+        self.mend = mend
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.meaning:
+            lines.append(f"  meaning: {self.meaning}")
+        if self.mend:
+            lines.append(f"  mend: {self.mend}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments would be lost when a loader worker sends the error to its parent.
+        return _rebuild, (type(self), self.what, self.where, self.meaning, self.mend)
+
+
+def _rebuild(kind: type[MmvitError], what: str, where: str | None, meaning: str | None, mend: str | None) -> MmvitError:
+    return kind(what, where=where, meaning=meaning, mend=mend)
+
+
+class UsageError(MmvitError, ValueError):
+    """Wrong use or configuration; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(MmvitError):
+    """Input data that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(MmvitError):
+    """A checkpoint, model folder or index that is damaged or does not match."""
+
+    exit_code = 4
+
+
+class ResourceError(MmvitError):
+    """Disk, memory or time ran out."""
+
+    exit_code = 5
+
+
+class DivergedError(MmvitError):
+    """Training diverged."""
+
+    exit_code = 6
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return "did you mean 'x'?" for the closest of `choices`, or "" when none is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+    return f"did you mean '{by_lower[close[0]]}'?" if close else ""

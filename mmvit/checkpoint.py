@@ -1,0 +1,205 @@
+"""Folders that survive a crash: training checkpoints and model folders, each with the SHA-256 of its files."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_tools.atomic import atomic_folder, fsync_dir
+from data_tools.errors import CheckpointError, UsageError
+from mmvit.config import from_tree
+from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.models.build import build_dual_encoder
+from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+DESCRIPTION = "mmvit.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint read back: `tensors` by file stem ("model", "optimizer", "random"), `state` as it was given."""
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class LoadedModel(NamedTuple):
+    """A model folder read back; `fingerprint` is the SHA-256 of the weights file."""
+
+    model: DualEncoder
+    tokenizer: Tokenizer
+    preprocess: PreprocessConfig
+    config: DualEncoderConfig
+    fingerprint: str
+
+
+def save_checkpoint(
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep_last: int
+) -> Path:
+    """Write `run/checkpoints/step-NNNNNNNN` and only then remove all but the newest `keep_last`.
+
+    The folder is built beside its final name, synced and renamed; its manifest is written last. A crash leaves
+    either no such folder or a whole one.
+    """
+    final = run / "checkpoints" / f"step-{step:08d}"
+    if final.exists():  # an incomplete copy of this very step, set aside by `latest_checkpoint`
+        shutil.rmtree(final)
+    with atomic_folder(final) as folder:
+        for name, group in tensors.items():
+            save_file({key: value.contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
+        (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
+        _write_manifest(folder, step=step)
+    for old in _checkpoint_folders(run)[: -max(keep_last, 1)]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(run: Path) -> Checkpoint | None:
+    """Read the newest whole checkpoint; a damaged one is named in the log and passed over."""
+    for folder in reversed(_checkpoint_folders(run)):
+        try:
+            return read_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning("%s\n  meaning: passed over, the next older one is tried", error)
+    return None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint; raises CheckpointError where a file is missing, cut or changed."""
+    manifest = verify_folder(folder)
+    names = [name for name in manifest["files"] if name.endswith(".safetensors")]
+    tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in names}
+    state = json.loads((folder / "state.json").read_text())
+    return Checkpoint(folder, manifest["step"], tensors, state)
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """Hold every file against the folder's manifest and return it; raises CheckpointError naming the file."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version, files = manifest["format_version"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("checkpoint has no readable manifest", where=str(folder / MANIFEST)) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"format version {version} is not {FORMAT_VERSION}", where=str(folder))
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError("a file of the checkpoint is missing", where=str(path))
+        if file_sha256(path) != digest:
+            raise CheckpointError("a file of the checkpoint is cut or changed", where=str(path))
+    return manifest
+
+
+def save_model(
+    folder: Path,
+    model: DualEncoder,
+    config: DualEncoderConfig,
+    preprocess: PreprocessConfig,
+    tokenizer: TokenizerConfig,
+) -> None:
+    """Write a model folder that `load_model` reads with nothing else; an older model folder is replaced."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file():
+        raise UsageError("the output folder holds something else", where=str(folder), mend="name another folder")
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with atomic_folder(fresh) as building:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, building / WEIGHTS)
+        if tokenizer.kind == "file":
+            shutil.copyfile(tokenizer.path, building / TOKENIZER)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "kind": "dual_encoder",
+            "model": asdict(config),
+            "preprocess": asdict(preprocess),
+            "tokenizer": {"kind": tokenizer.kind, "path": TOKENIZER if tokenizer.kind == "file" else ""},
+            "weights_sha256": file_sha256(building / WEIGHTS),
+        }
+        (building / DESCRIPTION).write_text(json.dumps(description, indent=2))
+    _replace_folder(fresh, folder)
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Read a model folder; raises CheckpointError where it is none, damaged, or of another format version."""
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        version, fingerprint = description["format_version"], description["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            "this is not a model folder",
+            where=str(folder),
+            meaning=f"a model folder holds {DESCRIPTION} and {WEIGHTS}",
+            mend="give the model/ folder that a run writes",
+        ) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"model format version {version} is not {FORMAT_VERSION}", where=str(folder))
+    if not (folder / WEIGHTS).is_file() or file_sha256(folder / WEIGHTS) != fingerprint:
+        raise CheckpointError("the weights are missing, cut or changed", where=str(folder / WEIGHTS))
+    where = str(folder / DESCRIPTION)
+    config = from_tree(DualEncoderConfig, description["model"], where)
+    preprocess = from_tree(PreprocessConfig, description["preprocess"], where)
+    tokenizer = from_tree(TokenizerConfig, description["tokenizer"], where)
+    if tokenizer.path:
+        tokenizer.path = str(folder / tokenizer.path)
+    model = build_dual_encoder(config, preprocess.mean, preprocess.std)
+    load_weights(model, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
+    return LoadedModel(
+        model.to(device).eval(), build_tokenizer(tokenizer, config.text.context_length), preprocess, config, fingerprint
+    )
+
+
+def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights into the model; raises CheckpointError naming the first that is missing, left over or misshapen."""
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"weights do not fit the model: {str(error).splitlines()[1].strip()}",
+            where=where,
+            meaning="they belong to another architecture",
+            mend="use the config that the weights were trained with",
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checkpoint_folders(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _write_manifest(folder: Path, **facts: Any) -> None:
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"format_version": FORMAT_VERSION, **facts, "files": files}, indent=1))
+
+
+def _replace_folder(fresh: Path, final: Path) -> None:
+    """Put `fresh` in the place of `final`, which no rename can do at once when `final` is full."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    fresh.rename(final)
+    fsync_dir(final.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""The `mmvit` program: one short function a verb."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_tools.program import run_program
+
+app = typer.Typer(
+    help="Train image-text models, classify with them zero-shot, and search with their embeddings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder: the model/ of a run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the run and the report.")] = Path("quickstart"),
+    minutes: Annotated[float, typer.Option(min=0.05, help="Training time to aim at on this machine.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+) -> None:
+    """Train on real drawings and see the model name ones it has never seen, in English and Korean."""
+    from mmvit.quickstart import run_quickstart
+
+    run_quickstart(out, minutes=minutes, seed=seed)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name under configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values over the file's.")] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole config and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model; no step.")] = False,
+) -> None:
+    """Train an image-text model on shards; killed and run again, it goes on where it was."""
+    from mmvit.config import PretrainConfig, load_config, to_yaml
+
+    settings = load_config(PretrainConfig, config, overrides or [])
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    from mmvit.train.loop import check, pretrain
+    from mmvit.train.stop import Stopped
+
+    if dry_run:
+        typer.echo(check(settings))
+        return
+    try:
+        typer.echo(f"model: {pretrain(settings)}")
+    except Stopped as stopped:
+        typer.echo(f"mmvit: {stopped}", err=True)
+        raise typer.Exit(stopped.exit_code) from stopped
+
+
+@app.command("zero-shot")
+def zero_shot(
+    model: ModelFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    classes: Annotated[str, typer.Option(help='"a,b,c", or a file with one class name a line.')],
+    templates: Annotated[
+        str, typer.Option(help="Name of a built-in set, or a file with one template a line.")
+    ] = "simple",
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
+    json: Json = False,
+) -> None:
+    """Classify pictures by class names alone."""
+    from mmvit.data.prompts import load_class_names, load_templates
+    from mmvit.eval.encoder import load
+    from mmvit.eval.zero_shot import classify_images
+    from mmvit.terminal import print_json, print_predictions
+
+    names, prompts = load_class_names(classes), load_templates(templates)
+    predictions = classify_images(load(model), images, names, prompts, top)
+    (print_json if json else print_predictions)([prediction._asdict() for prediction in predictions])
+
+
+@app.command()
+def embed(
+    model: ModelFolder,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, a folder of pictures, a picture, a .txt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
+    modality: Annotated[str, typer.Option(help="image, text or both.")] = "both",
+) -> None:
+    """Write the embeddings of pictures and captions to disk."""
+    from mmvit.eval.encoder import load
+    from mmvit.retrieval.sources import open_source
+    from mmvit.retrieval.store import embed_source
+
+    summary = embed_source(load(model), model, open_source(source), out, modality)
+    typer.echo(f"{out}: {summary.num_rows} rows, {summary.num_rejected} rejected")
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `mmvit embed` wrote.")],
+    text: Annotated[str | None, typer.Option(help="Find what fits this text.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Find what looks like this picture.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
+    model: Annotated[Path | None, typer.Option(help="Model folder; default: the one that made the embeddings.")] = None,
+    json: Json = False,
+) -> None:
+    """Find pictures by text or by picture."""
+    from mmvit.retrieval.search import Searcher
+    from mmvit.terminal import print_hits, print_json
+
+    hits = Searcher(folder, model).search(text=text, image=image, k=k)
+    (print_json if json else print_hits)([hit._asdict() for hit in hits])
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show versions, processors and what they mean for training here."""
+    from mmvit.doctor import examine
+    from mmvit.terminal import print_facts, print_json
+
+    (print_json if json else print_facts)(examine())
+
+
+def main() -> None:
+    """Run the program."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("accelerate", "PIL", "matplotlib", "fontTools"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    run_program(app, "mmvit")

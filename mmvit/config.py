@@ -1,0 +1,170 @@
+"""One run's configuration: composed from the dataclasses beside the code, loaded, overridden, checked, saved."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data_tools.errors import UsageError, did_you_mean
+from mmvit.data.batches import DataConfig
+from mmvit.data.prompts import configs_folder
+from mmvit.data.tokenizers import TokenizerConfig
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.models.dual_encoder import DualEncoderConfig
+
+Config = TypeVar("Config")
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule. Muon takes the hidden matrices, AdamW takes the rest, or everything."""
+
+    name: str = "adamw"  # adamw | muon
+    lr: float = 5e-4  # AdamW's peak, at the global batch
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    weight_decay: float = 0.2  # not on norms, biases, positions, tokens, logit scale
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    warmup: float = 0.05  # share of the steps
+    decay: str = "cosine"  # cosine | linear
+    decay_share: float = 1.0  # share of the steps, at their end, over which the rate falls to 0
+
+
+@dataclass
+class TrainConfig:
+    """Length, size and bookkeeping of a run."""
+
+    steps: int = 10_000
+    batch_size: int = 256  # global: over all processes
+    precision: str = "auto"  # auto | bf16 | fp32; auto takes bf16 where the machine has units for it
+    same_caption_positives: bool = True  # equal captions in a batch are positives, not negatives
+    log_every: int = 10  # steps
+    save_every: int = 500  # steps
+    keep_last: int = 2  # checkpoints
+
+
+@dataclass
+class ZeroShotConfig:
+    """Zero-shot classification of labelled shards during training; nothing is evaluated where `data` is empty."""
+
+    data: list[str] = field(default_factory=list)
+    class_names: str = ""  # file, one name a line; the line number is the label
+    templates: str = "simple"  # name or file
+    every: int = 500  # steps
+    limit: int | None = None  # images of the live figure; the last step always takes all
+
+
+@dataclass
+class PretrainConfig:
+    """Everything that `mmvit pretrain` does."""
+
+    out: str = "runs/pretrain"
+    seed: int = 0
+    model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+
+    def check(self) -> None:
+        """Raise UsageError for values that no run can have."""
+        _one_of("optim.name", self.optim.name, ("adamw", "muon"))
+        _one_of("optim.decay", self.optim.decay, ("cosine", "linear"))
+        _one_of("train.precision", self.train.precision, ("auto", "bf16", "fp32"))
+        _one_of("model.image.pool", self.model.image.pool, ("class", "mean"))
+        counts = {f"train.{name}": getattr(self.train, name) for name in ("steps", "batch_size", "log_every")}
+        for key, value in {**counts, "train.save_every": self.train.save_every}.items():
+            if value < 1:
+                raise UsageError(f"{key} is {value}; it must be at least 1", where=key)
+        if not self.data.train:
+            raise UsageError("no training data is named", where="data.train", mend="data.train=[FOLDER or SHARDS]")
+
+
+def load_config(cls: type[Config], source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (a path, or a name under configs/), apply `key=value` overrides, check keys and types."""
+    path = find_config(source)
+    try:
+        tree = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
+    for override in overrides:
+        tree = _override(tree, override)
+    return from_tree(cls, OmegaConf.to_container(tree), where=str(path))
+
+
+def _override(tree: Any, override: str) -> Any:
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {override!r} is not key=value", mend="for example train.batch_size=512")
+    try:
+        return OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        mend = "quote a value with braces, brackets or colons as YAML wants it"
+        raise UsageError(f"override {override!r} cannot be read: {reason}", where=key, mend=mend) from error
+
+
+def from_tree(cls: type[Config], tree: Any, where: str) -> Config:
+    """Make the dataclass `cls` of plain dicts and lists; raises UsageError naming the key that does not fit."""
+    tree = _checked(cls, tree, where)
+    try:
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), tree)))
+    except OmegaConfBaseException as error:
+        key = f" {error.full_key}" if getattr(error, "full_key", None) else ""
+        raise UsageError(f"config value{key} does not fit: {str(error).splitlines()[0]}", where=where) from error
+
+
+def to_yaml(config: Any) -> str:
+    """Write a config as YAML that `load_config` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def find_config(source: str | Path) -> Path:
+    """Return the file itself, or the one of that name under configs/; raises UsageError with the nearest name."""
+    path = Path(source)
+    builtin = configs_folder() / f"{str(source).removesuffix('.yaml')}.yaml"
+    for candidate in (path, builtin):
+        if candidate.is_file():
+            return candidate
+    names = [str(file.relative_to(configs_folder()).with_suffix("")) for file in configs_folder().rglob("*.yaml")]
+    hint = did_you_mean(str(source), names) or f"built-in configs: {', '.join(sorted(names))}"
+    raise UsageError(f"there is no config {str(source)!r}", mend=hint)
+
+
+def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(
+            f"{key} is {value!r}", where=key, mend=did_you_mean(value, choices) or f"choose from {', '.join(choices)}"
+        )
+
+
+def _checked(cls: Any, tree: Any, where: str, prefix: str = "") -> Any:
+    """Return the tree with each single value for a list made a list of one; UsageError for a key that is none."""
+    if not isinstance(tree, dict):
+        return tree  # a wrong type is named by the merge
+    kinds: dict[str, Any] = {entry.name: entry.type for entry in dataclasses.fields(cls)}
+    checked = {}
+    for key, value in tree.items():
+        if key not in kinds:
+            hint = did_you_mean(str(key), kinds) or f"keys here: {', '.join(kinds)}"
+            raise UsageError(f"unknown config key {prefix}{key}", where=where, mend=hint)
+        kind = kinds[key]
+        if get_origin(kind) is list:
+            items = value if isinstance(value, list) else [value]
+            (item_kind,) = get_args(kind)
+            value = [
+                _checked(item_kind, item, where, f"{prefix}{key}[{i}].") if is_dataclass(item_kind) else item
+                for i, item in enumerate(items)
+            ]
+        checked[key] = _checked(kind, value, where, f"{prefix}{key}.") if is_dataclass(kind) else value
+    return checked

@@ -1,0 +1,1 @@
+"""Sample order, the indexed dataset, decoding, transforms, tokenizers, class names and prompt templates."""

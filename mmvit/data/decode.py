@@ -1,0 +1,49 @@
+"""From the bytes of a picture file to an RGB image."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_tools.errors import DataError
+
+# Rare formats hold most decoder faults, and a small file can unfold to a huge picture: neither gets in.
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 50_000_000
+
+
+def decode_image(data: bytes, where: str = "image") -> Image.Image:
+    """Decode a JPEG, PNG or WebP file to RGB; `where` names it in the DataError for what cannot be read."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"image of {image.width}x{image.height} px is over {MAX_PIXELS} px", where=where)
+        return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"image cannot be decoded: {error}",
+            where=where,
+            mend=f"give a whole {', '.join(FORMATS)} file, or remove the sample",
+        ) from error
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Decode the file at `path`; raises DataError where it is missing or unreadable."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"image cannot be read: {error.strerror}", where=str(path), mend="check the path") from error
+    return decode_image(data, where=str(path))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn by EXIF, scale 16-bit grey to 8, lay transparency on white, take an animation's first frame."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would saturate it
+        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
+    return image.convert("RGB")

@@ -1,0 +1,136 @@
+"""The order of the samples as a formula: what a run reads at step s follows from (seed, s) alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.errors import UsageError
+
+Int64s = NDArray[np.int64]
+
+
+class StreamSlice(NamedTuple):
+    """A piece of the endless stream: sample `ids[j]` as it is used in epoch `epochs[j]`, both int64 [n]."""
+
+    epochs: Int64s
+    ids: Int64s
+
+
+class SampleOrder:
+    """An endless stream of sample ids: epoch 0, epoch 1, ... each a permutation of 0 .. num_samples - 1.
+
+    Position p of the stream is element p mod N of the permutation of epoch p div N. Batch `step` is the positions
+    step * B up to (step + 1) * B, so a batch may reach over the end of an epoch: nothing is dropped or doubled, every
+    sample of an epoch is used exactly once, and the state of a run is its step number alone.
+
+    The permutation of an epoch is part of the format (a resumed run must find the same order in a later version):
+
+        draw(n, k) = n raw 64-bit outputs of PCG64(SeedSequence((seed, epoch, k)))
+        shards, in the order of stable argsort(draw(num_shards, 0)), are cut into blocks of `block_shards`
+        the samples of block b, one shard after the other, are put in the order of stable argsort(draw(n_b, b + 1))
+
+    Raw outputs and SeedSequence are what numpy promises never to change (NEP 19); its `permutation` is not. Samples are
+    mixed within a block only, so that a reader touches few shards at a time.
+
+    Args:
+        num_samples: N, at least 1.
+        seed: 0 .. 2**32 - 1.
+        shard_sizes: number of samples of each shard; None takes all samples as one shard.
+        block_shards: how many shards are mixed with each other.
+
+    Raises:
+        UsageError: an argument out of its range, or sizes that do not sum to `num_samples`.
+    """
+
+    def __init__(self, num_samples: int, seed: int, shard_sizes: Sequence[int] | None = None, block_shards: int = 10):
+        sizes = np.asarray([num_samples] if shard_sizes is None else shard_sizes, np.int64)
+        if num_samples < 1 or sizes.min(initial=0) < 0 or int(sizes.sum()) != num_samples:
+            raise UsageError(f"{num_samples} samples in shards of {sizes.tolist()[:10]} cannot be put in an order")
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"the seed must be 0 .. {2**32 - 1}, got {seed}", mend="choose a smaller seed")
+        if block_shards < 1:
+            raise UsageError(f"block_shards must be at least 1, got {block_shards}")
+        self.num_samples = num_samples
+        self.seed = seed
+        self.block_shards = block_shards
+        self._sizes = sizes
+        self._starts = np.cumsum(sizes) - sizes
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
+        self._block = functools.lru_cache(maxsize=4)(self._make_block)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_plan", "_block")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._make_caches()
+
+    def epoch(self, epoch: int) -> Int64s:
+        """Return the permutation of one epoch, int64 [N]."""
+        return self.ids(epoch * self.num_samples, (epoch + 1) * self.num_samples).ids
+
+    def ids(self, start: int, stop: int) -> StreamSlice:
+        """Return positions `start` up to `stop` of the endless stream; only the blocks that they touch are computed."""
+        if not 0 <= start <= stop:
+            raise UsageError(f"positions {start} .. {stop} are no piece of the stream")
+        epochs = np.arange(start, stop, dtype=np.int64) // self.num_samples
+        pieces = [np.empty(0, np.int64)]
+        position = start
+        while position < stop:
+            epoch, offset = divmod(position, self.num_samples)
+            block_starts = self._plan(epoch)[1]
+            block = int(np.searchsorted(block_starts, offset, side="right")) - 1
+            first = offset - int(block_starts[block])
+            piece = self._block(epoch, block)[first : first + stop - position]
+            pieces.append(piece)
+            position += len(piece)
+        return StreamSlice(epochs, np.concatenate(pieces))
+
+    def global_batch(self, step: int, batch_size: int) -> StreamSlice:
+        """Return the batch of one global step, for all ranks together, [B]."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        return self.ids(step * batch_size, (step + 1) * batch_size)
+
+    @staticmethod
+    def rank_slice(batch: StreamSlice, rank: int, world_size: int) -> StreamSlice:
+        """Return the part of one rank: the ranks' parts are equal, contiguous, and together the batch in its order.
+
+        Raises:
+            UsageError: the batch cannot be cut into equal parts.
+        """
+        if len(batch.ids) % world_size:
+            raise UsageError(
+                f"a global batch of {len(batch.ids)} cannot be split equally over {world_size} processes",
+                mend=f"use a batch size that is a multiple of {world_size}",
+            )
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank {rank} is not one of {world_size} processes")
+        size = len(batch.ids) // world_size
+        part = slice(rank * size, (rank + 1) * size)
+        return StreamSlice(batch.epochs[part], batch.ids[part])
+
+    def _make_plan(self, epoch: int) -> tuple[Int64s, Int64s]:
+        """Return the shuffled shards and the position in the epoch at which each block of them begins."""
+        shards = np.argsort(self._draw(len(self._sizes), epoch, 0), kind="stable")
+        block_sizes = np.add.reduceat(self._sizes[shards], np.arange(0, len(shards), self.block_shards))
+        return shards, np.cumsum(block_sizes) - block_sizes
+
+    def _make_block(self, epoch: int, block: int) -> Int64s:
+        shards = self._plan(epoch)[0][block * self.block_shards : (block + 1) * self.block_shards]
+        samples = np.concatenate([np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in shards])
+        permuted: Int64s = samples[np.argsort(self._draw(len(samples), epoch, block + 1), kind="stable")]
+        permuted.flags.writeable = False  # cached
+        return permuted
+
+    def _draw(self, n: int, epoch: int, stream: int) -> NDArray[np.uint64]:
+        bits = np.random.PCG64(np.random.SeedSequence((self.seed, epoch, stream)))
+        return np.asarray(bits.random_raw(n), np.uint64)

@@ -1,0 +1,111 @@
+"""From an RGB image to uint8 pixels of a fixed size."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageChops, ImageEnhance
+
+from mmvit.models.build import CLIP_MEAN, CLIP_STD
+
+Pixels = UInt8[np.ndarray, "3 H W"]
+
+
+@dataclass
+class PreprocessConfig:
+    """What an image goes through before the tower, besides its size; stored with every model."""
+
+    mean: list[float] = field(default_factory=lambda: list(CLIP_MEAN))
+    std: list[float] = field(default_factory=lambda: list(CLIP_STD))
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images; None turns one off. The default is CLIP's: a random square crop."""
+
+    crop_area: list[float] | None = field(default_factory=lambda: [0.9, 1.0])  # share of the image's area
+    zoom: list[float] | None = None  # factors, for drawings on a white ground
+    rotate: float | None = None  # up to so many degrees either way
+    shift: float | None = None  # up to this share of the side either way
+    brightness: float | None = None  # factor within 1 +- this
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None  # up to this share of the colour circle either way
+
+
+def eval_pixels(image: Image.Image, size: int) -> Pixels:
+    """Resize the shorter side (bicubic), cut out the centre: pixel for pixel what open_clip's PIL pipeline does."""
+    width, height = image.size
+    if width <= height:
+        image = image.resize((size, int(size * height / width)), Image.Resampling.BICUBIC)
+    else:
+        image = image.resize((int(size * width / height), size), Image.Resampling.BICUBIC)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return _to_array(image.crop((left, top, left + size, top + size)))
+
+
+def train_pixels(image: Image.Image, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Pixels:
+    """Cut, move and recolour at random, all drawn from `rng`, the sample's own random state."""
+    if augment.crop_area:
+        image = _random_crop(image, size, augment.crop_area, rng)
+    if augment.zoom or augment.rotate or augment.shift:
+        image = _random_affine(image, size, augment, rng)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return _to_array(_random_colour(image, augment, rng))
+
+
+def _random_crop(image: Image.Image, size: int, area: list[float], rng: np.random.Generator) -> Image.Image:
+    """Random resized crop: area and aspect ratio (3:4 to 4:3) at random (Szegedy et al. 2015)."""
+    width, height = image.size
+    for _ in range(10):
+        pixels = width * height * rng.uniform(area[0], area[1])
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(pixels * ratio)), round(np.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w = h = min(width, height)
+    left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+
+
+def _random_affine(image: Image.Image, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+    """Zoom, rotate and shift about the centre in one bilinear pass; what comes in from outside is white."""
+    zoom = np.exp(rng.uniform(np.log(augment.zoom[0]), np.log(augment.zoom[1]))) if augment.zoom else 1.0
+    angle = np.deg2rad(rng.uniform(-1, 1) * (augment.rotate or 0))
+    shift_x, shift_y = rng.uniform(-1, 1, size=2) * (augment.shift or 0)
+    # PIL wants the map from output to input pixels.
+    step_x, step_y = image.width / size / zoom, image.height / size / zoom
+    a, b = np.cos(angle) * step_x, -np.sin(angle) * step_x
+    d, e = np.sin(angle) * step_y, np.cos(angle) * step_y
+    c = image.width * (0.5 + shift_x) - (a + b) * size / 2
+    f = image.height * (0.5 + shift_y) - (d + e) * size / 2
+    return image.transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        (a, b, c, d, e, f),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=(255, 255, 255),
+    )
+
+
+def _random_colour(image: Image.Image, augment: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+    changes = (
+        (augment.brightness, ImageEnhance.Brightness),
+        (augment.contrast, ImageEnhance.Contrast),
+        (augment.saturation, ImageEnhance.Color),
+    )
+    for strength, enhance in changes:
+        if strength:
+            image = enhance(image).enhance(1 + rng.uniform(-strength, strength))
+    if augment.hue:
+        hue, saturation, value = image.convert("HSV").split()
+        turn = round(256 * rng.uniform(-augment.hue, augment.hue)) % 256
+        hue = ImageChops.add_modulo(hue, Image.new("L", hue.size, turn))
+        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    return image
+
+
+def _to_array(image: Image.Image) -> Pixels:
+    return np.asarray(image).transpose(2, 0, 1)

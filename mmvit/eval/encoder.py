@@ -1,0 +1,84 @@
+"""A trained model with all that it needs to read pictures and texts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from mmvit.checkpoint import load_model
+from mmvit.data.decode import read_image, to_rgb
+from mmvit.data.tokenizers import Tokenizer
+from mmvit.data.transforms import eval_pixels
+from mmvit.models.dual_encoder import DualEncoder
+
+Item = TypeVar("Item")
+
+
+class Encoder:
+    """Pictures and texts to unit-length float32 vectors in one space, without gradient.
+
+    `fingerprint` names the weights; embeddings of two encoders can be compared only where it is equal.
+    """
+
+    def __init__(
+        self, model: DualEncoder, tokenizer: Tokenizer, *, image_size: int, fingerprint: str, batch_size: int = 256
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.fingerprint = fingerprint
+        self.batch_size = batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.logit_scale.device
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the shared space."""
+        return self.model.image_projection.out_features
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor that makes logits of cosines."""
+        return self.model.logit_scale.exp().item()
+
+    @torch.inference_mode()
+    def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Float[Tensor, "B E"]:
+        """Encode pictures or picture files; raises DataError naming a file that cannot be read."""
+        rows = [self.model.encode_image(self.pixels(part)) for part in _parts(images, self.batch_size)]
+        return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "B E"]:
+        """Encode texts; those over the context length lose their tail."""
+        rows = [self.model.encode_text(self.tokenizer(part).to(self.device)) for part in _parts(texts, self.batch_size)]
+        return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
+
+    def pixels(self, images: Sequence[Image.Image | str | Path]) -> UInt8[Tensor, "B 3 H W"]:
+        """Preprocess pictures for the model, on its device."""
+        rgb = [to_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in images]
+        return torch.from_numpy(np.stack([eval_pixels(image, self.image_size) for image in rgb])).to(self.device)
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> Encoder:
+    """Load a model folder; `device` None takes a GPU where there is one."""
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = load_model(folder, target)
+    return Encoder(
+        loaded.model,
+        loaded.tokenizer,
+        image_size=loaded.config.image.image_size,
+        fingerprint=loaded.fingerprint,
+    )
+
+
+def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,68 @@
+"""The picture of a quickstart: its curves, and unseen drawings with the names that the model gives them."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.atomic import write_atomic
+from mmvit.data.decode import decode_image
+from mmvit.data.shards import IndexedShards
+from mmvit.eval.zero_shot import ZeroShotResult
+
+NUM_DRAWINGS = 24
+COLUMNS = 8
+
+
+def draw_report(
+    path: Path,
+    report: dict[str, Any],
+    log: Sequence[dict[str, Any]],
+    shards: IndexedShards,
+    result: ZeroShotResult,
+    names: Sequence[str],
+) -> None:
+    """Draw loss, accuracy and drawings spread evenly over the unseen vendor's, wrong names in red."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = -(-NUM_DRAWINGS // COLUMNS)
+    figure = plt.figure(figsize=(14, 4 + 1.9 * rows), layout="constrained")
+    curves, drawings = np.asarray(figure.subfigures(2, 1, height_ratios=[4, 1.9 * rows]))
+    left, right = curves.subplots(1, 2)
+    _curve(left, log, "loss", "contrastive loss", scale=1)
+    _curve(
+        right, log, "zero_shot_acc1", "zero-shot top-1 during training, % of drawings of an unseen vendor", scale=100
+    )
+    english = report["zero_shot"]["en"]
+    drawings.suptitle(
+        f"Drawings of a vendor that training never saw, and the best of {report['num_classes']} names "
+        f"(top-1 {english['acc1']:.1%}, top-5 {english['acc5']:.1%}); wrong ones in red"
+    )
+    chosen = np.linspace(0, len(shards) - 1, NUM_DRAWINGS).astype(int).tolist()
+    for axes, i in zip(drawings.subplots(rows, COLUMNS).flat, chosen, strict=True):
+        axes.imshow(decode_image(shards.read(i).image))
+        guess, truth = int(result.best[i, 0]), int(result.labels[i])
+        axes.set_title(_wrapped(names[guess]), fontsize=9, color="black" if guess == truth else "firebrick")
+        axes.axis("off")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=80)
+    plt.close(figure)
+    write_atomic(path, picture.getvalue())
+
+
+def _curve(axes: Any, log: Sequence[dict[str, Any]], name: str, title: str, scale: float) -> None:
+    points = [(line["step"], scale * line[name]) for line in log if name in line]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+    axes.set(title=title, xlabel="step")
+    axes.grid(alpha=0.3)
+
+
+def _wrapped(name: str, width: int = 18) -> str:
+    return "\n".join(textwrap.wrap(name, width)[:2])

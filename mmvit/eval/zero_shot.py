@@ -1,0 +1,106 @@
+"""Zero-shot classification: a classifier made of class names and templates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data_tools.errors import DataError
+from mmvit.data.decode import decode_image
+from mmvit.data.prompts import fill
+from mmvit.data.shards import IndexedShards
+from mmvit.eval.encoder import Encoder
+from mmvit.models.classifier import ImageClassifier, ImageEmbedder, zero_shot_head
+
+
+class ZeroShotResult(NamedTuple):
+    """Accuracies in [0, 1] and the best classes of each image, best first."""
+
+    acc1: float
+    acc5: float
+    labels: Int[Tensor, " M"]
+    best: Int[Tensor, "M k"]
+
+
+class Prediction(NamedTuple):
+    """The best classes of one image, each {"name", "probability"}, best first."""
+
+    image: str
+    classes: list[dict[str, Any]]
+
+
+def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C E"]:
+    """Average each class's unit text embeddings over the templates and renormalise (Radford et al. 2021, 3.1.4)."""
+    prompts = [fill(template, name) for name in names for template in templates]
+    rows = encoder.encode_text(prompts).unflatten(0, (len(names), len(templates)))  # [C, K, E]
+    return F.normalize(rows.mean(dim=1), dim=-1)
+
+
+def zero_shot_classifier(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> ImageClassifier:
+    """Make the image classifier whose head is the class embeddings times the logit scale."""
+    weights = class_embeddings(encoder, names, templates).to(encoder.device)
+    return ImageClassifier(ImageEmbedder(encoder.model), zero_shot_head(weights, encoder.logit_scale), names)
+
+
+def classify_images(
+    encoder: Encoder, images: Sequence[Path], names: Sequence[str], templates: Sequence[str], top: int
+) -> list[Prediction]:
+    """Classify picture files; raises DataError naming the first that cannot be read."""
+    pixels = encoder.pixels([str(image) for image in images])
+    classifier = zero_shot_classifier(encoder, names, templates).eval()
+    with torch.inference_mode():
+        best = classifier(pixels).softmax(dim=-1).topk(min(top, len(names)))
+    return [
+        Prediction(
+            str(image), [{"name": names[i], "probability": value} for i, value in zip(rows, values, strict=True)]
+        )
+        for image, rows, values in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def evaluate_zero_shot(
+    encoder: Encoder, shards: IndexedShards, names: Sequence[str], templates: Sequence[str], limit: int | None = None
+) -> ZeroShotResult:
+    """Classify labelled samples, all or `limit` spread evenly over them.
+
+    Classes of equal name are one class: no classifier could tell them apart.
+
+    Raises:
+        DataError: a sample has no label, or one beyond the class names.
+    """
+    if not len(shards):
+        raise DataError("there is nothing to classify: the shards hold no sample")
+    first_of_name: dict[str, int] = {}
+    for i, name in enumerate(names):
+        first_of_name.setdefault(name.casefold(), i)
+    unique = list(first_of_name.values())
+    class_of_line = {i: unique.index(first_of_name[name.casefold()]) for i, name in enumerate(names)}
+    chosen = range(len(shards)) if limit is None else torch.linspace(0, len(shards) - 1, limit).long().tolist()
+    classes = class_embeddings(encoder, [names[i] for i in unique], templates)
+    labels, best = [], []
+    for start in range(0, len(chosen), encoder.batch_size):
+        images = []
+        for sample_id in chosen[start : start + encoder.batch_size]:
+            sample = shards.read(sample_id)
+            if sample.label is None or sample.label not in class_of_line:
+                raise DataError(
+                    f"label {sample.label} has no class name",
+                    where=sample.key,
+                    mend=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
+                )
+            labels.append(class_of_line[sample.label])
+            images.append(decode_image(sample.image, where=sample.key))
+        scores = encoder.encode_image(images) @ classes.T
+        best.append(scores.topk(min(5, len(unique))).indices)
+    target, found = torch.tensor(labels), torch.cat(best)
+    hits = found == target[:, None]
+    return ZeroShotResult(
+        hits[:, 0].float().mean().item(),
+        hits.any(dim=1).float().mean().item(),
+        torch.tensor(unique)[target],
+        torch.tensor(unique)[found],
+    )

@@ -1,0 +1,32 @@
+"""The pre-norm transformer block."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmvit.layers.attention import Attention
+from mmvit.layers.feed_forward import FeedForward
+
+
+class Block(nn.Module):
+    """Pre-norm block: z' = MSA(LN(z)) + z, z'' = MLP(LN(z')) + z' (ViT, equations 2 and 3)."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        activation: str = "gelu",
+        norm_eps: float = 1e-6,
+        causal: bool = False,
+    ):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = Attention(width, num_heads, causal=causal)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.feed_forward = FeedForward(width, round(width * mlp_ratio), activation)
+
+    def forward(self, x: Float[Tensor, "B N D"], mask: Bool[Tensor, "*shape"] | None = None) -> Float[Tensor, "B N D"]:
+        """Mix the tokens of each row, then transform each token."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.feed_forward(self.feed_forward_norm(x))

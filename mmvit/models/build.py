@@ -1,0 +1,68 @@
+"""Configs to modules."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mmvit.layers.conv_stem import ConvStem
+from mmvit.layers.patch_embedding import PatchEmbedding
+from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.pixels import PixelNorm
+from mmvit.towers.text import TextConfig, TextTransformer
+from mmvit.towers.vit import VisionTransformer, ViTConfig
+
+# The pixel statistics of OpenAI's CLIP (its published preprocessing).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def build_image_tower(config: ViTConfig) -> VisionTransformer:
+    """Make a ViT, hybrid where the config names stem channels; raises ValueError for sizes that do not fit."""
+    embed: nn.Module
+    if config.stem_channels:
+        embed = ConvStem(config.stem_channels, config.width)
+        if embed.patch_size != config.patch_size:
+            raise ValueError(
+                f"a stem of {len(config.stem_channels)} convolutions makes patches of {embed.patch_size} px, "
+                f"but patch_size is {config.patch_size}"
+            )
+    else:
+        embed = PatchEmbedding(config.patch_size, config.width, bias=config.patch_bias)
+    if config.image_size % config.patch_size:
+        raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
+    return VisionTransformer(
+        embed,
+        (config.image_size // config.patch_size) ** 2,
+        config.width,
+        config.depth,
+        config.num_heads,
+        mlp_ratio=config.mlp_ratio,
+        activation=config.activation,
+        norm_eps=config.norm_eps,
+        pool=config.pool,
+        pre_norm=config.pre_norm,
+    )
+
+
+def build_text_tower(config: TextConfig) -> TextTransformer:
+    """Make the text tower."""
+    return TextTransformer(
+        config.vocab_size,
+        config.context_length,
+        config.width,
+        config.depth,
+        config.num_heads,
+        end_of_text=config.end_of_text,
+        mlp_ratio=config.mlp_ratio,
+        activation=config.activation,
+        norm_eps=config.norm_eps,
+    )
+
+
+def build_dual_encoder(
+    config: DualEncoderConfig, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> DualEncoder:
+    """Make both towers with fresh weights; `mean` and `std` are the pixel statistics of the preprocessing."""
+    return DualEncoder(
+        build_image_tower(config.image), build_text_tower(config.text), config.embed_dim, PixelNorm(mean, std)
+    )

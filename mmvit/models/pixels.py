@@ -1,0 +1,25 @@
+"""From uint8 pixels to what a tower expects, on the model's own device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class PixelNorm(nn.Module):
+    """(x / 255 - mean) / std per channel for uint8 images; floats pass through as normalised already.
+
+    Images travel to the device as uint8: a quarter of the bytes of float32.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        # One multiply-add; not persistent, because the model folder's preprocessing block is where they are stored.
+        self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise images [B, 3, H, W]."""
+        return images * self.scale + self.shift if images.dtype == torch.uint8 else images

@@ -1,0 +1,189 @@
+"""The embedding folder: vectors and metadata on disk, in the layout that clip-retrieval reads."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from data_tools.atomic import write_atomic
+from data_tools.errors import CheckpointError, DataError, UsageError
+from data_tools.progress import track
+from mmvit.data.decode import decode_image
+from mmvit.eval.encoder import Encoder
+from mmvit.retrieval.sources import Item, Source
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+JOB = "job.json"  # what an unfinished folder is being made of
+PART_SIZE = 65_536  # rows of one file
+MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}
+MAX_REJECTED = 0.01  # share of the items
+
+
+class EmbedSummary(NamedTuple):
+    """What came of a job: every item of the source is a row or a rejected item."""
+
+    num_rows: int
+    num_rejected: int
+
+
+class EmbeddingFolder(NamedTuple):
+    """An embedding folder read back; `vectors` by "img" and "text", float16 [M, E], mapped from disk part by part."""
+
+    manifest: dict[str, Any]
+    vectors: dict[str, list[np.ndarray]]
+    metadata: pa.Table
+
+
+def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modality: str = "both") -> EmbedSummary:
+    """Embed a source into a folder; run again after an interruption, it goes on with the next unfinished part.
+
+    Items that cannot be read are left out, listed in `rejected/` and counted.
+
+    Raises:
+        UsageError: the folder holds something else, or the source lacks what the modality needs.
+        DataError: more than one item in a hundred cannot be read.
+    """
+    kinds = MODALITIES[modality]
+    job = {
+        "model_sha256": encoder.fingerprint,
+        "modality": modality,
+        "source_sha256": hashlib.sha256(source.fingerprint().encode()).hexdigest(),
+        "num_items": len(source),
+    }
+    _open_folder(out, job)
+    starts = range(0, len(source), PART_SIZE)
+    digits = len(str(max(len(starts) - 1, 0)))
+    for part, start in enumerate(starts):
+        name = f"{part:0{digits}d}"
+        if not (out / "metadata" / f"metadata_{name}.parquet").exists():  # written last in a part
+            _embed_part(encoder, source, range(start, min(start + PART_SIZE, len(source))), kinds, out, name)
+    num_rows = sum(pq.read_metadata(path).num_rows for path in _parts(out, "metadata", "parquet"))
+    summary = EmbedSummary(num_rows, len(source) - num_rows)
+    if summary.num_rejected > MAX_REJECTED * len(source):
+        raise DataError(
+            f"{summary.num_rejected} of {len(source)} items cannot be embedded",
+            where=str(out / "rejected"),
+            meaning=f"over {MAX_REJECTED:.0%} is bad; the folder is left without a manifest",
+            mend="mend or remove the items listed there and run again",
+        )
+    facts = {"format_version": FORMAT_VERSION, "model": os.path.relpath(model, out), "dim": encoder.embed_dim}
+    manifest = job | facts | {"num_rows": num_rows, "num_rejected": summary.num_rejected, "dtype": "float16"}
+    write_atomic(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return summary
+
+
+def open_embeddings(folder: Path) -> EmbeddingFolder:
+    """Read an embedding folder; raises CheckpointError where it is none, unfinished, or its parts do not agree."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        unfinished = (folder / JOB).exists()
+        raise CheckpointError(
+            "the embeddings are not finished" if unfinished else "this is not an embedding folder",
+            where=str(folder),
+            mend="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
+        ) from error
+    metadata = pa.concat_tables([pq.read_table(path) for path in _parts(folder, "metadata", "parquet")])
+    vectors = {
+        kind: [np.load(path, mmap_mode="r", allow_pickle=False) for path in _parts(folder, f"{kind}_emb", "npy")]
+        for kind in MODALITIES[manifest["modality"]]
+    }
+    for kind, parts in vectors.items():
+        rows = sum(len(part) for part in parts)
+        if rows != len(metadata) or any(part.shape[1] != manifest["dim"] for part in parts):
+            raise CheckpointError(
+                f"{kind}_emb has {rows} rows for {len(metadata)} rows of metadata, or another width than the manifest",
+                where=str(folder),
+                mend="embed again into another folder",
+            )
+    return EmbeddingFolder(manifest, vectors, metadata)
+
+
+def _open_folder(out: Path, job: dict[str, Any]) -> None:
+    path = out / JOB
+    if path.is_file():
+        if json.loads(path.read_text()) != job:
+            raise UsageError(
+                "the output folder holds other embeddings (another model, source or modality)",
+                where=str(out),
+                meaning="nothing was changed",
+                mend="name another --out, or remove the folder",
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UsageError("the output folder holds something else", where=str(out), mend="name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(job).encode())
+
+
+def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[str], out: Path, name: str) -> None:
+    vectors: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    rows: list[dict[str, Any]] = []
+    rejected: list[dict[str, str]] = []
+    chunks = range(span.start, span.stop, encoder.batch_size)
+    for start in track(chunks, total=len(chunks), label="embedding, batches"):
+        good, images = [], []
+        for item in source.items(start, min(start + encoder.batch_size, span.stop)):
+            try:
+                images.append(_checked_image(item, kinds))
+                good.append(item)
+            except DataError as error:
+                rejected.append({"key": item.key, "cause": error.what})
+        if "img" in kinds:
+            vectors["img"].append(encoder.encode_image(images).half().numpy())
+        if "text" in kinds:
+            vectors["text"].append(encoder.encode_text([item.caption or "" for item in good]).half().numpy())
+        rows += [_row(item) for item in good]
+    for kind in kinds:
+        _write_numpy(out / f"{kind}_emb" / f"{kind}_emb_{name}.npy", np.concatenate(vectors[kind]))
+    if rejected:
+        _write(
+            out / "rejected" / f"rejected_{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rejected).encode()
+        )
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    _write(out / "metadata" / f"metadata_{name}.parquet", sink.getvalue())
+
+
+def _checked_image(item: Item, kinds: Sequence[str]) -> Any:
+    """Decode what will be embedded; an item that lacks a wanted side is refused as a whole."""
+    if "text" in kinds and not item.caption:
+        raise DataError("no caption")
+    if "img" not in kinds:
+        return None
+    if item.image is None:
+        raise DataError("no image")
+    return decode_image(item.image, where=item.key)
+
+
+def _row(item: Item) -> dict[str, Any]:
+    """Columns of the metadata: image_path and caption as clip-retrieval names them, then the sample's JSON as text."""
+    return {"image_path": item.key, "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
+
+
+def _write_numpy(path: Path, array: np.ndarray) -> None:
+    sink = io.BytesIO()
+    np.save(sink, array, allow_pickle=False)
+    _write(path, sink.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+
+
+def _parts(folder: Path, name: str, suffix: str) -> list[Path]:
+    return sorted((folder / name).glob(f"*_[0-9]*.{suffix}"))
+
+
+def as_tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    """Join mapped parts into one tensor in memory."""
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,85 @@
+"""What a run tells: a JSON line a logged step, and progress on the terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data_tools.atomic import write_atomic
+
+
+class RunLog:
+    """Writes `log.jsonl` and shows progress; does nothing on any process but the main one.
+
+    `start_step` is where a resumed run goes on: lines of steps that will be repeated are taken out.
+    """
+
+    def __init__(self, path: Path, *, num_steps: int, start_step: int, active: bool):
+        self.active = active
+        self.num_steps = num_steps
+        self.start_step = start_step
+        self.started = time.perf_counter()
+        self.latest: dict[str, Any] = {}
+        if not active:
+            return
+        kept = [line for line in read_log(path) if line["step"] <= start_step]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.file = path.open("a", buffering=1)
+        self.progress = _progress() if sys.stdout.isatty() else None
+        if self.progress:
+            self.progress.start()
+            self.task = self.progress.add_task("training", total=num_steps, completed=start_step, numbers="")
+
+    def write(self, step: int, numbers: dict[str, Any]) -> None:
+        """Log the numbers of a step; they stay on the terminal until newer ones come."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self.latest |= numbers
+        text = "  ".join(f"{key} {_short(value)}" for key, value in self.latest.items() if key in SHOWN)
+        if self.progress:
+            self.progress.update(self.task, completed=step, numbers=text)
+        else:
+            spent = time.perf_counter() - self.started
+            left = spent / max(step - self.start_step, 1) * (self.num_steps - step)
+            print(f"step {step}/{self.num_steps}  {text}  {_minutes(left)} left", flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was and close the file."""
+        if self.active:
+            if self.progress:
+                self.progress.stop()
+            self.file.close()
+
+
+SHOWN = ("loss", "samples_per_s", "zero_shot_acc1")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read a `log.jsonl`; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) and value < 100 else f"{value:.0f}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,266 @@
+"""The pretraining run: build, resume, step, log, evaluate, save."""
+
+import logging
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from data_tools.errors import CheckpointError, DivergedError, UsageError
+from data_tools.expand import expand_shards
+from mmvit.checkpoint import latest_checkpoint, load_weights, save_checkpoint, save_model
+from mmvit.config import PretrainConfig, ZeroShotConfig
+from mmvit.data.batches import Batch, TrainBatches, iterate_batches
+from mmvit.data.prompts import load_class_names, load_templates
+from mmvit.data.shards import IndexedShards
+from mmvit.data.tokenizers import Tokenizer, build_tokenizer
+from mmvit.eval.encoder import Encoder
+from mmvit.eval.zero_shot import evaluate_zero_shot
+from mmvit.models.build import build_dual_encoder
+from mmvit.towers.text import TextConfig
+from mmvit.train.log import RunLog
+from mmvit.train.optim import build_optimizers, flatten_state, restore_state, schedule_factor, set_learning_rates
+from mmvit.train.precision import choose_precision
+from mmvit.train.run_folder import open_run_folder
+from mmvit.train.step import StepResult, train_step
+from mmvit.train.stop import StopFlag, Stopped
+
+logger = logging.getLogger(__name__)
+
+
+class ZeroShotTask(NamedTuple):
+    """What the live zero-shot figure is measured on."""
+
+    shards: IndexedShards
+    names: list[str]
+    templates: list[str]
+
+
+class Run:
+    """Everything that a run holds, from the config to the prepared model."""
+
+    def __init__(self, config: PretrainConfig):
+        config.check()
+        self.config = config
+        self.folder = Path(config.out)
+        self.accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.precision))
+        if config.train.batch_size % self.accelerator.num_processes:
+            raise UsageError(
+                f"a batch of {config.train.batch_size} does not divide over {self.accelerator.num_processes} processes",
+                where="train.batch_size",
+            )
+        self.tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
+        _check_tokenizer(config.model.text, self.tokenizer)
+        self.shards = IndexedShards(expand_shards(config.data.train))
+        torch.manual_seed(config.seed)
+        self.model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
+        self.optimizers = build_optimizers(self.model, config.optim)
+        prepared: Any = self.accelerator.prepare(self.model, *self.optimizers)
+        self.wrapped: nn.Module = prepared[0]
+        self.prepared_optimizers: list[Optimizer] = list(prepared[1:])
+        self.zero_shot = _zero_shot_task(config.zero_shot)
+
+    def batches(self) -> TrainBatches:
+        """The training data of this process."""
+        return TrainBatches(
+            self.shards,
+            self.config.data,
+            self.tokenizer,
+            image_size=self.config.model.image.image_size,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def resume(self) -> int:
+        """Take up the newest whole checkpoint and return the step to go on with; 0 where there is none."""
+        checkpoint = latest_checkpoint(self.folder)
+        if checkpoint is None:
+            return 0
+        if checkpoint.state["data"] != self.shards.fingerprint():
+            raise CheckpointError(
+                "the training data changed since the checkpoint",
+                where=str(checkpoint.folder),
+                meaning="the run would go on with other samples; nothing was changed",
+                mend="bring the old shards back, or start anew with another out=FOLDER",
+            )
+        load_weights(self.model, checkpoint.tensors["model"], where=str(checkpoint.folder))
+        restore_state(self.optimizers, checkpoint.tensors["optimizer"])
+        return checkpoint.step
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps; only the main process writes, all wait for it."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.folder,
+                step,
+                {"model": self.model.state_dict(), "optimizer": flatten_state(self.optimizers)},
+                {"step": step, "seed": self.config.seed, "data": self.shards.fingerprint()},
+                keep_last=self.config.train.keep_last,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def evaluate(self, limit: int | None) -> dict[str, float]:
+        """Classify zero-shot on the main process; the others wait."""
+        numbers: dict[str, float] = {}
+        if self.zero_shot and self.accelerator.is_main_process:
+            self.model.eval()
+            size = self.config.model.image.image_size
+            encoder = Encoder(self.model, self.tokenizer, image_size=size, fingerprint="")
+            result = evaluate_zero_shot(encoder, *self.zero_shot, limit=limit)
+            self.model.train()
+            numbers = {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5}
+        self.accelerator.wait_for_everyone()
+        return numbers
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train a dual encoder, or go on with a run that was interrupted; returns the model folder.
+
+    Under `accelerate launch` every process calls this. The result does not depend on how often the run was killed.
+
+    Raises:
+        UsageError: a config that no run can have, or a folder of another run.
+        CheckpointError: changed data, or checkpoints that do not fit.
+        DivergedError: the loss is no longer a number.
+        Stopped: a signal came; the state is saved.
+    """
+    run = Run(config)
+    if run.accelerator.is_main_process:
+        open_run_folder(run.folder, config)
+    run.accelerator.wait_for_everyone()
+    step = run.resume()
+    log = RunLog(
+        run.folder / "log.jsonl",
+        num_steps=config.train.steps,
+        start_step=step,
+        active=run.accelerator.is_main_process,
+    )
+    try:
+        _announce(run, step)
+        _train(run, step, log)
+    finally:
+        log.close()
+    if run.accelerator.is_main_process:
+        save_model(run.folder / "model", run.model, config.model, config.preprocess, config.tokenizer)
+    run.accelerator.wait_for_everyone()
+    return run.folder / "model"
+
+
+def check(config: PretrainConfig) -> str:
+    """Build everything that the run needs, take no step and write nothing; returns what would be trained."""
+    run = Run(config)
+    return _description(run)
+
+
+def measure_step_time(config: PretrainConfig, num_steps: int = 5) -> float:
+    """Return the median seconds of a step, reading included, on weights that are thrown away."""
+    run = Run(config)
+    batches, times = run.batches(), []
+    for step in range(num_steps + 1):
+        start = time.perf_counter()
+        _step(run, batches[step])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # the first one warms up
+
+
+def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
+    if not config.data:
+        return None
+    shards = IndexedShards(expand_shards(config.data))
+    return ZeroShotTask(shards, load_class_names(config.class_names), load_templates(config.templates))
+
+
+def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:
+    """Refuse a text tower that was not made for the tokenizer: it would read other words, or pool at no token."""
+    wanted = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
+    wrong = [f"model.text.{key}={value}" for key, value in wanted.items() if getattr(config, key) != value]
+    if wrong:
+        raise UsageError("the text tower does not fit the tokenizer", where="model.text", mend=" ".join(wrong))
+
+
+def _mixed_precision(wish: str) -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if choose_precision(wish, device)[0] == "bf16" else "no"
+
+
+def _train(run: Run, start: int, log: RunLog) -> None:
+    config, accelerator = run.config, run.accelerator
+    stop = StopFlag()
+    timer = time.perf_counter()
+    steps = range(start, config.train.steps)
+    for step, batch in zip(steps, iterate_batches(run.batches(), steps, config.data.num_workers), strict=True):
+        torch.manual_seed(config.seed * 1_000_003 + step)  # all randomness of a step is a function of its number
+        factor = schedule_factor(step, config.train.steps, config.optim)
+        set_learning_rates(run.optimizers, factor)
+        result = _step(run, batch)
+        done = step + 1
+        last = done == config.train.steps
+        stopping = stop.agreed(accelerator)
+        if done % config.train.log_every == 0 or last:
+            steps_since = done - max(start, (done - 1) // config.train.log_every * config.train.log_every)
+            rate = steps_since * config.train.batch_size / (time.perf_counter() - timer)
+            numbers = _numbers(run, result, factor) | {"samples_per_s": rate}
+            _check_finite(numbers, done, batch.keys)
+            log.write(done, numbers)
+        if run.zero_shot and (done % config.zero_shot.every == 0 or last):
+            log.write(done, run.evaluate(limit=None if last else config.zero_shot.limit))
+        if done % config.train.save_every == 0 or last or stopping:
+            run.save(done)
+        if stopping and not last:
+            raise Stopped(done)
+        if done % config.train.log_every == 0:
+            timer = time.perf_counter()  # without the time of evaluating and saving
+
+
+def _step(run: Run, batch: Batch) -> StepResult:
+    return train_step(
+        run.accelerator,
+        run.wrapped,
+        run.prepared_optimizers,
+        batch,
+        clip_norm=run.config.optim.clip_norm,
+        same_caption_positives=run.config.train.same_caption_positives,
+    )
+
+
+def _numbers(run: Run, result: StepResult, factor: float) -> dict[str, float]:
+    return {
+        "loss": run.accelerator.reduce(result.loss, "mean").item(),
+        "grad_norm": result.grad_norm.item(),
+        "logit_scale": run.model.logit_scale.exp().item(),
+        "lr": factor * run.config.optim.lr,
+    }
+
+
+def _check_finite(numbers: dict[str, float], step: int, keys: list[str]) -> None:
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(numbers[name])]
+    if bad:
+        raise DivergedError(
+            f"{' and '.join(bad)} is no longer a number",
+            where=f"step {step}, samples {keys[0]} to {keys[-1]}",
+            meaning="the run stopped; the last checkpoint is from before",
+            mend="lower optim.lr, or lengthen optim.warmup, and run again",
+        )
+
+
+def _announce(run: Run, step: int) -> None:
+    if run.accelerator.is_main_process:
+        logger.info("%s%s", _description(run), f", going on at step {step}" if step else "")
+
+
+def _description(run: Run) -> str:
+    train = run.config.train
+    precision, reason = choose_precision(train.precision, run.accelerator.device)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    return (
+        f"{run.folder}: {len(run.shards)} samples, {train.steps} steps of {train.batch_size}, "
+        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason})"
+    )

@@ -1,0 +1,70 @@
+"""Files and folders appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from data_tools import atomic
+from data_tools.errors import UsageError
+
+
+def test_write_atomic_replaces(tmp_path: Path):
+    atomic.write_atomic(tmp_path / "a", b"old")
+    atomic.write_atomic(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_write_atomic_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    atomic.write_atomic(tmp_path / "a", b"old")
+
+    def fail(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        atomic.write_atomic(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_atomic_folder_appears_at_the_end(tmp_path: Path):
+    final = tmp_path / "deep" / "out"
+    with atomic.atomic_folder(final) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("x")
+        assert not final.exists()
+        assert folder.name.startswith(".out.tmp-")
+        assert folder.parent == final.parent
+    assert (final / "sub" / "a").read_text() == "x"
+    assert [path.name for path in final.parent.iterdir()] == ["out"]
+
+
+def test_atomic_folder_syncs_every_file_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced: list[str] = []
+    monkeypatch.setattr(atomic, "fsync_file", lambda path: synced.append(Path(path).name))
+    with atomic.atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("x")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_text("x")
+    assert sorted(synced) == ["a", "b"]
+
+
+def test_atomic_folder_leaves_nothing_after_an_exception(tmp_path: Path):
+    def build() -> None:
+        with atomic.atomic_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_folder_refuses_a_full_folder_and_takes_an_empty_one(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    with atomic.atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"), atomic.atomic_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "a").read_text() == "mine"
