@@ -125,7 +125,7 @@ def _check(options: EmojiOptions) -> None:
 
 
 def _arguments(options: EmojiOptions) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(options)))  # type: ignore[no-any-return]  # tuples become lists, as on disk
+    return json.loads(json.dumps(asdict(options)))  # tuples become lists, as on disk
 
 
 def _finished_manifest(folder: Path, options: EmojiOptions) -> dict[str, Any] | None:

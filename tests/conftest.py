@@ -1,7 +1,15 @@
-"""What holds for every test: shapes in signatures are checked, nothing leaves this machine, no window opens."""
+"""What holds for every test, and the small real things that several of them share: data, a config, a finished run.
+
+Shapes in signatures are checked, nothing leaves this machine, no window opens.
+"""
 
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -12,6 +20,27 @@ os.environ["MPLBACKEND"] = "Agg"
 
 # Before the first import of mmvit: from here on each call checks its annotations (dtype and shape of tensors too).
 jaxtyping.install_import_hook("mmvit", "beartype.beartype")
+
+NUM_TRAIN, NUM_VAL = 300, 40
+TINY_CONFIG = """
+seed: 3
+model:
+  embed_dim: 32
+  image: {{image_size: 32, patch_size: 8, stem_channels: [16, 16, 32], width: 32, depth: 1, num_heads: 2,
+           pool: mean, pre_norm: false}}
+  text: {{vocab_size: {vocab_size}, end_of_text: {end_of_text}, context_length: 24, width: 32, depth: 1, num_heads: 2}}
+tokenizer: {{kind: file, path: {folder}/tokenizer.json}}
+data:
+  train: ["{folder}/train-*.tar"]
+  captions:
+    - {{source: names.en, templates: ["{{}}", "an emoji of {{}}"]}}
+    - {{source: names.ko}}
+  augment: {{crop_area: null, zoom: [0.8, 1.2], rotate: 15, shift: 0.1, brightness: 0.2, hue: 0.1}}
+optim: {{name: muon, lr: 2.0e-3, warmup: 0.1}}
+train: {{steps: 20, batch_size: 32, precision: fp32, log_every: 5, save_every: 8}}
+"""
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +54,109 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> dict[str, str]:
+    """The environment of a program that computes on one thread, so that runs side by side do not slow each other."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def mmvit(one_thread: dict[str, str]) -> Program:
+    """Run the program `mmvit` to its end, in a process of its own."""
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "mmvit", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=one_thread)
+
+    return run
+
+
+@pytest.fixture
+def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the program `mmvit` in this process, which saves its start; returns exit code, output and errors."""
+    from data_tools.program import run_program
+    from mmvit.cli import app
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_program(app, "mmvit", [str(argument) for argument in arguments])
+        output = capfd.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def emoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawings of two vendors to train on and of one that is held out, with English and Korean names."""
+    from data_tools.emoji import EmojiOptions, write_emoji
+
+    folder = tmp_path_factory.mktemp("emoji") / "data"
+    write_emoji(folder, EmojiOptions(vendors=("Goog", "Twtr", "Sams"), languages=("en", "ko")))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut_emoji(emoji_folder: Path) -> Callable[[Path, list[int] | None, int, int], None]:
+    """Write a part of the drawings as a data set of its own: some classes, or the first samples of each split."""
+    from data_tools.expand import expand_shards
+    from data_tools.shard_writer import ShardWriter
+    from data_tools.tokenizer import train_tokenizer
+    from mmvit.data.shards import IndexedShards
+
+    def cut(folder: Path, labels: list[int] | None, num_train: int, num_val: int) -> None:
+        names: dict[str, list[str]] = {}
+        for language in ("en", "ko"):
+            lines = (emoji_folder / f"names.{language}.txt").read_text(encoding="utf-8").splitlines()
+            names[language] = lines if labels is None else [lines[label] for label in labels]
+        for split, most in (("train", num_train), ("val", num_val)):
+            shards = IndexedShards(expand_shards(str(emoji_folder / f"{split}-*.tar")))
+            with ShardWriter(folder, split, max_samples=100) as writer:
+                for i in range(len(shards)):
+                    label = shards.label(i)
+                    if writer.num_samples < most and (labels is None or label in labels):
+                        sample = shards.read(i)
+                        new = label if labels is None else labels.index(label)
+                        fields: dict[str, Any] = {"png": sample.image, "txt": sample.caption, "json": sample.meta}
+                        writer.write(sample.key.split("/")[1], fields | {"cls": new})
+        for language, lines in names.items():
+            (folder / f"names.{language}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        train_tokenizer([*names["en"], *names["ko"], "an emoji of"], folder / "tokenizer.json", vocab_size=800)
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def tiny_data(cut_emoji: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few hundred drawings: train-*.tar, val-*.tar, names and a tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    cut_emoji(folder, None, NUM_TRAIN, NUM_VAL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data: Path) -> Path:
+    """A run of seconds with all that a run can have: a stem, Muon beside AdamW, two captions, augmentation."""
+    return _write_tiny_config(tiny_data)
+
+
+def _write_tiny_config(folder: Path) -> Path:
+    from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
+
+    tokenizer = build_tokenizer(TokenizerConfig("file", str(folder / "tokenizer.json")), 24)
+    sizes = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
+    path = folder / "tiny.yaml"
+    path.write_text(TINY_CONFIG.format(folder=folder, **sizes))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(mmvit: Program, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the tiny config; its data are never changed."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = mmvit("pretrain", tiny_config, f"out={out}")
+    assert done.returncode == 0, done.stderr
+    return out

@@ -59,9 +59,13 @@ def lines_with(words: tuple[str, ...], files: list[Path], root: Path) -> list[st
     return found
 
 
-def shell_lines(markdown: str) -> list[str]:
-    """Return the lines of a page's fenced and indented blocks that start one of our programs."""
-    return re.findall(r"^(?:\$ )? *(mmvit(?:-data)? [a-z].*)$", markdown, flags=re.MULTILINE)
+def commands_of(markdown: str) -> set[tuple[str, str]]:
+    """Return (program, verb) of each command in a page's fenced blocks; output lines do not count."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", markdown, flags=re.MULTILINE | re.DOTALL)
+    start = r"(?:^(?:\$ )?|&& |-m )"
+    return {
+        found for block in blocks for found in re.findall(start + r"(mmvit(?:-data)?) ([a-z-]+)", block, re.MULTILINE)
+    }
 
 
 def declared() -> dict[str, Requirement]:
@@ -137,8 +141,7 @@ def test_readme_has_one_test_line():
 
 def test_commands_of_the_pages_exist():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    lines = [line for page in pages for line in shell_lines(page.read_text(encoding="utf-8"))]
-    commands = {tuple(line.split()[:2]) for line in lines}
+    commands = {found for page in pages for found in commands_of(page.read_text(encoding="utf-8"))}
     assert ("mmvit", "quickstart") in commands
     for program, verb in sorted(commands):
         module = {"mmvit": "mmvit", "mmvit-data": "data_tools"}[program]
@@ -161,8 +164,7 @@ def test_configs_are_found_beside_the_package_in_a_wheel(tmp_path):
         names = wheel.namelist()
     shipped = [path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*") if path.is_file()]
     assert sorted(name for name in names if "configs/" in name) == sorted(f"mmvit/{name}" for name in shipped)
-    script = "from mmvit import doctor
-from mmvit.data.prompts import builtin_prompts; print(*builtin_prompts().values(), sep='\\n')"
+    script = "from mmvit.data.prompts import builtin_prompts; print(*builtin_prompts().values(), sep='\\n')"
     run = [sys.executable, "-c", script]
     found = subprocess.run(run, cwd=tmp_path / "site", check=True, capture_output=True, text=True).stdout.split("\n")
     assert len(found) == len(builtin_prompts()) + 1

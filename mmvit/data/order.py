@@ -92,7 +92,7 @@ class SampleOrder:
             piece = self._block(epoch, block)[first : first + stop - position]
             pieces.append(piece)
             position += len(piece)
-        return StreamSlice(epochs, np.concatenate(pieces))
+        return StreamSlice(epochs, np.concatenate(pieces))  # a copy: the blocks are cached
 
     def global_batch(self, step: int, batch_size: int) -> StreamSlice:
         """Return the batch of one global step, for all ranks together, [B]."""
@@ -128,7 +128,6 @@ class SampleOrder:
         shards = self._plan(epoch)[0][block * self.block_shards : (block + 1) * self.block_shards]
         samples = np.concatenate([np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in shards])
         permuted: Int64s = samples[np.argsort(self._draw(len(samples), epoch, block + 1), kind="stable")]
-        permuted.flags.writeable = False  # cached
         return permuted
 
     def _draw(self, n: int, epoch: int, stream: int) -> NDArray[np.uint64]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class ConvStem(nn.Module):
     """Stride-2 3x3 convolutions, then a 1x1 projection: the hybrid ViT in small (ViT, section 3.1; Xiao et al. 2021).
 
-    n convolutions give tokens of 2^n px. Normalisation is GroupNorm and not BatchNorm, because its result does not
-    depend on how a batch is split over processes.
+    n convolutions give tokens of 2^n px. Normalisation is GroupNorm, 16 channels a group, and not BatchNorm, because
+    its result does not depend on how a batch is split over processes.
     """
 
     def __init__(self, channels: Sequence[int], width: int):
@@ -18,7 +18,11 @@ class ConvStem(nn.Module):
         self.patch_size = 2 ** len(channels)
         layers: list[nn.Module] = []
         for before, after in zip([3, *channels], channels, strict=False):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
+            layers += [
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(max(after // 16, 1), after),
+                nn.GELU(),
+            ]
         self.convolutions = nn.Sequential(*layers)
         self.projection = nn.Conv2d(channels[-1], width, 1)
 

@@ -64,5 +64,9 @@ def build_dual_encoder(
 ) -> DualEncoder:
     """Make both towers with fresh weights; `mean` and `std` are the pixel statistics of the preprocessing."""
     return DualEncoder(
-        build_image_tower(config.image), build_text_tower(config.text), config.embed_dim, PixelNorm(mean, std)
+        build_image_tower(config.image),
+        build_text_tower(config.text),
+        config.embed_dim,
+        PixelNorm(mean, std),
+        initial_logit_scale=config.initial_logit_scale,
     )

@@ -15,7 +15,6 @@ from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
 # CLIP: the temperature starts at 0.07 and its inverse never exceeds 100 (Radford et al. 2021, section 2.5).
-INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
 
 
@@ -24,6 +23,7 @@ class DualEncoderConfig:
     """Shape of a dual encoder; the defaults are CLIP ViT-B/32."""
 
     embed_dim: int = 512
+    initial_logit_scale: float = 1 / 0.07  # the factor itself, not its logarithm
     image: ViTConfig = field(default_factory=ViTConfig)
     text: TextConfig = field(default_factory=TextConfig)
 
@@ -39,14 +39,22 @@ class Embeddings(NamedTuple):
 class DualEncoder(nn.Module):
     """CLIP: two towers, two bias-free projections, one learned temperature (Radford et al. 2021, figure 3)."""
 
-    def __init__(self, image_tower: Tower, text_tower: Tower, embed_dim: int, pixel_norm: PixelNorm):
+    def __init__(
+        self,
+        image_tower: Tower,
+        text_tower: Tower,
+        embed_dim: int,
+        pixel_norm: PixelNorm,
+        *,
+        initial_logit_scale: float = 1 / 0.07,
+    ):
         super().__init__()
         self.pixel_norm = pixel_norm
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = nn.Linear(image_tower.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(text_tower.width, embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))  # a logarithm
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(initial_logit_scale)))  # a logarithm
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 

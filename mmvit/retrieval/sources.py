@@ -1,10 +1,10 @@
 """Where the pictures and texts to embed come from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from data_tools.expand import expand_shards
 from mmvit.data.shards import IndexedShards
 
@@ -23,17 +23,22 @@ class Item(NamedTuple):
 class ShardSource:
     """The samples of WebDataset shards."""
 
+    sides = ("img", "text")
+
     def __init__(self, paths: Sequence[Path]):
-        self.shards = IndexedShards(paths)
+        self.shards = IndexedShards(paths, require_caption=False)
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def items(self, start: int, stop: int) -> Iterator[Item]:
-        """Read a range of samples."""
-        for i in range(start, stop):
-            sample = self.shards.read(i)
-            yield Item(sample.key, sample.image, sample.caption, sample.meta or {})
+    def key(self, i: int) -> str:
+        """Name a sample."""
+        return self.shards.key(i)
+
+    def read(self, i: int) -> Item:
+        """Read a sample; raises DataError where it is damaged."""
+        sample = self.shards.read(i)
+        return Item(sample.key, sample.image, sample.caption or None, sample.meta or {})
 
     def fingerprint(self) -> str:
         """Name the content."""
@@ -43,16 +48,24 @@ class ShardSource:
 class FileSource:
     """Picture files."""
 
+    sides = ("img",)
+
     def __init__(self, files: Sequence[Path]):
         self.files = list(files)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def items(self, start: int, stop: int) -> Iterator[Item]:
-        """Read a range of files."""
-        for path in self.files[start:stop]:
-            yield Item(str(path), path.read_bytes(), None, {})
+    def key(self, i: int) -> str:
+        """Name a file."""
+        return str(self.files[i])
+
+    def read(self, i: int) -> Item:
+        """Read a file; raises DataError where that fails."""
+        try:
+            return Item(self.key(i), self.files[i].read_bytes(), None, {})
+        except OSError as error:
+            raise DataError(f"image cannot be read: {error.strerror}", where=self.key(i)) from error
 
     def fingerprint(self) -> str:
         """Name the content by paths, sizes and times."""
@@ -61,23 +74,34 @@ class FileSource:
 
 
 class LineSource:
-    """The lines of a text file."""
+    """The lines of a text file that are not blank."""
+
+    sides = ("text",)
 
     def __init__(self, path: Path):
         self.path = path
-        self.lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UsageError("the file is not UTF-8 text", where=f"{path}, byte {error.start}") from error
+        self.lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+        if not self.lines:
+            raise UsageError("the file holds no text", where=str(path), mend="write one text a line")
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def items(self, start: int, stop: int) -> Iterator[Item]:
-        """Read a range of lines."""
-        for i in range(start, min(stop, len(self.lines))):
-            yield Item(f"{self.path.name}:{i + 1}", None, self.lines[i], {})
+    def key(self, i: int) -> str:
+        """Name a line."""
+        return f"{self.path.name}:{self.lines[i][0]}"
+
+    def read(self, i: int) -> Item:
+        """Return a line."""
+        return Item(self.key(i), None, self.lines[i][1], {})
 
     def fingerprint(self) -> str:
         """Name the content."""
-        return "\n".join(self.lines)
+        return str(self.lines)
 
 
 Source = ShardSource | FileSource | LineSource

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from data_tools.atomic import write_atomic
 from data_tools.errors import CheckpointError, DataError, UsageError
@@ -26,6 +25,8 @@ JOB = "job.json"  # what an unfinished folder is being made of
 PART_SIZE = 65_536  # rows of one file
 MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}
 MAX_REJECTED = 0.01  # share of the items
+# image_path and caption as clip-retrieval names them, then the sample's JSON as text.
+COLUMNS = pa.schema([("image_path", pa.string()), ("caption", pa.string()), ("meta", pa.string())])
 
 
 class EmbedSummary(NamedTuple):
@@ -52,7 +53,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         UsageError: the folder holds something else, or the source lacks what the modality needs.
         DataError: more than one item in a hundred cannot be read.
     """
-    kinds = MODALITIES[modality]
+    kinds = _kinds(source, modality)
     job = {
         "model_sha256": encoder.fingerprint,
         "modality": modality,
@@ -73,7 +74,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
             f"{summary.num_rejected} of {len(source)} items cannot be embedded",
             where=str(out / "rejected"),
             meaning=f"over {MAX_REJECTED:.0%} is bad; the folder is left without a manifest",
-            mend="mend or remove the items listed there and run again",
+            mend="mend or remove the items listed there and embed into another --out",
         )
     facts = {"format_version": FORMAT_VERSION, "model": os.path.relpath(model, out), "dim": encoder.embed_dim}
     manifest = job | facts | {"num_rows": num_rows, "num_rejected": summary.num_rejected, "dtype": "float16"}
@@ -85,27 +86,41 @@ def open_embeddings(folder: Path) -> EmbeddingFolder:
     """Read an embedding folder; raises CheckpointError where it is none, unfinished, or its parts do not agree."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        version, kinds = manifest["format_version"], MODALITIES[manifest["modality"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         unfinished = (folder / JOB).exists()
         raise CheckpointError(
             "the embeddings are not finished" if unfinished else "this is not an embedding folder",
             where=str(folder),
             mend="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
         ) from error
-    metadata = pa.concat_tables([pq.read_table(path) for path in _parts(folder, "metadata", "parquet")])
-    vectors = {
-        kind: [np.load(path, mmap_mode="r", allow_pickle=False) for path in _parts(folder, f"{kind}_emb", "npy")]
-        for kind in MODALITIES[manifest["modality"]]
-    }
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))
+    tables = [_read_part(path) for path in _parts(folder, "metadata", "parquet")]
+    metadata = pa.concat_tables([COLUMNS.empty_table(), *tables])
+    vectors = {kind: [_read_part(path) for path in _parts(folder, f"{kind}_emb", "npy")] for kind in kinds}
     for kind, parts in vectors.items():
         rows = sum(len(part) for part in parts)
-        if rows != len(metadata) or any(part.shape[1] != manifest["dim"] for part in parts):
+        wide = all(part.shape[1] == manifest["dim"] for part in parts)
+        if not (rows == len(metadata) == manifest["num_rows"] and wide):
             raise CheckpointError(
-                f"{kind}_emb has {rows} rows for {len(metadata)} rows of metadata, or another width than the manifest",
+                f"{kind}_emb has {rows} rows and the metadata {len(metadata)}, where the manifest says "
+                f"{manifest['num_rows']} rows of {manifest['dim']}, or the width differs",
                 where=str(folder),
                 mend="embed again into another folder",
             )
     return EmbeddingFolder(manifest, vectors, metadata)
+
+
+def _kinds(source: Source, modality: str) -> tuple[str, ...]:
+    """Return what is to be embedded; raises UsageError where the source cannot have it."""
+    if modality not in MODALITIES:
+        raise UsageError(f"modality {modality!r} is unknown", mend=f"choose from {', '.join(MODALITIES)}")
+    kinds = MODALITIES[modality]
+    if not set(kinds) <= set(source.sides):
+        (fitting,) = [name for name, sides in MODALITIES.items() if sides == source.sides]
+        raise UsageError(f"the source has no side for modality {modality!r}", mend=f"--modality {fitting}")
+    return kinds
 
 
 def _open_folder(out: Path, job: dict[str, Any]) -> None:
@@ -118,7 +133,7 @@ def _open_folder(out: Path, job: dict[str, Any]) -> None:
                 meaning="nothing was changed",
                 mend="name another --out, or remove the folder",
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):  # hidden: a killed write
         raise UsageError("the output folder holds something else", where=str(out), mend="name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(job).encode())
@@ -131,12 +146,13 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
     chunks = range(span.start, span.stop, encoder.batch_size)
     for start in track(chunks, total=len(chunks), label="embedding, batches"):
         good, images = [], []
-        for item in source.items(start, min(start + encoder.batch_size, span.stop)):
+        for i in range(start, min(start + encoder.batch_size, span.stop)):
             try:
+                item = source.read(i)
                 images.append(_checked_image(item, kinds))
                 good.append(item)
             except DataError as error:
-                rejected.append({"key": item.key, "cause": error.what})
+                rejected.append({"key": source.key(i), "cause": error.what})
         if "img" in kinds:
             vectors["img"].append(encoder.encode_image(images).half().numpy())
         if "text" in kinds:
@@ -149,7 +165,7 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
             out / "rejected" / f"rejected_{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rejected).encode()
         )
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), sink)
     _write(out / "metadata" / f"metadata_{name}.parquet", sink.getvalue())
 
 
@@ -165,7 +181,7 @@ def _checked_image(item: Item, kinds: Sequence[str]) -> Any:
 
 
 def _row(item: Item) -> dict[str, Any]:
-    """Columns of the metadata: image_path and caption as clip-retrieval names them, then the sample's JSON as text."""
+    """One row of metadata, by COLUMNS."""
     return {"image_path": item.key, "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
 
 
@@ -180,10 +196,14 @@ def _write(path: Path, data: bytes) -> None:
     write_atomic(path, data)
 
 
+def _read_part(path: Path) -> Any:
+    try:
+        return pq.read_table(path) if path.suffix == ".parquet" else np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"a file of the embeddings is damaged: {error}", where=str(path), mend="embed again into another folder"
+        ) from error
+
+
 def _parts(folder: Path, name: str, suffix: str) -> list[Path]:
     return sorted((folder / name).glob(f"*_[0-9]*.{suffix}"))
-
-
-def as_tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
-    """Join mapped parts into one tensor in memory."""
-    return torch.from_numpy(np.concatenate(parts))

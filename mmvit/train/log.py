@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,32 @@ class RunLog:
             if self.progress:
                 self.progress.stop()
             self.file.close()
+
+
+class Throughput:
+    """Samples a second since the last reading, without the time of pauses."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.since = time.perf_counter()
+
+    def count(self, samples: int) -> None:
+        """Add samples that a step has used."""
+        self.samples += samples
+
+    def rate(self) -> float:
+        """Return samples a second and begin anew."""
+        now = time.perf_counter()
+        rate = self.samples / (now - self.since)
+        self.samples, self.since = 0, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the block."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
 
 SHOWN = ("loss", "samples_per_s", "zero_shot_acc1")

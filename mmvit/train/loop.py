@@ -24,7 +24,7 @@ from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.models.build import build_dual_encoder
 from mmvit.towers.text import TextConfig
-from mmvit.train.log import RunLog
+from mmvit.train.log import RunLog, Throughput
 from mmvit.train.optim import build_optimizers, flatten_state, restore_state, schedule_factor, set_learning_rates
 from mmvit.train.precision import choose_precision
 from mmvit.train.run_folder import open_run_folder
@@ -59,7 +59,10 @@ class Run:
         _check_tokenizer(config.model.text, self.tokenizer)
         self.shards = IndexedShards(expand_shards(config.data.train))
         torch.manual_seed(config.seed)
-        self.model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
+        try:
+            self.model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
+        except ValueError as error:
+            raise UsageError(f"there is no such model: {error}", where="model") from error
         self.optimizers = build_optimizers(self.model, config.optim)
         prepared: Any = self.accelerator.prepare(self.model, *self.optimizers)
         self.wrapped: nn.Module = prepared[0]
@@ -145,7 +148,8 @@ def pretrain(config: PretrainConfig) -> Path:
     )
     try:
         _announce(run, step)
-        _train(run, step, log)
+        with StopFlag() as stop:
+            _train(run, step, log, stop)
     finally:
         log.close()
     if run.accelerator.is_main_process:
@@ -191,33 +195,36 @@ def _mixed_precision(wish: str) -> str:
     return "bf16" if choose_precision(wish, device)[0] == "bf16" else "no"
 
 
-def _train(run: Run, start: int, log: RunLog) -> None:
+def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
     config, accelerator = run.config, run.accelerator
-    stop = StopFlag()
-    timer = time.perf_counter()
+    throughput = Throughput()
     steps = range(start, config.train.steps)
     for step, batch in zip(steps, iterate_batches(run.batches(), steps, config.data.num_workers), strict=True):
         torch.manual_seed(config.seed * 1_000_003 + step)  # all randomness of a step is a function of its number
         factor = schedule_factor(step, config.train.steps, config.optim)
         set_learning_rates(run.optimizers, factor)
         result = _step(run, batch)
+        throughput.count(config.train.batch_size)
+
         done = step + 1
         last = done == config.train.steps
         stopping = stop.agreed(accelerator)
-        if done % config.train.log_every == 0 or last:
-            steps_since = done - max(start, (done - 1) // config.train.log_every * config.train.log_every)
-            rate = steps_since * config.train.batch_size / (time.perf_counter() - timer)
-            numbers = _numbers(run, result, factor) | {"samples_per_s": rate}
-            _check_finite(numbers, done, batch.keys)
-            log.write(done, numbers)
-        if run.zero_shot and (done % config.zero_shot.every == 0 or last):
-            log.write(done, run.evaluate(limit=None if last else config.zero_shot.limit))
-        if done % config.train.save_every == 0 or last or stopping:
-            run.save(done)
+        logging_now = done % config.train.log_every == 0 or last
+        saving_now = done % config.train.save_every == 0 or last or stopping
+        evaluating_now = run.zero_shot is not None and (done % config.zero_shot.every == 0 or last)
+        if not (logging_now or saving_now or evaluating_now):
+            continue
+        with throughput.paused():
+            numbers = _numbers(run, result, factor) | {"samples_per_s": throughput.rate()}
+            _check_finite(numbers, done, batch.keys)  # before a save too: no broken weights on disk
+            if evaluating_now:
+                numbers |= run.evaluate(limit=None if last else config.zero_shot.limit)
+            if logging_now or evaluating_now:
+                log.write(done, numbers)
+            if saving_now:
+                run.save(done)
         if stopping and not last:
             raise Stopped(done)
-        if done % config.train.log_every == 0:
-            timer = time.perf_counter()  # without the time of evaluating and saving
 
 
 def _step(run: Run, batch: Batch) -> StepResult:

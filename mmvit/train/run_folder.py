@@ -31,7 +31,7 @@ def open_run_folder(folder: Path, config: PretrainConfig) -> None:
                 meaning="going on would mix two runs; nothing was changed",
                 mend="take the old settings, or start anew with another out=FOLDER",
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):  # hidden: a killed write
         raise UsageError(
             "the output folder is not empty and holds no run", where=str(folder), mend="name another out=FOLDER"
         )

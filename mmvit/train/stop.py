@@ -17,12 +17,21 @@ class Stopped(Exception):  # noqa: N818 - it reports a state, not an error
 
 
 class StopFlag:
-    """Turns SIGTERM and SIGINT into a wish that all processes agree on; a second signal changes nothing."""
+    """Turns SIGTERM and SIGINT, within a `with` block, into a wish that all processes agree on.
+
+    A second signal changes nothing. After the block the signals mean what they meant before.
+    """
 
     def __init__(self) -> None:
         self.wished = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._wish)
+
+    def __enter__(self) -> "StopFlag":
+        self.before = {number: signal.signal(number, self._wish) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         self.wished = True

@@ -73,7 +73,7 @@ def test_errors_are_words_with_an_exit_code(tmp_path: Path):
 def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
     full = told_error(OSError(28, "No space left on device", "/data/x.tar"))
     assert (full.exit_code, full.where) == (5, "/data/x.tar")
-    assert told_error(PermissionError(13, "Permission denied", "/root/x")).exit_code == 2
+    assert told_error(PermissionError(13, "Permission denied", "/data/x")).exit_code == 2
     assert told_error(MemoryError()).exit_code == 5
     assert told_error(FileNotFoundError(2, "No such file", "x")) is None
 

@@ -139,6 +139,9 @@ def test_every_truncation_is_found(tmp_path: Path):
         tar.write_bytes(whole[:size])
         with pytest.raises(DataError):
             build_index(tar)
+    tar.write_bytes(whole[: end_of_data - 600])
+    with pytest.raises(DataError, match=r"member '011.txt' at byte 16896 is cut"):
+        build_index(tar)
     for size in (end_of_data + 512, end_of_data + 513, end_of_data + 1024):  # all data and an end mark are there
         tar.write_bytes(whole[:size])
         assert len(build_index(tar)) == 12
@@ -154,6 +157,9 @@ def test_damaged_headers_and_zero_holes_are_found(tmp_path: Path):
             with pytest.raises(DataError) as caught:
                 build_index(tar)
             assert str(tar) in str(caught.value.where)
+            if sample > 0 and hole == b"\xff":
+                assert caught.value.what == "the shard is damaged: the header here is damaged"
+                assert caught.value.where == f"{tar}, byte {start}"
     tar.write_bytes(whole + whole)
     with pytest.raises(DataError, match="data after the end mark"):
         build_index(tar)

@@ -1,0 +1,130 @@
+"""A run as a user starts it: what it leaves behind, what it says, and when it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import mmvit
+from mmvit.config import PretrainConfig, load_config
+from mmvit.data.shards import IndexedShards
+from mmvit.train.log import read_log
+
+Told = Callable[..., tuple[int, str, str]]
+
+
+def test_run_folder_holds_what_is_promised(finished_run: Path, tiny_config: Path, tiny_data: Path):
+    assert sorted(path.name for path in finished_run.iterdir()) == ["checkpoints", "config.yaml", "log.jsonl", "model"]
+    assert [path.name for path in sorted((finished_run / "checkpoints").iterdir())] == [
+        "step-00000016",
+        "step-00000020",
+    ]
+    files = sorted(path.name for path in (finished_run / "checkpoints" / "step-00000020").iterdir())
+    assert files == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    saved, given = (load_config(PretrainConfig, path) for path in (finished_run / "config.yaml", tiny_config))
+    given.out = str(finished_run)
+    assert saved == given
+
+    encoder = mmvit.load(finished_run / "model")
+    sample = IndexedShards([tiny_data / "val-00000.tar"]).read(0)
+    (tiny_data / "val0.png").write_bytes(sample.image)
+    rows = torch.cat([encoder.encode_image([tiny_data / "val0.png"]), encoder.encode_text([sample.caption])])
+    assert rows.shape == (2, 32)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+
+
+def test_log_has_one_json_line_a_logged_step(finished_run: Path):
+    lines = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    for line in lines:
+        assert set(line) == {"step", "loss", "lr", "logit_scale", "grad_norm", "samples_per_s"}
+        assert all(value > 0 for value in line.values())
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["lr"] < lines[0]["lr"] <= 2e-3
+
+
+def test_finished_run_is_left_alone(told: Told, finished_run: Path, tmp_path: Path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = contents(run)
+    # The folder was moved with its config, so `out` is named anew; the saved config starts the run as it is.
+    code, out, err = told("pretrain", run / "config.yaml", f"out={run}")
+    assert code == 0, err
+    assert "step " not in out  # no line of progress: nothing was trained
+    assert out.strip() == f"model: {run / 'model'}"
+    changed = {name for name, data in contents(run).items() if before.get(name) != data}
+    assert changed == {"config.yaml"}  # its `out`
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folder_of_another_run_is_refused_with_the_difference(told: Told, finished_run: Path, tiny_config: Path):
+    before = contents(finished_run)
+    code, out, err = told("pretrain", tiny_config, f"out={finished_run}", "optim.lr=0.1", "train.log_every=1")
+    assert (code, out) == (2, "")
+    assert "optim.lr: 0.002 -> 0.1" in err
+    assert "log_every" not in err  # it changes no weight, so it may change
+    assert "mend:" in err
+    assert "Traceback" not in err
+    assert contents(finished_run) == before
+
+
+def test_folder_that_is_no_run_is_refused(told: Told, tiny_config: Path, tmp_path: Path):
+    (tmp_path / "thesis.doc").write_text("precious")
+    code, _, err = told("pretrain", tiny_config, f"out={tmp_path}")
+    assert code == 2
+    assert "is not empty and holds no run" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+def test_start_killed_while_it_claimed_its_folder_does_not_lock_it(told: Told, tiny_config: Path, tmp_path: Path):
+    (tmp_path / ".config.yaml.tmp-4711").write_text("half a conf")
+    code, _, err = told("pretrain", tiny_config, f"out={tmp_path}", "train.steps=1", "data.num_workers=0")
+    assert code == 0, err
+
+
+def test_settings_that_no_run_can_have(told: Told, tiny_config: Path, tmp_path: Path):
+    cases = {
+        "train.step=5": "did you mean 'steps'?",
+        "optim.name=adam": "did you mean 'adamw'?",
+        "train.steps=0": "must be at least 1",
+        "model.image.image_size=33": "not a multiple of patch_size",
+        "model.text.width=33": "not divisible by num_heads",
+        "model.text.vocab_size=9": "does not fit the tokenizer",
+        "tokenizer.path=none.json": "tokenizer file is missing",
+        "data.captions=[{source: names.kr}]": "caption 'names.kr' is missing",
+        f"data.train={tmp_path}/none-*.tar": "no shards",
+    }
+    for i, (override, message) in enumerate(cases.items()):
+        out = tmp_path / f"run{i}"
+        code, _, err = told("pretrain", tiny_config, f"out={out}", "data.num_workers=0", override)
+        assert message in err, override
+        assert "Traceback" not in err
+        assert code == (3 if override.startswith("data") else 2), override
+        assert out.exists() == ("names.kr" in override)  # only a sample shows that
+
+
+def test_dry_run_and_print_config_write_nothing(told: Told, tiny_config: Path, tmp_path: Path):
+    code, out, _ = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "--dry-run")
+    assert code == 0
+    assert "300 samples, 20 steps of 32" in out
+    code, out, _ = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "--print-config")
+    assert code == 0
+    (tmp_path / "printed.yaml").write_text(out)
+    assert load_config(PretrainConfig, tmp_path / "printed.yaml").out == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_zero_shot_figures_share_the_line_of_their_step(told: Told, tiny_config: Path, tiny_data: Path, tmp_path: Path):
+    live = (f"zero_shot.data={tiny_data}/val-*.tar", f"zero_shot.class_names={tiny_data}/names.en.txt")
+    steps = ("train.steps=4", "train.log_every=2", "zero_shot.every=2", "zero_shot.limit=10", "data.num_workers=0")
+    code, _, err = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", *live, *steps)
+    assert code == 0, err
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        assert 0 <= line["zero_shot_acc1"] <= line["zero_shot_acc5"] <= 1
+        assert line["loss"] > 0
