@@ -92,6 +92,8 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
             raise
         except CheckpointError as error:
             logger.warning("%s\n  meaning: passed over, the next older one is tried", error)
+    if _checkpoint_folders(run):
+        logger.warning("no checkpoint of this run can be read: it starts anew")
     return None
 
 
@@ -162,6 +164,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         version, fingerprint = description["format_version"], description["weights_sha256"]
+        trees = [description[name] for name in ("model", "preprocess", "tokenizer")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             "this is not a model folder",
@@ -178,9 +181,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     if not (folder / WEIGHTS).is_file() or file_sha256(folder / WEIGHTS) != fingerprint:
         raise CheckpointError("the weights are missing, cut or changed", where=str(folder / WEIGHTS))
     where = str(folder / DESCRIPTION)
-    config = from_tree(DualEncoderConfig, description["model"], where)
-    preprocess = from_tree(PreprocessConfig, description["preprocess"], where)
-    tokenizer = from_tree(TokenizerConfig, description["tokenizer"], where)
+    config = from_tree(DualEncoderConfig, trees[0], where)
+    preprocess = from_tree(PreprocessConfig, trees[1], where)
+    tokenizer = from_tree(TokenizerConfig, trees[2], where)
     if tokenizer.path:
         tokenizer.path = str(folder / tokenizer.path)
     model = build_dual_encoder(config, preprocess.mean, preprocess.std)

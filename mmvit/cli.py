@@ -86,7 +86,7 @@ def embed(
     model: ModelFolder,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, a folder of pictures, a picture, a .txt.")],
     out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
-    modality: Annotated[str, typer.Option(help="image, text or both.")] = "both",
+    modality: Annotated[str | None, typer.Option(help="image, text or both; default: what SOURCE holds.")] = None,
 ) -> None:
     """Write the embeddings of pictures and captions to disk."""
     from mmvit.eval.encoder import load

@@ -151,7 +151,8 @@ def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
 def _checked(cls: Any, tree: Any, where: str, prefix: str = "") -> Any:
     """Return the tree with each single value for a list made a list of one; UsageError for a key that is none."""
     if not isinstance(tree, dict):
-        return tree  # a wrong type is named by the merge
+        what = f"config value {prefix[:-1]}" if prefix else "the config"
+        raise UsageError(f"{what} does not fit: {tree!r:.50} is no mapping of keys to values", where=where)
     kinds: dict[str, Any] = {entry.name: entry.type for entry in dataclasses.fields(cls)}
     checked = {}
     for key, value in tree.items():

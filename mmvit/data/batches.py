@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +29,7 @@ class DataConfig:
     captions: list[CaptionConfig] = field(default_factory=lambda: [CaptionConfig()])
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     num_workers: int = 1  # loader processes for each training process; 0 loads between the steps
+    cache_mb: int = 0  # decoded samples that each loader process keeps in memory, for small data sets
 
 
 class Batch(NamedTuple):
@@ -37,6 +39,14 @@ class Batch(NamedTuple):
     ids: Int[Tensor, "b V L"]
     groups: Int[Tensor, "b V"]  # equal where the bare text is equal
     keys: list[str]
+
+
+class Decoded(NamedTuple):
+    """A sample before anything random: its key, RGB image and bare texts."""
+
+    key: str
+    image: Image.Image
+    texts: list[str]
 
 
 class TrainBatches(Dataset[Batch]):
@@ -67,6 +77,8 @@ class TrainBatches(Dataset[Batch]):
         self.rank = rank
         self.world_size = world_size
         self.order = SampleOrder(len(shards), seed, shard_sizes=shards.shard_sizes)
+        self.cache: dict[int, Decoded] = {}
+        self.cache_room = config.cache_mb * 2**20  # bytes
 
     def positions(self, step: int) -> range:
         """Positions of this process's samples in the endless stream of epochs."""
@@ -80,18 +92,29 @@ class TrainBatches(Dataset[Batch]):
         epochs, ids = self.order.ids(mine.start, mine.stop)
         images, texts, groups, keys = [], [], [], []
         for epoch, sample_id in zip(epochs.tolist(), ids.tolist(), strict=True):
-            sample = self.shards.read(sample_id)
             rng = np.random.default_rng((self.seed, epoch, sample_id))
-            image = decode_image(sample.image, where=sample.key)
+            key, image, bare = self._decoded(sample_id)
             images.append(train_pixels(image, self.image_size, self.config.augment, rng))
-            bare = [caption_text(sample, caption) for caption in self.config.captions]
             texts += [
                 draw_caption(text, caption, rng) for text, caption in zip(bare, self.config.captions, strict=True)
             ]
             groups.append([_group(text) for text in bare])
-            keys.append(sample.key)
+            keys.append(key)
         tokens = self.tokenizer(texts).unflatten(0, (len(keys), -1))
         return Batch(torch.from_numpy(np.stack(images)), tokens, torch.tensor(groups), keys)
+
+    def _decoded(self, sample_id: int) -> "Decoded":
+        """Read and decode a sample, or take it from memory."""
+        if sample_id in self.cache:
+            return self.cache[sample_id]
+        sample = self.shards.read(sample_id)
+        image = decode_image(sample.image, where=sample.key)
+        decoded = Decoded(sample.key, image, [caption_text(sample, caption) for caption in self.config.captions])
+        size = 3 * image.width * image.height
+        if size <= self.cache_room:
+            self.cache[sample_id] = decoded
+            self.cache_room -= size
+        return decoded
 
 
 def _group(text: str) -> int:

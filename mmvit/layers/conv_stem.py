@@ -25,6 +25,9 @@ class ConvStem(nn.Module):
             ]
         self.convolutions = nn.Sequential(*layers)
         self.projection = nn.Conv2d(channels[-1], width, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Embed overlapping neighbourhoods; the sides must be multiples of 2^n px."""

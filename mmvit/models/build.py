@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from mmvit.layers.block import start_as_identity
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.patch_embedding import PatchEmbedding
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -30,7 +31,7 @@ def build_image_tower(config: ViTConfig) -> VisionTransformer:
         embed = PatchEmbedding(config.patch_size, config.width, bias=config.patch_bias)
     if config.image_size % config.patch_size:
         raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
-    return VisionTransformer(
+    tower = VisionTransformer(
         embed,
         (config.image_size // config.patch_size) ** 2,
         config.width,
@@ -42,11 +43,14 @@ def build_image_tower(config: ViTConfig) -> VisionTransformer:
         pool=config.pool,
         pre_norm=config.pre_norm,
     )
+    if config.identity_start:
+        start_as_identity(tower)
+    return tower
 
 
 def build_text_tower(config: TextConfig) -> TextTransformer:
     """Make the text tower."""
-    return TextTransformer(
+    tower = TextTransformer(
         config.vocab_size,
         config.context_length,
         config.width,
@@ -57,6 +61,9 @@ def build_text_tower(config: TextConfig) -> TextTransformer:
         activation=config.activation,
         norm_eps=config.norm_eps,
     )
+    if config.identity_start:
+        start_as_identity(tower)
+    return tower
 
 
 def build_dual_encoder(

@@ -11,6 +11,10 @@ from mmvit.data.shards import IndexedShards
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+# What is embedded, and the stems of its folders.
+MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}
+
+
 class Item(NamedTuple):
     """One thing to embed; `image` and `caption` are None where the source has none."""
 
@@ -23,7 +27,7 @@ class Item(NamedTuple):
 class ShardSource:
     """The samples of WebDataset shards."""
 
-    sides = ("img", "text")
+    modality = "both"
 
     def __init__(self, paths: Sequence[Path]):
         self.shards = IndexedShards(paths, require_caption=False)
@@ -48,7 +52,7 @@ class ShardSource:
 class FileSource:
     """Picture files."""
 
-    sides = ("img",)
+    modality = "image"
 
     def __init__(self, files: Sequence[Path]):
         self.files = list(files)
@@ -76,7 +80,7 @@ class FileSource:
 class LineSource:
     """The lines of a text file that are not blank."""
 
-    sides = ("text",)
+    modality = "text"
 
     def __init__(self, path: Path):
         self.path = path

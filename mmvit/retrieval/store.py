@@ -17,13 +17,12 @@ from data_tools.errors import CheckpointError, DataError, UsageError
 from data_tools.progress import track
 from mmvit.data.decode import decode_image
 from mmvit.eval.encoder import Encoder
-from mmvit.retrieval.sources import Item, Source
+from mmvit.retrieval.sources import MODALITIES, Item, Source
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 JOB = "job.json"  # what an unfinished folder is being made of
 PART_SIZE = 65_536  # rows of one file
-MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}
 MAX_REJECTED = 0.01  # share of the items
 # image_path and caption as clip-retrieval names them, then the sample's JSON as text.
 COLUMNS = pa.schema([("image_path", pa.string()), ("caption", pa.string()), ("meta", pa.string())])
@@ -44,8 +43,8 @@ class EmbeddingFolder(NamedTuple):
     metadata: pa.Table
 
 
-def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modality: str = "both") -> EmbedSummary:
-    """Embed a source into a folder; run again after an interruption, it goes on with the next unfinished part.
+def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modality: str | None = None) -> EmbedSummary:
+    """Embed a source, all that it holds or one side; run again after an interruption, it goes on with the next part.
 
     Items that cannot be read are left out, listed in `rejected/` and counted.
 
@@ -53,6 +52,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         UsageError: the folder holds something else, or the source lacks what the modality needs.
         DataError: more than one item in a hundred cannot be read.
     """
+    modality = modality or source.modality
     kinds = _kinds(source, modality)
     job = {
         "model_sha256": encoder.fingerprint,
@@ -117,9 +117,8 @@ def _kinds(source: Source, modality: str) -> tuple[str, ...]:
     if modality not in MODALITIES:
         raise UsageError(f"modality {modality!r} is unknown", mend=f"choose from {', '.join(MODALITIES)}")
     kinds = MODALITIES[modality]
-    if not set(kinds) <= set(source.sides):
-        (fitting,) = [name for name, sides in MODALITIES.items() if sides == source.sides]
-        raise UsageError(f"the source has no side for modality {modality!r}", mend=f"--modality {fitting}")
+    if not set(kinds) <= set(MODALITIES[source.modality]):
+        raise UsageError(f"the source does not hold {modality!r}", mend=f"--modality {source.modality}")
     return kinds
 
 

@@ -26,6 +26,7 @@ class TextConfig:
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     norm_eps: float = 1e-5
+    identity_start: bool = False  # zero the blocks' output maps at the start
 
 
 class TextTransformer(Tower):

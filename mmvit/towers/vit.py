@@ -26,6 +26,7 @@ class ViTConfig:
     pool: str = "class"  # class | mean; only "class" adds a class token
     pre_norm: bool = True  # LayerNorm before the first block, as CLIP has it
     patch_bias: bool = False
+    identity_start: bool = False  # zero the blocks' output maps at the start
     stem_channels: list[int] = field(default_factory=list)  # hybrid ViT: a stride-2 convolution a number
 
 

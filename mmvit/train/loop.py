@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import statistics
 import time
 from pathlib import Path
@@ -55,6 +56,7 @@ class Run:
                 f"a batch of {config.train.batch_size} does not divide over {self.accelerator.num_processes} processes",
                 where="train.batch_size",
             )
+        _warn_of_lone_process(self.accelerator)
         self.tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
         _check_tokenizer(config.model.text, self.tokenizer)
         self.shards = IndexedShards(expand_shards(config.data.train))
@@ -190,6 +192,16 @@ def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:
         raise UsageError("the text tower does not fit the tokenizer", where="model.text", mend=" ".join(wrong))
 
 
+def _warn_of_lone_process(accelerator: Accelerator) -> None:
+    """Say so where several processes were asked for and `accelerate launch --cpu`, which starts one, was the way."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
+    if asked and accelerator.num_processes == 1:
+        logger.warning(
+            "this run has one process: accelerate launch --cpu starts no more without MPI\n"
+            "  mend: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m mmvit pretrain ..."
+        )
+
+
 def _mixed_precision(wish: str) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return "bf16" if choose_precision(wish, device)[0] == "bf16" else "no"
@@ -254,7 +266,7 @@ def _check_finite(numbers: dict[str, float], step: int, keys: list[str]) -> None
             f"{' and '.join(bad)} is no longer a number",
             where=f"step {step}, samples {keys[0]} to {keys[-1]}",
             meaning="the run stopped; the last checkpoint is from before",
-            mend="lower optim.lr, or lengthen optim.warmup, and run again",
+            mend="lower optim.lr, or lengthen optim.warmup, and start anew with another out=FOLDER",
         )
 
 
@@ -267,7 +279,9 @@ def _description(run: Run) -> str:
     train = run.config.train
     precision, reason = choose_precision(train.precision, run.accelerator.device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    num_processes = run.accelerator.num_processes
+    shared = f" over {num_processes} processes" if num_processes > 1 else ""
     return (
-        f"{run.folder}: {len(run.shards)} samples, {train.steps} steps of {train.batch_size}, "
+        f"{run.folder}: {len(run.shards)} samples, {train.steps} steps of {train.batch_size}{shared}, "
         f"{parameters / 1e6:.1f} M parameters, {precision} ({reason})"
     )

@@ -16,6 +16,8 @@ FREE = ("out", "data.num_workers", "train.log_every", "train.save_every", "train
 def open_run_folder(folder: Path, config: PretrainConfig) -> None:
     """Write `config.yaml` into a new folder, or check that the folder belongs to this very run.
 
+    A run that has no checkpoint yet has nothing to mix up: its settings may change.
+
     Raises:
         UsageError: the folder holds another run, or something that is no run.
     """
@@ -23,7 +25,7 @@ def open_run_folder(folder: Path, config: PretrainConfig) -> None:
     if path.is_file():
         old, new = (_flat(asdict(each)) for each in (load_config(PretrainConfig, path), config))
         keys = [key for key in new if old.get(key) != new[key] and not key.startswith(FREE)]
-        if keys:
+        if keys and any((folder / "checkpoints").glob("step-*")):
             changes = "\n".join(f"    {key}: {old.get(key)} -> {new[key]}" for key in keys)
             raise UsageError(
                 f"the folder holds another run; these settings differ:\n{changes}",

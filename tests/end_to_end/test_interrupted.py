@@ -1,0 +1,136 @@
+"""A run that is killed or stopped, and run again each time, ends with the very bytes of one that nobody disturbed."""
+
+import hashlib
+import itertools
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mmvit.train.log import read_log
+
+STEPS = 60
+SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.save_every=3")
+LIMIT_S = 120  # for whatever is waited for
+MOMENTS = ("start", "step", "save")
+
+Start = Callable[[Path], "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def start(tiny_config: Path, one_thread: dict[str, str]) -> Iterator[Start]:
+    """Start the run in a process of its own, which does not outlive the tests."""
+    started = []
+
+    def popen(out: Path) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "mmvit", "pretrain", str(tiny_config), f"out={out}", *SETTINGS]
+        with (out.parent / "errors.txt").open("a") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, text=True, env=one_thread)
+        started.append(process)
+        return process
+
+    yield popen
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert start(out).wait(LIMIT_S) == 0
+    return out
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def assert_equal_runs(run: Path, other: Path) -> None:
+    for name in ("model/model.safetensors", *(f"checkpoints/step-{STEPS:08d}/{n}.safetensors" for n in TENSORS)):
+        assert sha256(run / name) == sha256(other / name), name
+    lines = [read_log(folder / "log.jsonl") for folder in (run, other)]
+    assert [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))  # each step once
+    assert [{**line, "samples_per_s": 0} for line in lines[0]] == [{**line, "samples_per_s": 0} for line in lines[1]]
+    left = [path.name for path in (run / "checkpoints").iterdir()]
+    assert sorted(left) == [f"step-{STEPS - 3:08d}", f"step-{STEPS:08d}"]
+
+
+TENSORS = ("model", "optimizer")
+
+
+def num_steps(run: Path) -> int:
+    lines = read_log(run / "log.jsonl")
+    return lines[-1]["step"] if lines else 0
+
+
+def unfinished_saves(run: Path) -> set[Path]:
+    return set((run / "checkpoints").glob(".step-*")) if (run / "checkpoints").exists() else set()
+
+
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Wait for the condition, and fail where the process ends or the limit passes first."""
+    limit = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.0005)
+
+
+def kill_at(moment: str, rng: random.Random, process: "subprocess.Popen[str]", run: Path) -> str:
+    """Kill -9 about the moment, a random time after it came; returns where the kill landed."""
+    before, garbage = num_steps(run), unfinished_saves(run)
+    reached = before + rng.randint(1, 3)
+    if moment == "start":
+        deadline = time.monotonic() + rng.uniform(0, 4)
+        wait_until(lambda: time.monotonic() > deadline or num_steps(run) != before, process)
+    elif moment == "step":
+        deadline = rng.uniform(0, 0.02)
+        wait_until(lambda: num_steps(run) >= reached, process)
+        time.sleep(deadline)
+    else:
+        wait_until(lambda: bool(unfinished_saves(run) - garbage), process)
+        time.sleep(rng.uniform(0, 0.005))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(LIMIT_S) == -signal.SIGKILL
+    if unfinished_saves(run) - garbage:
+        return "save"
+    return "step" if num_steps(run) > before else "start"
+
+
+@pytest.mark.parametrize(
+    ("num_kills", "seed"), [(3, 0), pytest.param(10, 1, marks=pytest.mark.slow)], ids=["3 kills", "10 kills"]
+)
+def test_killed_run_ends_with_the_same_bytes(
+    start: Start, undisturbed: Path, tmp_path: Path, num_kills: int, seed: int, record_property: Callable[..., None]
+):
+    rng = random.Random(seed)
+    moments = list(itertools.islice(itertools.cycle(MOMENTS), num_kills))
+    rng.shuffle(moments)
+    run = tmp_path / "run"
+    landed = Counter(kill_at(moment, rng, start(run), run) for moment in moments)
+    print("kills landed in:", dict(landed))
+    record_property("landed", dict(landed))
+    assert start(run).wait(LIMIT_S) == 0
+    assert_equal_runs(run, undisturbed)
+
+
+def test_stopped_run_saves_its_state_and_goes_on(start: Start, undisturbed: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_until(lambda: num_steps(run) >= 10, process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # a second one does no damage
+    assert process.wait(LIMIT_S) == 143
+    stopped_at = num_steps(run)
+    assert 10 <= stopped_at < STEPS
+    assert max(path.name for path in (run / "checkpoints").iterdir()) == f"step-{stopped_at:08d}"  # no step is lost
+    assert f"stopped at step {stopped_at} with the state saved" in (tmp_path / "errors.txt").read_text()
+    assert start(run).wait(LIMIT_S) == 0
+    assert_equal_runs(run, undisturbed)

@@ -1,0 +1,41 @@
+"""The block is torch's pre-norm encoder layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmvit.layers.block import Block
+
+
+def copied_block(theirs: nn.TransformerEncoderLayer, eps: float) -> Block:
+    state = theirs.state_dict()
+    ours = Block(24, 4, norm_eps=eps)
+    for name, part in (("norm1", "attention_norm"), ("norm2", "feed_forward_norm")):
+        ours.get_submodule(part).load_state_dict(theirs.get_submodule(name).state_dict())
+    ours.feed_forward.up.load_state_dict(theirs.linear1.state_dict())
+    ours.feed_forward.down.load_state_dict(theirs.linear2.state_dict())
+    ours.attention.out.load_state_dict(theirs.self_attn.out_proj.state_dict())
+    for i, linear in enumerate((ours.attention.q, ours.attention.k, ours.attention.v)):
+        rows = {kind: state[f"self_attn.in_proj_{kind}"].chunk(3)[i] for kind in ("weight", "bias")}
+        linear.load_state_dict(rows)
+    return ours
+
+
+@pytest.mark.parametrize(("norm_first", "eps", "equal"), [(True, 1e-5, True), (False, 1e-5, False), (True, 1e-2, False)])
+def test_equals_the_pre_norm_encoder_layer_and_no_other(norm_first: bool, eps: float, equal: bool):
+    torch.manual_seed(0)
+    theirs = nn.TransformerEncoderLayer(24, 4, 96, 0.0, "gelu", batch_first=True, norm_first=norm_first)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(2, 7, 24)
+    assert ((copied_block(theirs, eps)(x) - theirs(x)).abs().max() <= 1e-5) == equal
+
+
+def test_a_mask_reaches_the_attention():
+    torch.manual_seed(0)
+    block, x = Block(16, 2), torch.randn(1, 4, 16)
+    changed = x.clone()
+    changed[:, 3] += 1
+    mask = torch.tensor([[True, True, True, False]])  # [1, N]: for every query
+    assert torch.equal(block(x, mask)[:, :3], block(changed, mask)[:, :3])

@@ -1,0 +1,40 @@
+"""Patches: cut and put together without loss, in the order that the embedding takes them."""
+
+import re
+
+import pytest
+import torch
+
+from mmvit.layers.patch_embedding import PatchEmbedding, patchify, unpatchify
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(224, 224, 16), (8, 12, 4), (6, 2, 2)])
+def test_unpatchify_inverts_patchify_bit_for_bit(height: int, width: int, size: int):
+    images = torch.randn(2, 3, height, width)
+    patches = patchify(images, size)
+    assert patches.shape == (2, height * width // size**2, 3 * size**2)
+    assert torch.equal(unpatchify(patches, size, (height // size, width // size)), images)
+
+
+def test_patches_go_row_by_row_with_the_channel_fastest():
+    images = torch.arange(3 * 4 * 6).view(1, 3, 4, 6).float()
+    expected = [images[0, c, 2 + y, 4 + x].item() for y in range(2) for x in range(2) for c in range(3)]
+    assert patchify(images, 2)[0, 5].tolist() == expected  # row 1, column 2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_convolution_is_a_linear_map_of_the_patches(bias: bool):
+    torch.manual_seed(0)
+    embed, images = PatchEmbedding(4, 10, bias=bias), torch.randn(2, 3, 8, 12)
+    weight = embed.projection.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P*P*C]
+    expected = torch.nn.functional.linear(patchify(images, 4), weight, embed.projection.bias)
+    assert (embed(images) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("cut", [lambda x: patchify(x, 16), PatchEmbedding(16, 8)], ids=["patchify", "embedding"])
+def test_a_size_that_does_not_divide_is_refused_with_one_that_fits(cut):
+    with pytest.raises(ValueError, match=re.escape("100x7 px is not divisible")) as caught:
+        cut(torch.zeros(1, 3, 100, 7))
+    height, width = map(int, re.search(r"(\d+)x(\d+) px or", str(caught.value)).groups())
+    assert (height, width) == (96, 16)
+    cut(torch.zeros(1, 3, height, width))

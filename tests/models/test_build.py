@@ -1,0 +1,57 @@
+"""Configs become the models they name: exact parameter counts, and sizes that do not fit are refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmvit.layers.conv_stem import ConvStem
+from mmvit.models.build import build_dual_encoder, build_image_tower
+from mmvit.models.dual_encoder import DualEncoderConfig
+from mmvit.towers.text import TextConfig
+from mmvit.towers.vit import ViTConfig
+
+LARGE = {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 14}
+# Embedding width, image tower, text tower; parameters of the image side and of the text side, projections included.
+CLIPS = {
+    "ViT-B/32": (512, ViTConfig(), TextConfig(), 87_849_216, 63_428_096),
+    "ViT-B/16": (512, ViTConfig(patch_size=16), TextConfig(), 86_192_640, 63_428_096),
+    "ViT-L/14": (768, ViTConfig(**LARGE), TextConfig(width=768, num_heads=12), 303_966_208, 123_650_304),
+    "ViT-L/14@336": (
+        *(768, ViTConfig(**LARGE, image_size=336), TextConfig(width=768, num_heads=12)),
+        *(304_293_888, 123_650_304),
+    ),
+}
+TOTALS = {"ViT-B/32": 151_277_313, "ViT-B/16": 149_620_737, "ViT-L/14": 427_616_513, "ViT-L/14@336": 427_944_193}
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_parameters_of_clip(name: str):
+    embed_dim, image, text, num_image, num_text = CLIPS[name]
+    with torch.device("meta"):
+        model = build_dual_encoder(DualEncoderConfig(embed_dim, image=image, text=text))
+    assert count(model.image_tower, model.image_projection) == num_image
+    assert count(model.text_tower, model.text_projection) == num_text
+    assert count(model) == TOTALS[name] == num_image + num_text + 1
+
+
+def test_a_hybrid_tower_is_built_from_its_stem():
+    config = ViTConfig(image_size=32, patch_size=8, stem_channels=[4, 8, 16], width=32, depth=1, num_heads=2)
+    tower = build_image_tower(config)
+    assert isinstance(tower.embed, ConvStem)
+    assert tower(torch.zeros(1, 3, 32, 32)).pooled.shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ViTConfig(image_size=32, patch_size=16, stem_channels=[4, 8, 16]), "patches of 8 px, but patch_size is 16"),
+        (ViTConfig(image_size=30, patch_size=8), "image_size 30 is not a multiple of patch_size 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(config: ViTConfig, message: str):
+    with pytest.raises(ValueError, match=message):
+        build_image_tower(config)

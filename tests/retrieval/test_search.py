@@ -1,0 +1,126 @@
+"""Exact search finds what a plain sum in double precision finds, and only with the model that made the rows."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mmvit.checkpoint
+from data_tools.errors import CheckpointError, UsageError
+from mmvit.data.shards import IndexedShards
+from mmvit.retrieval import search
+from mmvit.retrieval.search import Searcher, top_k
+from mmvit.retrieval.sources import open_source
+from mmvit.retrieval.store import embed_source
+
+Told = Callable[..., tuple[int, str, str]]
+
+
+def unit_rows(rng: np.random.Generator, num_rows: int, dim: int = 16) -> np.ndarray:
+    rows = rng.standard_normal((num_rows, dim))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def oracle(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in double precision; of equal ones the lower row first."""
+    scores = queries.astype(np.float64) @ rows.astype(np.float64).T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+@pytest.mark.parametrize("parts", [[200], [1, 0, 70, 129], [20] * 10])
+@pytest.mark.parametrize("k", [1, 10, 200, 500])
+@pytest.mark.parametrize("chunk_size", [7, 65_536])
+def test_equals_the_oracle(monkeypatch: pytest.MonkeyPatch, parts: list[int], k: int, chunk_size: int):
+    monkeypatch.setattr(search, "CHUNK_SIZE", chunk_size)
+    rng = np.random.default_rng(0)
+    rows = unit_rows(rng, sum(parts)).astype(np.float16)
+    queries = unit_rows(rng, 5).astype(np.float32)
+    found = top_k(torch.from_numpy(queries), np.split(rows, np.cumsum(parts)[:-1]), k)
+    scores, order = oracle(queries, rows, k)
+    assert found.scores.shape == (5, min(k, 200))
+    np.testing.assert_allclose(found.scores.numpy(), scores, atol=1e-6)
+    np.testing.assert_array_equal(found.rows.numpy(), order)
+
+
+def test_of_equal_scores_the_lower_row_comes_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "CHUNK_SIZE", 9)
+    rng = np.random.default_rng(1)
+    # Few directions with short coordinates: every score is exact in float32, and most of them stand many times.
+    directions = np.eye(8)[:, :8] * 0.5 + np.eye(8)[::-1] * 0.25
+    choice = rng.integers(0, 8, 120)
+    rows = directions[choice].astype(np.float16)
+    queries = directions[:3].astype(np.float32)
+    found = top_k(torch.from_numpy(queries), [rows[:50], rows[50:51], rows[51:]], 40)
+    scores, order = oracle(queries, rows, 40)
+    np.testing.assert_array_equal(found.scores.numpy(), scores)
+    np.testing.assert_array_equal(found.rows.numpy(), order)
+
+
+@pytest.fixture(scope="module")
+def folder(finished_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("search")
+    shutil.copytree(finished_run / "model", out / "model")
+    embed_source(mmvit.load(out / "model"), out / "model", open_source(f"{tiny_data}/val-*.tar"), out / "embeddings")
+    return out / "embeddings"
+
+
+def test_finds_a_picture_by_itself_and_texts_by_cosine(folder: Path, tiny_data: Path, tmp_path: Path):
+    searcher = Searcher(folder)
+    sample = IndexedShards(sorted(tiny_data.glob("val-*.tar"))).read(11)
+    (tmp_path / "query.png").write_bytes(sample.image)
+    hits = searcher.search(image=tmp_path / "query.png", k=3)
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert (hits[0].image_path, hits[0].caption, hits[0].meta) == (sample.key, sample.caption, sample.meta)
+    assert hits[0].score == pytest.approx(1, abs=2e-3)
+
+    images = np.load(folder / "img_emb" / "img_emb_0.npy")
+    for text in ("red apple", "\uac1c"):
+        scores, rows = oracle(searcher.encoder.encode_text([text]).numpy(), images, 5)
+        hits = searcher.search(text=text, k=5)
+        assert [hit.score for hit in hits] == pytest.approx(scores[0].tolist(), abs=1e-6)
+        paths = searcher.embeddings.metadata["image_path"].to_pylist()
+        assert [hit.image_path for hit in hits] == [paths[row] for row in rows[0]]
+    assert len(searcher.search(text="x", k=1000)) == 40
+
+
+def test_queries_that_are_none(folder: Path, told: Told, tmp_path: Path):
+    searcher = Searcher(folder)
+    for query in ({}, {"text": "x", "image": "y"}, {"text": "x", "k": 0}):
+        with pytest.raises(UsageError):
+            searcher.search(**query)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("broken.png", "none.png"):
+        code, out, err = told("search", folder, "--image", tmp_path / name, "--json")
+        assert (code, out) == (3, "")
+        assert name in err
+        assert "Traceback" not in err
+    assert told("search", folder)[0] == 2
+    assert told("search", folder, "--text", "x", "-k", "0")[0] == 2
+
+
+def test_moved_together_they_still_find_each_other(folder: Path, tmp_path: Path):
+    moved = shutil.copytree(folder.parent, tmp_path / "moved")
+    assert Searcher(moved / "embeddings").search(text="x", k=1)
+
+
+def test_missing_or_other_model_is_refused(folder: Path, told: Told, tmp_path: Path):
+    alone = shutil.copytree(folder, tmp_path / "alone")
+    code, _, err = told("search", alone, "--text", "x")
+    assert code == 4
+    assert "this is not a model folder" in err
+    assert told("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
+
+    loaded = mmvit.load(folder.parent / "model")
+    torch.nn.init.zeros_(loaded.model.logit_scale)
+    description = mmvit.checkpoint.load_model(folder.parent / "model")
+    tokenizer = mmvit.checkpoint.TokenizerConfig("file", str(folder.parent / "model" / "tokenizer.json"))
+    mmvit.checkpoint.save_model(tmp_path / "other", loaded.model, description.config, description.preprocess, tokenizer)
+    code, _, err = told("search", alone, "--text", "x", "--model", tmp_path / "other")
+    assert code == 4
+    assert "made by other weights" in err
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        Searcher(alone)

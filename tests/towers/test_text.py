@@ -1,0 +1,61 @@
+"""The text tower is causal: nothing after end-of-text counts."""
+
+import pytest
+import torch
+
+from mmvit.towers.text import TextTransformer
+
+END = 49
+
+
+@pytest.fixture
+def tower() -> TextTransformer:
+    torch.manual_seed(0)
+    return TextTransformer(50, 12, 16, 2, 2, end_of_text=END).eval()
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Rows that end at positions 3, 5 and 6."""
+    ids = torch.randint(0, END, (3, 12), generator=torch.Generator().manual_seed(1))
+    ids[torch.arange(3), torch.tensor([3, 5, 6])] = END
+    return ids
+
+
+def test_what_follows_end_of_text_cannot_change_the_embedding(tower: TextTransformer, ids: torch.Tensor):
+    changed = ids.clone()
+    for row, end in enumerate((3, 5, 6)):
+        changed[row, end + 1 :] = (ids[row, end + 1 :] + 7) % END
+    assert not torch.equal(changed, ids)
+    assert torch.equal(tower(ids).pooled, tower(changed).pooled)
+
+
+def test_what_precedes_it_does(tower: TextTransformer, ids: torch.Tensor):
+    changed = ids.clone()
+    changed[:, 1] = (ids[:, 1] + 7) % END
+    assert ((tower(ids).pooled - tower(changed).pooled).abs().amax(dim=1) > 1e-4).all()
+
+
+def test_ids_may_be_cut_to_the_longest_text(tower: TextTransformer, ids: torch.Tensor):
+    assert torch.allclose(tower(ids).pooled, tower(ids[:, :7]).pooled, atol=1e-6)
+
+
+def test_pooled_is_the_token_at_end_of_text(tower: TextTransformer, ids: torch.Tensor):
+    output = tower(ids)
+    assert output.tokens.shape == (3, 12, 16)
+    assert torch.equal(output.pooled, output.tokens[torch.arange(3), torch.tensor([3, 5, 6])])
+
+
+def test_initial_spreads_are_those_of_clip():
+    torch.manual_seed(0)
+    tower = TextTransformer(1000, 77, 128, 4, 2, end_of_text=999)
+    expected = {
+        "token_embedding.weight": 0.02,
+        "positions": 0.01,
+        "blocks.1.attention.q.weight": 128**-0.5,
+        "blocks.2.attention.out.weight": 128**-0.5 / 8**0.5,
+        "blocks.3.feed_forward.up.weight": 256**-0.5,
+        "blocks.0.feed_forward.down.weight": 128**-0.5 / 8**0.5,
+    }
+    found = {name: tower.get_parameter(name).std().item() for name in expected}
+    assert found == pytest.approx(expected, rel=0.05)
