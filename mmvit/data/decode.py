@@ -4,13 +4,25 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from data_tools.errors import DataError
 
 # Rare formats hold most decoder faults, and a small file can unfold to a huge picture: neither gets in.
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
+
+# EXIF orientation to the turn that undoes it. Pillow's exif_transpose also writes the EXIF block anew, and so fails on
+# blocks that cameras write wrongly around a good picture.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_image(data: bytes, where: str = "image") -> Image.Image:
@@ -39,7 +51,9 @@ def read_image(path: str | Path) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn by EXIF, scale 16-bit grey to 8, lay transparency on white, take an animation's first frame."""
-    image = ImageOps.exif_transpose(image)
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit grey: convert("RGB") would saturate it
         image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -79,7 +79,8 @@ def evaluate_zero_shot(
         first_of_name.setdefault(name.casefold(), i)
     unique = list(first_of_name.values())
     class_of_line = {i: unique.index(first_of_name[name.casefold()]) for i, name in enumerate(names)}
-    chosen = range(len(shards)) if limit is None else torch.linspace(0, len(shards) - 1, limit).long().tolist()
+    limit = len(shards) if limit is None else min(limit, len(shards))
+    chosen = torch.linspace(0, len(shards) - 1, limit, dtype=torch.float64).long().tolist()
     classes = class_embeddings(encoder, [names[i] for i in unique], templates)
     labels, best = [], []
     for start in range(0, len(chosen), encoder.batch_size):

@@ -21,7 +21,7 @@ def build_image_tower(config: ViTConfig) -> VisionTransformer:
     """Make a ViT, hybrid where the config names stem channels; raises ValueError for sizes that do not fit."""
     embed: nn.Module
     if config.stem_channels:
-        embed = ConvStem(config.stem_channels, config.width)
+        embed = ConvStem(config.stem_channels, config.width, config.stem_residuals)
         if embed.patch_size != config.patch_size:
             raise ValueError(
                 f"a stem of {len(config.stem_channels)} convolutions makes patches of {embed.patch_size} px, "

@@ -28,6 +28,7 @@ class ViTConfig:
     patch_bias: bool = False
     identity_start: bool = False  # zero the blocks' output maps at the start
     stem_channels: list[int] = field(default_factory=list)  # hybrid ViT: a stride-2 convolution a number
+    stem_residuals: list[int] = field(default_factory=list)  # residual blocks after each of them
 
 
 class VisionTransformer(Tower):
