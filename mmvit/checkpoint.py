@@ -120,12 +120,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
             meaning="nothing was changed",
             mend="use the version of mmvit that wrote it, or start anew with another out=FOLDER",
         )
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError("a file of the checkpoint is missing", where=str(path))
-        if file_sha256(path) != digest:
-            raise CheckpointError("a file of the checkpoint is cut or changed", where=str(path))
+    _verify_files(folder, files)
     return manifest
 
 
@@ -152,7 +147,7 @@ def save_model(
             "model": asdict(config),
             "preprocess": asdict(preprocess),
             "tokenizer": {"kind": tokenizer.kind, "path": TOKENIZER if tokenizer.kind == "file" else ""},
-            "weights_sha256": file_sha256(building / WEIGHTS),
+            "files": {path.name: file_sha256(path) for path in sorted(building.iterdir())},
         }
         (building / DESCRIPTION).write_text(json.dumps(description, indent=2))
     _replace_folder(fresh, folder)
@@ -163,7 +158,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     folder = Path(folder)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-        version, fingerprint = description["format_version"], description["weights_sha256"]
+        version, files, fingerprint = description["format_version"], description["files"], description["files"][WEIGHTS]
         trees = [description[name] for name in ("model", "preprocess", "tokenizer")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -178,8 +173,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
             where=str(folder),
             mend="use the version of mmvit that wrote it",
         )
-    if not (folder / WEIGHTS).is_file() or file_sha256(folder / WEIGHTS) != fingerprint:
-        raise CheckpointError("the weights are missing, cut or changed", where=str(folder / WEIGHTS))
+    _verify_files(folder, files)
     where = str(folder / DESCRIPTION)
     config = from_tree(DualEncoderConfig, trees[0], where)
     preprocess = from_tree(PreprocessConfig, trees[1], where)
@@ -210,6 +204,15 @@ def file_sha256(path: Path) -> str:
     """Hash a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify_files(folder: Path, digests: Mapping[str, str]) -> None:
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError("a file is missing", where=str(path))
+        if file_sha256(path) != digest:
+            raise CheckpointError("a file is cut or changed", where=str(path))
 
 
 def _checkpoint_folders(run: Path) -> list[Path]:

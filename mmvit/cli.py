@@ -47,16 +47,11 @@ def pretrain(
         typer.echo(to_yaml(settings), nl=False)
         return
     from mmvit.train.loop import check, pretrain
-    from mmvit.train.stop import Stopped
 
     if dry_run:
         typer.echo(check(settings))
         return
-    try:
-        typer.echo(f"model: {pretrain(settings)}")
-    except Stopped as stopped:
-        typer.echo(f"mmvit: {stopped}", err=True)
-        raise typer.Exit(stopped.exit_code) from stopped
+    typer.echo(f"model: {pretrain(settings)}")
 
 
 @app.command("zero-shot")

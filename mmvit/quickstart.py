@@ -123,7 +123,7 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
                 mend="give the same --minutes and --seed, or another --out",
             )
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):  # hidden: a killed write
         raise UsageError("the folder is not empty and holds no quickstart", where=str(out), mend="give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(mark, json.dumps(arguments).encode())

@@ -209,7 +209,9 @@ def test_model_folder_needs_nothing_else(model_folder: Path, finished_run: Path)
     assert moved.fingerprint == original.fingerprint == checkpoint.file_sha256(model_folder / "model.safetensors")
     assert moved.config == original.config
     ids = moved.tokenizer(["red apple", "\uac1c"])
-    assert torch.equal(moved.model.encode_text(ids), original.model.encode_text(original.tokenizer(["red apple", "\uac1c"])))
+    assert torch.equal(
+        moved.model.encode_text(ids), original.model.encode_text(original.tokenizer(["red apple", "\uac1c"]))
+    )
 
 
 def test_model_folder_that_is_none(told: Told, tmp_path: Path):
@@ -224,7 +226,7 @@ def test_model_folder_that_is_none(told: Told, tmp_path: Path):
 @pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: os.truncate(path, 100)])
 def test_damaged_weights_are_detected(model_folder: Path, damage: Callable[[Path], Any]):
     damage(model_folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="missing, cut or changed"):
+    with pytest.raises(CheckpointError, match="(missing|cut or changed)"):
         load_model(model_folder)
 
 
@@ -248,7 +250,7 @@ def test_changed_description_is_refused(model_folder: Path, change: dict[str, An
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["model", "preprocess", "tokenizer", "weights_sha256"])
+@pytest.mark.parametrize("key", ["model", "preprocess", "tokenizer", "files"])
 def test_description_that_lacks_a_part_is_refused(model_folder: Path, key: str):
     path = model_folder / "mmvit.json"
     description = json.loads(path.read_text())

@@ -123,7 +123,12 @@ def gif() -> bytes:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("dog\n\ncat\n", "line 2"), ("dog\ncat\ndog\n", "'dog' at line 1 and 3"), ("", "no class name"), ("\n", "no class name")],
+    [
+        ("dog\n\ncat\n", "line 2"),
+        ("dog\ncat\ndog\n", "'dog' at line 1 and 3"),
+        ("", "no class name"),
+        ("\n", "no class name"),
+    ],
 )
 def test_class_files_with_blank_or_double_lines(
     told: Told, model: Path, pictures: list[Path], tmp_path: Path, content: str, message: str
@@ -142,7 +147,7 @@ def test_class_files_with_blank_or_double_lines(
         (["--classes", "dog"], "no file of class names 'dog'"),
         (["--classes", "a,,b"], "entry 2"),
         (["--classes", "a,b", "--templates", "koraen"], "did you mean 'korean'?"),
-        (["--classes", "a,b", "--top", "0"], "0"),
+        (["--classes", "a,b", "--top", "0"], "to 1 "),
         ([], "--classes"),
     ],
 )
@@ -165,7 +170,9 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
     done = mmvit("--help")
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in VERBS)
-    code = "import sys, mmvit, mmvit.cli; print({'torch', 'numpy', 'PIL', 'omegaconf', 'accelerate'} & set(sys.modules))"
+    code = (
+        "import sys, mmvit, mmvit.cli; print({'torch', 'numpy', 'PIL', 'omegaconf', 'accelerate'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -14,7 +14,7 @@ MAX_PIXELS = 50_000_000
 
 # EXIF orientation to the turn that undoes it. Pillow's exif_transpose also writes the EXIF block anew, and so fails on
 # blocks that cameras write wrongly around a good picture.
-TURNS = {
+TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

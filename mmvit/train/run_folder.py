@@ -9,8 +9,11 @@ from data_tools.errors import UsageError
 from mmvit.config import PretrainConfig, load_config, to_yaml
 
 CONFIG = "config.yaml"
-# What may change when a run goes on: none of it changes a weight.
-FREE = ("out", "data.num_workers", "train.log_every", "train.save_every", "train.keep_last", "zero_shot.")
+# What may change when a run goes on: none of it changes a weight. The shards may move; their content is compared.
+FREE = (
+    *("out", "data.train", "data.num_workers", "data.cache_mb", "zero_shot."),
+    *("train.log_every", "train.save_every", "train.keep_last"),
+)
 
 
 def open_run_folder(folder: Path, config: PretrainConfig) -> None:

@@ -6,14 +6,16 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
+from data_tools.errors import MmvitError
 
-class Stopped(Exception):  # noqa: N818 - it reports a state, not an error
-    """A signal asked the run to stop and its state is saved."""
+
+class Stopped(MmvitError):  # noqa: N818 - it reports a state, not an error
+    """A signal asked the run to stop, and its state is saved."""
 
     exit_code = 143
 
     def __init__(self, step: int):
-        super().__init__(f"stopped at step {step} with the state saved; run the same command again to go on")
+        super().__init__(f"stopped at step {step} with the state saved", mend="run the same command again to go on")
 
 
 class StopFlag:

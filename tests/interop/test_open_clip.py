@@ -102,7 +102,10 @@ def test_a_missing_norm_before_the_blocks_is_seen():
 def test_real_size_vit_b32():
     torch.manual_seed(0)
     with torch.device("meta"):
-        reference, model = CLIP(512, CLIPVisionCfg(patch_size=32), CLIPTextCfg()), build_dual_encoder(DualEncoderConfig())
+        reference, model = (
+            CLIP(512, CLIPVisionCfg(patch_size=32), CLIPTextCfg()),
+            build_dual_encoder(DualEncoderConfig()),
+        )
     reference.to_empty(device="cpu").eval()
     reference.attn_mask = torch.full((77, 77), float("-inf")).triu_(1)  # a buffer that no checkpoint holds
     with torch.no_grad():

@@ -21,7 +21,9 @@ def copied_block(theirs: nn.TransformerEncoderLayer, eps: float) -> Block:
     return ours
 
 
-@pytest.mark.parametrize(("norm_first", "eps", "equal"), [(True, 1e-5, True), (False, 1e-5, False), (True, 1e-2, False)])
+@pytest.mark.parametrize(
+    ("norm_first", "eps", "equal"), [(True, 1e-5, True), (False, 1e-5, False), (True, 1e-2, False)]
+)
 def test_equals_the_pre_norm_encoder_layer_and_no_other(norm_first: bool, eps: float, equal: bool):
     torch.manual_seed(0)
     theirs = nn.TransformerEncoderLayer(24, 4, 96, 0.0, "gelu", batch_first=True, norm_first=norm_first)

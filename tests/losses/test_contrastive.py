@@ -34,7 +34,9 @@ def with_gradients(loss_function, image: Tensor, text: Tensor, scale: float, *re
     leaves.append(torch.tensor(scale, dtype=image.dtype, requires_grad=True))
     loss = loss_function(*leaves, *rest)
     loss.backward()
-    return dict(zip(("loss", "image", "text", "logit_scale"), (loss.detach(), *(leaf.grad for leaf in leaves))))
+    return dict(zip(("image", "text", "logit_scale"), (leaf.grad for leaf in leaves), strict=True)) | {
+        "loss": loss.detach()
+    }
 
 
 def naive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor | None = None) -> Tensor:

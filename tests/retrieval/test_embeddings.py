@@ -55,7 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_layout(encoder: Encoder, model: Path, source: ShardSource, tmp_path: Path):
     summary = embed_source(encoder, model, source, tmp_path / "e")
     assert summary == (NUM_ITEMS, 0)
-    files = ["img_emb/img_emb_0.npy", "job.json", "manifest.json", "metadata/metadata_0.parquet", "text_emb/text_emb_0.npy"]
+    files = [
+        "img_emb/img_emb_0.npy",
+        "job.json",
+        "manifest.json",
+        "metadata/metadata_0.parquet",
+        "text_emb/text_emb_0.npy",
+    ]
     assert sorted(contents(tmp_path / "e")) == files
     table = pq.read_table(tmp_path / "e" / "metadata" / "metadata_0.parquet")
     assert table.column_names == ["image_path", "caption", "meta"]

@@ -23,7 +23,7 @@ Told = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def config(tiny_config: Path, tmp_path: Path) -> PretrainConfig:
     """A run of six steps within this process."""
-    steps = ["train.steps=6", "train.batch_size=8", "train.save_every=2", "train.log_every=4", "data.num_workers=0"]
+    steps = ["train.steps=6", "train.batch_size=8", "train.save_every=2", "train.log_every=5", "data.num_workers=0"]
     return load_config(PretrainConfig, tiny_config, [f"out={tmp_path / 'run'}", *steps])
 
 
@@ -98,7 +98,7 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(config: PretrainConfig, 
     assert str(newest) in caplog.text
     assert "going on at step 4" in caplog.text
     assert (run / "model" / "model.safetensors").read_bytes() == weights
-    assert [line["step"] for line in read_log(run / "log.jsonl")] == [4, 6]
+    assert [line["step"] for line in read_log(run / "log.jsonl")] == [5, 6]
     assert latest_checkpoint(run).step == 6
 
 
@@ -128,6 +128,14 @@ def test_signals_mean_again_what_they_meant(config: PretrainConfig):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     pretrain(config)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_fresh_weights_follow_from_the_seed(config: PretrainConfig):
+    first = []
+    for config.seed in (3, 3, 4):
+        first.append(loop.Run(config).model.image_projection.weight.detach())
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
 
 
 def test_planning_writes_nothing(config: PretrainConfig):

@@ -90,7 +90,9 @@ def test_singular_values_are_pushed_to_about_one(monkeypatch: pytest.MonkeyPatch
 
 def test_matrices_of_a_stack_do_not_touch_each_other(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(muon, "has_bf16_units", lambda device: False)
-    matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 4).view(4, 1, 1)
+    matrices = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 4).view(
+        4, 1, 1
+    )
     for matrix, direction in zip(matrices, orthogonalize(matrices), strict=True):
         assert (direction - newton_schulz(matrix, muon.COEFFICIENTS, 5, 1e-7)).abs().max() <= 1e-5
 

@@ -1,0 +1,69 @@
+"""An encoder gives unit rows in the order that it was given, whatever the batches."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data_tools.errors import DataError
+from mmvit.checkpoint import save_model
+from mmvit.data.tokenizers import TokenizerConfig
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.eval.encoder import Encoder, load
+from mmvit.models.build import build_dual_encoder
+from mmvit.models.dual_encoder import DualEncoderConfig
+from mmvit.towers.text import TextConfig
+from mmvit.towers.vit import ViTConfig
+
+
+def test_rows_are_those_of_single_items(encoder: Encoder, colour_names: list[str], colour_files: list[Path]):
+    images, texts = colour_files * 3, colour_names * 3  # 18 items, batches of 7
+    for encode, items in ((encoder.encode_image, images), (encoder.encode_text, texts)):
+        rows = encode(items)
+        assert rows.shape == (18, encoder.embed_dim)
+        assert rows.dtype == torch.float32
+        assert torch.allclose(rows.norm(dim=1), torch.ones(18))
+        assert torch.allclose(rows, torch.cat([encode([item]) for item in items]), atol=1e-5)
+
+
+def test_pictures_and_their_files_are_the_same(encoder: Encoder, colour_files: list[Path]):
+    expected = encoder.encode_image([str(path) for path in colour_files])
+    assert torch.equal(encoder.encode_image(colour_files), expected)
+    assert torch.equal(encoder.encode_image([Image.open(path) for path in colour_files]), expected)
+
+
+def test_a_picture_with_transparency_lies_on_white(encoder: Encoder):
+    clear, white = Image.new("RGBA", (20, 20), (0, 0, 0, 0)), Image.new("RGB", (20, 20), "white")
+    assert torch.equal(encoder.encode_image([clear]), encoder.encode_image([white]))
+
+
+def test_nothing_gives_no_rows(encoder: Encoder):
+    assert encoder.encode_image([]).shape == encoder.encode_text([]).shape == (0, encoder.embed_dim)
+
+
+def test_a_file_that_is_no_picture_is_named(encoder: Encoder, colour_files: list[Path]):
+    colour_files[2].write_bytes(b"no picture")
+    with pytest.raises(DataError, match="image cannot be decoded") as caught:
+        encoder.encode_image(colour_files)
+    assert caught.value.where == str(colour_files[2])
+
+
+def test_a_model_folder_gives_the_model_back(tmp_path: Path):
+    config = DualEncoderConfig(
+        embed_dim=16,
+        image=ViTConfig(16, 8, width=32, depth=1, num_heads=2),
+        text=TextConfig(context_length=8, width=32, depth=1, num_heads=2),
+    )
+    preprocess = PreprocessConfig([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    model = build_dual_encoder(config, preprocess.mean, preprocess.std).eval()
+    save_model(tmp_path / "model", model, config, preprocess, TokenizerConfig())
+    loaded = load(tmp_path / "model", "cpu")
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded.model.encode_image(pixels), model.encode_image(pixels))
+    assert not loaded.model.training
+    assert loaded.logit_scale == pytest.approx(1 / 0.07)
+    assert (loaded.image_size, loaded.embed_dim, loaded.tokenizer.context_length) == (16, 16, 8)
+    assert loaded.fingerprint == hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()

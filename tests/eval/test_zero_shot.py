@@ -1,0 +1,108 @@
+"""Zero-shot classification: the ensembling formula, one classifier, and right answers where they are known."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.errors import DataError
+from data_tools.shard_writer import ShardWriter
+from mmvit.data.decode import read_image
+from mmvit.data.shards import IndexedShards
+from mmvit.eval.encoder import Encoder
+from mmvit.eval.zero_shot import class_embeddings, classify_images, evaluate_zero_shot, zero_shot_classifier
+
+TEMPLATES = ["{}", "a photo of something {}", "something {c} in a photo"]
+
+
+def test_class_embeddings_are_the_formula(encoder: Encoder, colour_names: list[str]):
+    found = class_embeddings(encoder, colour_names, TEMPLATES)
+    for row, name in zip(found, colour_names, strict=True):
+        texts = [name, f"a photo of something {name}", f"something {name} in a photo"]
+        mean = sum(encoder.encode_text([text])[0].double() for text in texts) / 3
+        assert mean.norm() < 0.999  # renormalising is not for nothing
+        assert (row - mean / mean.norm()).abs().max() <= 1e-6
+
+
+def test_one_template_is_the_plain_embedding(encoder: Encoder, colour_names: list[str]):
+    plain = encoder.encode_text([f"a photo of something {name}" for name in colour_names])
+    assert (class_embeddings(encoder, colour_names, TEMPLATES[1:2]) - plain).abs().max() <= 1e-6
+
+
+def test_the_order_of_templates_does_not_matter(encoder: Encoder, colour_names: list[str]):
+    forwards, backwards = (class_embeddings(encoder, colour_names, ts) for ts in (TEMPLATES, TEMPLATES[::-1]))
+    assert (forwards - backwards).abs().max() <= 1e-6
+
+
+def test_logits_are_scaled_cosines(encoder: Encoder, colour_names: list[str], colour_files: list[Path]):
+    classifier = zero_shot_classifier(encoder, colour_names, TEMPLATES)
+    pixels = encoder.pixels(colour_files)
+    cosines = encoder.encode_image(colour_files) @ class_embeddings(encoder, colour_names, TEMPLATES).T
+    with torch.no_grad():
+        assert (classifier(pixels) - encoder.logit_scale * cosines).abs().max() <= 1e-4
+    assert classifier.class_names == colour_names
+
+
+def test_all_pictures_of_a_planted_set_are_named(
+    encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards
+):
+    result = evaluate_zero_shot(encoder, colour_shards, colour_names, TEMPLATES[:2])
+    assert (result.acc1, result.acc5) == (1.0, 1.0)
+    assert result.labels.tolist() == list(range(6)) * 4
+    assert result.best.shape == (24, 5)
+    assert torch.equal(result.best[:, 0], result.labels)
+
+
+def test_wrong_names_are_wrong(encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards):
+    moved = [*colour_names[1:], colour_names[0]]
+    assert evaluate_zero_shot(encoder, colour_shards, moved, TEMPLATES[:2]).acc1 == 0.0
+
+
+def test_names_that_are_equal_are_one_class(encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards):
+    """Pictures of classes 0 and 1 are both "RED" now: the red ones are right, the green ones are not."""
+    names = ["red", "RED", *colour_names[2:]]
+    result = evaluate_zero_shot(encoder, colour_shards, names, TEMPLATES[:2])
+    assert result.labels.tolist() == [0, 0, 2, 3, 4, 5] * 4
+    assert set(result.best.flatten().tolist()) <= {0, 2, 3, 4, 5}
+    assert result.acc1 == pytest.approx(5 / 6)
+
+
+def test_a_limit_spreads_over_the_samples(encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards):
+    result = evaluate_zero_shot(encoder, colour_shards, colour_names, TEMPLATES[:1], limit=3)
+    assert result.labels.tolist() == [0, 5, 5]  # samples 0, 11 and 23 of 24
+    generous = evaluate_zero_shot(encoder, colour_shards, colour_names, TEMPLATES[:1], limit=1000)
+    assert generous.labels.tolist() == list(range(6)) * 4
+
+
+def test_a_label_beyond_the_names_is_named(encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards):
+    with pytest.raises(DataError, match="label 5 has no class name") as caught:
+        evaluate_zero_shot(encoder, colour_shards, colour_names[:5], TEMPLATES)
+    assert caught.value.where == "shard-00000.tar/yellow0"
+
+
+def test_a_sample_without_label_is_named(encoder: Encoder, colour_files: list[Path], tmp_path: Path):
+    with ShardWriter(tmp_path / "unlabelled") as writer:
+        writer.write("key1", {"png": colour_files[0].read_bytes(), "txt": "red"})
+    with pytest.raises(DataError, match="label None has no class name") as caught:
+        evaluate_zero_shot(encoder, IndexedShards(writer.shards), ["red", "green"], TEMPLATES)
+    assert caught.value.where == "shard-00000.tar/key1"
+
+
+def test_files_are_classified_best_first(encoder: Encoder, colour_names: list[str], colour_files: list[Path]):
+    predictions = classify_images(encoder, colour_files, colour_names, TEMPLATES, top=6)
+    assert [prediction.image for prediction in predictions] == [str(path) for path in colour_files]
+    assert [prediction.classes[0]["name"] for prediction in predictions] == colour_names
+    for prediction in predictions:
+        values = [entry["probability"] for entry in prediction.classes]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1)
+    cosines = encoder.encode_image([read_image(colour_files[0])]) @ class_embeddings(encoder, colour_names, TEMPLATES).T
+    expected = (encoder.logit_scale * cosines[0]).softmax(dim=0).max().item()
+    assert predictions[0].classes[0]["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_more_classes_than_there_are(encoder: Encoder, colour_files: list[Path]):
+    (prediction,) = classify_images(encoder, colour_files[:1], ["red", "blue"], TEMPLATES, top=5)
+    assert len(prediction.classes) == 2
+    (prediction,) = classify_images(encoder, colour_files[:1], ["red", "blue", "green"], TEMPLATES, top=1)
+    assert [entry["name"] for entry in prediction.classes] == ["red"]
