@@ -86,6 +86,10 @@ class PretrainConfig:
         for key, value in {**counts, "train.save_every": self.train.save_every}.items():
             if value < 1:
                 raise UsageError(f"{key} is {value}; it must be at least 1", where=key)
+        if self.zero_shot.limit is not None and self.zero_shot.limit < 1:
+            raise UsageError(
+                f"zero_shot.limit is {self.zero_shot.limit}", where="zero_shot.limit", mend="null takes all"
+            )
         if not self.data.train:
             raise UsageError("no training data is named", where="data.train", mend="data.train=[FOLDER or SHARDS]")
 

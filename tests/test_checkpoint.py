@@ -226,7 +226,7 @@ def test_model_folder_that_is_none(told: Told, tmp_path: Path):
 @pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: os.truncate(path, 100)])
 def test_damaged_weights_are_detected(model_folder: Path, damage: Callable[[Path], Any]):
     damage(model_folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="(missing|cut or changed)"):
+    with pytest.raises(CheckpointError, match=r"(missing|cut or changed)"):
         load_model(model_folder)
 
 

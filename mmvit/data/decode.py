@@ -1,6 +1,7 @@
 """From the bytes of a picture file to an RGB image."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ TURNS: dict[object, Image.Transpose] = {
 def decode_image(data: bytes, where: str = "image") -> Image.Image:
     """Decode a JPEG, PNG or WebP file to RGB; `where` names it in the DataError for what cannot be read."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap is lower, and an error
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"image of {image.width}x{image.height} px is over {MAX_PIXELS} px", where=where)
         return to_rgb(image)

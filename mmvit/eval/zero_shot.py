@@ -50,16 +50,16 @@ def classify_images(
     encoder: Encoder, images: Sequence[Path], names: Sequence[str], templates: Sequence[str], top: int
 ) -> list[Prediction]:
     """Classify picture files; raises DataError naming the first that cannot be read."""
-    pixels = encoder.pixels([str(image) for image in images])
     classifier = zero_shot_classifier(encoder, names, templates).eval()
-    with torch.inference_mode():
-        best = classifier(pixels).softmax(dim=-1).topk(min(top, len(names)))
-    return [
-        Prediction(
-            str(image), [{"name": names[i], "probability": value} for i, value in zip(rows, values, strict=True)]
-        )
-        for image, rows, values in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    predictions = []
+    for start in range(0, len(images), encoder.batch_size):
+        part = images[start : start + encoder.batch_size]
+        with torch.inference_mode():
+            best = classifier(encoder.pixels(part)).softmax(dim=-1).topk(min(top, len(names)))
+        for image, row, probabilities in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
+            classes = [{"name": names[i], "probability": p} for i, p in zip(row, probabilities, strict=True)]
+            predictions.append(Prediction(str(image), classes))
+    return predictions
 
 
 def evaluate_zero_shot(

@@ -19,7 +19,7 @@ def write(path: Path, text: str) -> str:
 
 
 def test_builtin_sets_are_those_that_the_documentation_names():
-    assert sorted(builtin_prompts()) == ["emoji", "emoji-korean", "imagenet", "imagenet7", "korean", "simple"]
+    assert sorted(builtin_prompts()) == ["bare", "emoji", "emoji-korean", "imagenet", "imagenet7", "korean", "simple"]
     assert configs_folder().name == "configs"
 
 
@@ -88,7 +88,7 @@ def test_double_and_missing_templates_are_refused(tmp_path):
 def test_unknown_set_gets_a_suggestion_and_the_list():
     with pytest.raises(UsageError, match="did you mean 'imagenet'") as caught:
         load_templates("imagnet")
-    assert "emoji, emoji-korean, imagenet, imagenet7, korean, simple" in str(caught.value)
+    assert "bare, emoji, emoji-korean, imagenet, imagenet7, korean, simple" in str(caught.value)
 
 
 def test_class_names_from_text_and_file(tmp_path):
