@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "B N D"], mask: Bool[Tensor, "*shape"] | None = None) -> Float[Tensor, "B N D"]:
-        """Attend within each row; `mask` [N, N] or [B, 1, N, N] is True where a query sees a key (not with `causal`)."""
+        """Attend within each row; `mask` [N, N] or [B, 1, N, N] is True where a query sees a key."""
         q, k, v = (self._heads(linear(x)) for linear in (self.q, self.k, self.v))  # [B, H, N, d_h]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
         return self.out(y.transpose(1, 2).flatten(2))
