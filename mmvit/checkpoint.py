@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_tools.atomic import atomic_folder, fsync_dir
-from data_tools.errors import CheckpointError, UsageError
+from data_tools.errors import CheckpointError, ResourceError, UsageError
 from mmvit.config import from_tree
 from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from mmvit.data.transforms import PreprocessConfig
@@ -69,7 +69,7 @@ def save_checkpoint(
     _remove_leftovers(final.parent, "step-*")
     with atomic_folder(final) as folder:
         for name, group in tensors.items():
-            save_file({key: value.contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
+            _write_tensors(group, folder / f"{name}.safetensors")
         (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
         _write_manifest(folder, step=step)
     kept = [path for path in _checkpoint_folders(run) if path.name <= final.name][-max(keep_last, 1) :]
@@ -138,7 +138,7 @@ def save_model(
     shutil.rmtree(fresh, ignore_errors=True)
     _remove_leftovers(folder.parent, fresh.name)
     with atomic_folder(fresh) as building:
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, building / WEIGHTS)
+        _write_tensors(model.state_dict(), building / WEIGHTS)
         if tokenizer.kind == "file":
             shutil.copyfile(tokenizer.path, building / TOKENIZER)
         description = {
@@ -187,11 +187,23 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     )
 
 
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    except SafetensorError as error:  # the library's word for a full disk, too
+        raise ResourceError(
+            f"tensors cannot be written: {error}",
+            where=str(path),
+            meaning="nothing that was saved before is lost",
+            mend=f"make room ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there) and run again",
+        ) from error
+
+
 def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy weights into the model; raises CheckpointError naming the first that is missing, left over or misshapen."""
     try:
         model.load_state_dict(tensors, strict=True)
-    except (RuntimeError, SafetensorError) as error:
+    except RuntimeError as error:
         raise CheckpointError(
             f"weights do not fit the model: {str(error).splitlines()[1].strip()}",
             where=where,

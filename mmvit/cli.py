@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the data, the run and the report.")] = Path("quickstart"),
     minutes: Annotated[float, typer.Option(min=0.05, help="Training time to aim at on this machine.")] = 5.0,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
 ) -> None:
     """Train on real drawings and see the model name ones it has never seen, in English and Korean."""
     from mmvit.quickstart import run_quickstart
@@ -57,7 +57,7 @@ def pretrain(
 @app.command("zero-shot")
 def zero_shot(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
     classes: Annotated[str, typer.Option(help='"a,b,c", or a file with one class name a line.')],
     templates: Annotated[
         str, typer.Option(help="Name of a built-in set, or a file with one template a line.")

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from data_tools.errors import UsageError, did_you_mean
 from mmvit.data.batches import DataConfig
-from mmvit.data.prompts import configs_folder
+from mmvit.data.prompts import check_template, configs_folder
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.models.dual_encoder import DualEncoderConfig
@@ -33,7 +33,7 @@ class OptimConfig:
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.01
     clip_norm: float | None = 1.0
-    warmup: float = 0.05  # share of the steps
+    warmup_share: float = 0.05  # share of the steps over which the rate rises
     decay: str = "cosine"  # cosine | linear
     decay_share: float = 1.0  # share of the steps, at their end, over which the rate falls to 0
 
@@ -82,16 +82,39 @@ class PretrainConfig:
         _one_of("optim.decay", self.optim.decay, ("cosine", "linear"))
         _one_of("train.precision", self.train.precision, ("auto", "bf16", "fp32"))
         _one_of("model.image.pool", self.model.image.pool, ("class", "mean"))
-        counts = {f"train.{name}": getattr(self.train, name) for name in ("steps", "batch_size", "log_every")}
-        for key, value in {**counts, "train.save_every": self.train.save_every}.items():
-            if value < 1:
-                raise UsageError(f"{key} is {value}; it must be at least 1", where=key)
+        self._check_ranges()
+        for i, caption in enumerate(self.data.captions):
+            for template in caption.templates:
+                check_template(template, where=f"data.captions[{i}].templates")
+        if self.zero_shot.data and not self.zero_shot.class_names:
+            raise UsageError("zero_shot.data has no class names", where="zero_shot.class_names", mend="name their file")
         if self.zero_shot.limit is not None and self.zero_shot.limit < 1:
             raise UsageError(
                 f"zero_shot.limit is {self.zero_shot.limit}", where="zero_shot.limit", mend="null takes all"
             )
         if not self.data.train:
             raise UsageError("no training data is named", where="data.train", mend="data.train=[FOLDER or SHARDS]")
+
+    def _check_ranges(self) -> None:
+        ranges = {
+            "seed": (self.seed, 0, 2**32 - 1),
+            "train.steps": (self.train.steps, 1, None),
+            "train.batch_size": (self.train.batch_size, 1, None),
+            "train.log_every": (self.train.log_every, 1, None),
+            "train.save_every": (self.train.save_every, 1, None),
+            "train.keep_last": (self.train.keep_last, 1, None),
+            "zero_shot.every": (self.zero_shot.every, 1, None),
+            "data.num_workers": (self.data.num_workers, 0, None),
+            "number of data.captions": (len(self.data.captions), 1, None),
+            "number of optim.betas": (len(self.optim.betas), 2, 2),
+            "optim.warmup_share": (self.optim.warmup_share, 0, 1),
+            "optim.decay_share": (self.optim.decay_share, 0, 1),
+            "model.text.context_length": (self.model.text.context_length, 3, None),
+        }
+        for key, (value, low, high) in ranges.items():
+            if value < low or (high is not None and value > high):
+                wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise UsageError(f"{key} is {value}; it must be {wanted}", where=key)
 
 
 def load_config(cls: type[Config], source: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -101,6 +124,11 @@ def load_config(cls: type[Config], source: str | Path, overrides: Sequence[str] 
         tree = OmegaConf.load(path)
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
+    keys = [override.partition("=")[0] for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            mend = f"quote the whole argument if it has braces: '{key}=...'"
+            raise UsageError(f"{key} is given {keys.count(key)} times", where=key, mend=mend)
     for override in overrides:
         tree = _override(tree, override)
     return from_tree(cls, OmegaConf.to_container(tree), where=str(path))

@@ -134,25 +134,29 @@ def _planned_config(out: Path, minutes: float, seed: int) -> PretrainConfig:
 
     The number is decided once: an interrupted run goes on with the same plan, and so ends with the same weights.
     """
-    if (out / "config.yaml").exists():
-        return load_config(PretrainConfig, out / "config.yaml")
-    config = load_config(PretrainConfig, "quickstart")
-    data = out / "data"
+    plan, data = out / "config.yaml", out / "data"
+    planned = plan.exists()
+    config = load_config(PretrainConfig, plan if planned else "quickstart")
     config.out, config.seed = str(out), seed
     config.data.train = [str(data / "train-*.tar")]
     config.zero_shot.data = [str(data / "val-*.tar")]
     config.zero_shot.class_names = str(data / "names.en.txt")
     config.tokenizer.path = str(out / "tokenizer.json")
-    templates = [caption.templates for caption in config.data.captions]
-    names = [_names(out, language) for language in LANGUAGES]
-    texts = [fill(t, name) for ts, some in zip(templates, names, strict=True) for t in ts for name in some]
+    if planned:
+        return config  # with the paths as they are seen from here: the folder may have moved
+    texts = [
+        fill(template, name)
+        for caption in config.data.captions
+        for template in caption.templates
+        for name in _names(out, caption.source.removeprefix("names."))
+    ]
     train_tokenizer(texts, Path(config.tokenizer.path))
     tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
     config.model.text.vocab_size, config.model.text.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
     seconds = measure_step_time(config)
     config.train.steps = max(MIN_STEPS, round(minutes * 60 / seconds))
     logger.info("%.0f samples/s: %d steps", config.train.batch_size / seconds, config.train.steps)
-    write_atomic(out / "config.yaml", to_yaml(config).encode())
+    write_atomic(plan, to_yaml(config).encode())
     return config
 
 
@@ -205,7 +209,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
 
 
 def _shards(out: Path, split: str) -> IndexedShards:
-    return IndexedShards(expand_shards(str(out / "data" / f"{split}-*.tar")))
+    return IndexedShards(expand_shards(str(out / "data" / f"{split}-*.tar")), require_caption=False)
 
 
 def _names(out: Path, language: str) -> list[str]:

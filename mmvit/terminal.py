@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Record = Mapping[str, Any]
 
@@ -18,9 +19,9 @@ def print_json(document: Any) -> None:
 def print_predictions(predictions: Sequence[Record]) -> None:
     """Print the best classes of each image."""
     for prediction in predictions:
-        table = Table("class", "probability", title=str(prediction["image"]), title_justify="left")
+        table = Table("class", "probability", title=_plain(prediction["image"]), title_justify="left")
         for entry in prediction["classes"]:
-            table.add_row(entry["name"], f"{entry['probability']:.1%}")
+            table.add_row(_plain(entry["name"]), f"{entry['probability']:.1%}")
         Console().print(table)
 
 
@@ -28,7 +29,7 @@ def print_hits(hits: Sequence[Record]) -> None:
     """Print search results."""
     table = Table("rank", "cosine", "caption", "where")
     for hit in hits:
-        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", hit["caption"] or "", hit["image_path"])
+        table.add_row(str(hit["rank"]), f"{hit['score']:.3f}", _plain(hit["caption"] or ""), _plain(hit["image_path"]))
     Console().print(table)
 
 
@@ -36,7 +37,7 @@ def print_facts(facts: Record) -> None:
     """Print names and values."""
     table = Table(show_header=False)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(_plain(name.replace("_", " ")), _plain(value))
     Console().print(table)
 
 
@@ -44,5 +45,10 @@ def print_accuracies(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print zero-shot accuracies by language."""
     table = Table("language", "top-1", "top-5")
     for language, accuracies in rows.items():
-        table.add_row(language, f"{accuracies['acc1']:.1%}", f"{accuracies['acc5']:.1%}")
+        table.add_row(_plain(language), f"{accuracies['acc1']:.1%}", f"{accuracies['acc5']:.1%}")
     Console().print(table)
+
+
+def _plain(value: object) -> Text:
+    """Text as it stands: rich would take "[1]" in a plain str for markup."""
+    return Text(str(value))

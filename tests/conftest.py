@@ -36,7 +36,7 @@ data:
     - {{source: names.en, templates: ["{{}}", "an emoji of {{}}"]}}
     - {{source: names.ko}}
   augment: {{crop_area: null, zoom: [0.8, 1.2], rotate: 15, shift: 0.1, brightness: 0.2, hue: 0.1}}
-optim: {{name: muon, lr: 2.0e-3, warmup: 0.1}}
+optim: {{name: muon, lr: 2.0e-3, warmup_share: 0.1}}
 train: {{steps: 20, batch_size: 32, precision: fp32, log_every: 5, save_every: 8}}
 """
 

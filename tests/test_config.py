@@ -1,6 +1,7 @@
 """A run's configuration: what is read is what was written, and what does not fit is named."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_values_of_the_file_and_of_the_command_line(file: Path):
     assert config.out == "a=b"
     assert config.data.train == ["shards"]  # a single value for a list
     assert load_config(PretrainConfig, file, ["data.train=[a,b]"]).data.train == ["a", "b"]
-    assert load_config(PretrainConfig, file, ["data.train=[a, b]", "data.train=c"]).data.train == ["c"]
+    with pytest.raises(UsageError, match=r"data\.train is given 2 times"):  # what a shell makes of an unquoted {0..1}
+        load_config(PretrainConfig, file, ["data.train=a-0.tar", "data.train=a-1.tar"])
     captions = load_config(PretrainConfig, file, ["data.captions={source: names.ko}"]).data.captions
     assert captions == [CaptionConfig("names.ko")]
     assert load_config(PretrainConfig, file, ["zero_shot.limit=3"]).zero_shot.limit == 3
@@ -151,3 +153,22 @@ def leaves(cls: Any) -> list[str]:
     for entry in dataclasses.fields(cls):
         found += leaves(entry.type) if dataclasses.is_dataclass(entry.type) else [entry.name]
     return found
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("zero_shot.every=0", "zero_shot.every is 0; it must be at least 1"),
+        ("seed=-1", "seed is -1"),
+        ("optim.warmup_share=2000", "optim.warmup_share is 2000.0; it must be from 0 to 1"),
+        ("optim.betas=[0.9]", "number of optim.betas is 1"),
+        ("data.captions=[]", "number of data.captions is 0"),
+        ("data.num_workers=-1", "data.num_workers is -1"),
+        ("data.captions={templates: simple}", "the template 'simple' has 0 placeholders"),
+        ("zero_shot.data=x", "zero_shot.data has no class names"),
+    ],
+)
+def test_values_no_run_can_have(file: Path, override: str, message: str):
+    load_config(PretrainConfig, file).check()
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load_config(PretrainConfig, file, [override]).check()

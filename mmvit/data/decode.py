@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_tools.errors import DataError
 
@@ -36,8 +36,9 @@ def decode_image(data: bytes, where: str = "image") -> Image.Image:
             raise DataError(f"image of {image.width}x{image.height} px is over {MAX_PIXELS} px", where=where)
         return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is a memory address
         raise DataError(
-            f"image cannot be decoded: {error}",
+            f"image cannot be decoded: {'not a JPEG, PNG or WebP picture' if unknown else error}",
             where=where,
             mend=f"give a whole {', '.join(FORMATS)} file, or remove the sample",
         ) from error
@@ -53,7 +54,10 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn by EXIF, scale 16-bit grey to 8, lay transparency on white, take an animation's first frame."""
+    """Turn by EXIF, scale 16-bit grey to 8, lay transparency on white, take an animation's first frame.
+
+    The result carries no metadata: a second call leaves it as it is.
+    """
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     if turn is not None:
         image = image.transpose(turn)
@@ -63,4 +67,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    rgb.info.clear()
+    return rgb

@@ -94,30 +94,6 @@ class SampleOrder:
             position += len(piece)
         return StreamSlice(epochs, np.concatenate(pieces))  # a copy: the blocks are cached
 
-    def global_batch(self, step: int, batch_size: int) -> StreamSlice:
-        """Return the batch of one global step, for all ranks together, [B]."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-        return self.ids(step * batch_size, (step + 1) * batch_size)
-
-    @staticmethod
-    def rank_slice(batch: StreamSlice, rank: int, world_size: int) -> StreamSlice:
-        """Return the part of one rank: the ranks' parts are equal, contiguous, and together the batch in its order.
-
-        Raises:
-            UsageError: the batch cannot be cut into equal parts.
-        """
-        if len(batch.ids) % world_size:
-            raise UsageError(
-                f"a global batch of {len(batch.ids)} cannot be split equally over {world_size} processes",
-                mend=f"use a batch size that is a multiple of {world_size}",
-            )
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank {rank} is not one of {world_size} processes")
-        size = len(batch.ids) // world_size
-        part = slice(rank * size, (rank + 1) * size)
-        return StreamSlice(batch.epochs[part], batch.ids[part])
-
     def _make_plan(self, epoch: int) -> tuple[Int64s, Int64s]:
         """Return the shuffled shards and the position in the epoch at which each block of them begins."""
         shards = np.argsort(self._draw(len(self._sizes), epoch, 0), kind="stable")

@@ -48,7 +48,7 @@ def load_templates(name_or_path: str) -> list[str]:
     for number, line in enumerate(_read_lines(path), start=1):
         if not line or line.startswith("#"):
             continue
-        _check_template(line, where=f"{path}, line {number}")
+        check_template(line, where=f"{path}, line {number}")
         if line in templates:
             raise UsageError(
                 f"the template '{line}' stands twice, so it would count double in the mean",
@@ -116,7 +116,8 @@ def _check_class_names(names: list[str], unit: str, where: str) -> None:
         )
 
 
-def _check_template(line: str, where: str) -> None:
+def check_template(line: str, where: str) -> None:
+    """Raise UsageError where the line does not have exactly one placeholder; `where` names its place."""
     found = len(PLACEHOLDER.findall(line))
     if found == 1 and not re.search(r"[{}]", PLACEHOLDER.sub("", line)):
         return

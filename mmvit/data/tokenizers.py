@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -23,7 +24,7 @@ class TokenizerConfig:
 class Tokenizer:
     """Texts to ids [B, L]: start, the text's tokens, end, padding.
 
-    A text that is too long loses its tail and keeps its end-of-text id; `num_truncated` counts those.
+    A text that is too long loses its tail and keeps its end-of-text id.
     """
 
     def __init__(
@@ -42,18 +43,38 @@ class Tokenizer:
         self.end_of_text = end
         self.pad = pad
         self.context_length = context_length
-        self.num_truncated = 0
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
         """Encode texts and pad them to the longest of them, which is at most the context length."""
         room = self.context_length - 2
         rows = self.encode(list(texts))
-        self.num_truncated += sum(len(row) > room for row in rows)
         rows = [[self.start_of_text, *row[:room], self.end_of_text] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows), default=2)), self.pad)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
         return ids
+
+
+class _ClipEncode:
+    """Texts to ids by open_clip's tokenizer; a class and no lambda, so that a loader worker can be sent it."""
+
+    def __init__(self, bpe: Any):
+        self.bpe = bpe
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.bpe.encode(text) for text in texts]
+
+
+class _FileEncode:
+    """The same by a tokenizer of the tokenizers library."""
+
+    def __init__(self, bpe: Any):
+        self.bpe = bpe
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        # A caption that spells out an end-of-text token must not end there; set here, as a copy forgets it.
+        self.bpe.encode_special_tokens = True
+        return [row.ids for row in self.bpe.encode_batch(texts, add_special_tokens=False)]
 
 
 def build_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
@@ -73,7 +94,7 @@ def _clip_tokenizer(context_length: int) -> Tokenizer:
 
     bpe = SimpleTokenizer()
     return Tokenizer(
-        lambda texts: [bpe.encode(text) for text in texts],
+        _ClipEncode(bpe),
         vocab_size=bpe.vocab_size,
         start=bpe.sot_token_id,
         end=bpe.eot_token_id,
@@ -91,7 +112,6 @@ def _file_tokenizer(path: Path, context_length: int) -> Tokenizer:
         bpe = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise UsageError(f"tokenizer file cannot be read: {error}", where=str(path)) from error
-    bpe.encode_special_tokens = True  # a caption that spells out an end-of-text token must not end there
     vocabulary = bpe.get_vocab()
     missing = [token for token in (START_OF_TEXT, END_OF_TEXT, PAD) if token not in vocabulary]
     if missing:
@@ -102,7 +122,7 @@ def _file_tokenizer(path: Path, context_length: int) -> Tokenizer:
             mend="train one on your captions, or add these special tokens to the file",
         )
     return Tokenizer(
-        lambda texts: [row.ids for row in bpe.encode_batch(texts, add_special_tokens=False)],
+        _FileEncode(bpe),
         vocab_size=bpe.get_vocab_size(),
         start=vocabulary[START_OF_TEXT],
         end=vocabulary[END_OF_TEXT],

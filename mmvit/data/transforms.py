@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mmvit.models.build import CLIP_MEAN, CLIP_STD
+from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 
 _IDENTITY = np.eye(3)
 _GREY_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
@@ -52,10 +52,10 @@ def train_pixels(image: Image.Image, size: int, augment: AugmentConfig, rng: np.
     """Cut, move and recolour at random, all drawn from `rng`, the sample's own random state."""
     if augment.crop_area:
         image = _random_crop(image, size, augment.crop_area, rng)
-    if augment.zoom or augment.rotate or augment.shift:
-        image = _random_affine(image, size, augment, rng)
-    if image.size != (size, size):
+    if image.size != (size, size):  # before the affine map, which does not smooth when it shrinks
         image = image.resize((size, size), Image.Resampling.BICUBIC)
+    if augment.zoom or augment.rotate or augment.shift:
+        image = _random_affine(image, augment, rng)
     return _to_array(_random_colour(image, augment, rng))
 
 
@@ -74,22 +74,21 @@ def _random_crop(image: Image.Image, size: int, area: list[float], rng: np.rando
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
 
 
-def _random_affine(image: Image.Image, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Image.Image:
-    """Zoom, rotate and shift about the centre in one bilinear pass; what comes in from outside is white."""
+def _random_affine(image: Image.Image, augment: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+    """Zoom, rotate and shift about the centre in one bicubic pass; what comes in from outside is white."""
+    width, height = image.size
     zoom = np.exp(rng.uniform(np.log(augment.zoom[0]), np.log(augment.zoom[1]))) if augment.zoom else 1.0
     angle = np.deg2rad(rng.uniform(-1, 1) * (augment.rotate or 0))
     shift_x, shift_y = rng.uniform(-1, 1, size=2) * (augment.shift or 0)
     # PIL wants the map from output to input pixels.
-    step_x, step_y = image.width / size / zoom, image.height / size / zoom
-    a, b = np.cos(angle) * step_x, -np.sin(angle) * step_x
-    d, e = np.sin(angle) * step_y, np.cos(angle) * step_y
-    c = image.width * (0.5 + shift_x) - (a + b) * size / 2
-    f = image.height * (0.5 + shift_y) - (d + e) * size / 2
+    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+    left = width * (0.5 + shift_x) - (cos * width - sin * height) / 2
+    top = height * (0.5 + shift_y) - (sin * width + cos * height) / 2
     return image.transform(
-        (size, size),
+        image.size,
         Image.Transform.AFFINE,
-        (a, b, c, d, e, f),
-        resample=Image.Resampling.BILINEAR,
+        (cos, -sin, left, sin, cos, top),
+        resample=Image.Resampling.BICUBIC,
         fillcolor=(255, 255, 255),
     )
 

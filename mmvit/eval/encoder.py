@@ -10,10 +10,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from data_tools.errors import UsageError
 from mmvit.checkpoint import load_model
 from mmvit.data.decode import read_image, to_rgb
 from mmvit.data.tokenizers import Tokenizer
-from mmvit.data.transforms import eval_pixels
+from mmvit.data.transforms import Pixels, eval_pixels
 from mmvit.models.dual_encoder import DualEncoder
 
 Item = TypeVar("Item")
@@ -52,19 +53,35 @@ class Encoder:
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Float[Tensor, "B E"]:
         """Encode pictures or picture files; raises DataError naming a file that cannot be read."""
+        refuse_str(images, "pictures")
         rows = [self.model.encode_image(self.pixels(part)) for part in _parts(images, self.batch_size)]
+        return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "B E"]:
+        """Encode preprocessed pictures."""
+        rows = [self.model.encode_image(self._stack(part)) for part in _parts(pixels, self.batch_size)]
         return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "B E"]:
         """Encode texts; those over the context length lose their tail."""
+        refuse_str(texts, "texts")
         rows = [self.model.encode_text(self.tokenizer(part).to(self.device)) for part in _parts(texts, self.batch_size)]
         return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
 
     def pixels(self, images: Sequence[Image.Image | str | Path]) -> UInt8[Tensor, "B 3 H W"]:
         """Preprocess pictures for the model, on its device."""
-        rgb = [to_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in images]
-        return torch.from_numpy(np.stack([eval_pixels(image, self.image_size) for image in rgb])).to(self.device)
+        refuse_str(images, "pictures")
+        return self._stack([self.preprocess(image) for image in images])
+
+    def preprocess(self, image: Image.Image | str | Path) -> Pixels:
+        """Read one picture and bring it to the model's size, uint8 [3, S, S]."""
+        rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+        return eval_pixels(rgb, self.image_size)
+
+    def _stack(self, pixels: Sequence[Pixels]) -> UInt8[Tensor, "B 3 H W"]:
+        return torch.from_numpy(np.stack(pixels)).to(self.device)
 
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Encoder:
@@ -77,6 +94,12 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Encode
         image_size=loaded.config.image.image_size,
         fingerprint=loaded.fingerprint,
     )
+
+
+def refuse_str(items: Sequence[object], kind: str) -> None:
+    """Raise UsageError for one str in the place of a list: its characters would be taken one by one."""
+    if isinstance(items, str):
+        raise UsageError(f"{kind} must be a list, got the text {items!r}", mend=f"give a list: [{items!r}]")
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -13,7 +13,7 @@ from data_tools.errors import DataError
 from mmvit.data.decode import decode_image
 from mmvit.data.prompts import fill
 from mmvit.data.shards import IndexedShards
-from mmvit.eval.encoder import Encoder
+from mmvit.eval.encoder import Encoder, refuse_str
 from mmvit.models.classifier import ImageClassifier, ImageEmbedder, zero_shot_head
 
 
@@ -35,6 +35,8 @@ class Prediction(NamedTuple):
 
 def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C E"]:
     """Average each class's unit text embeddings over the templates and renormalise (Radford et al. 2021, 3.1.4)."""
+    refuse_str(names, "class names")
+    refuse_str(templates, "templates")
     prompts = [fill(template, name) for name in names for template in templates]
     rows = encoder.encode_text(prompts).unflatten(0, (len(names), len(templates)))  # [C, K, E]
     return F.normalize(rows.mean(dim=1), dim=-1)
@@ -84,7 +86,7 @@ def evaluate_zero_shot(
     classes = class_embeddings(encoder, [names[i] for i in unique], templates)
     labels, best = [], []
     for start in range(0, len(chosen), encoder.batch_size):
-        images = []
+        pixels = []
         for sample_id in chosen[start : start + encoder.batch_size]:
             sample = shards.read(sample_id)
             if sample.label is None or sample.label not in class_of_line:
@@ -94,8 +96,8 @@ def evaluate_zero_shot(
                     mend=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
                 )
             labels.append(class_of_line[sample.label])
-            images.append(decode_image(sample.image, where=sample.key))
-        scores = encoder.encode_image(images) @ classes.T
+            pixels.append(encoder.preprocess(decode_image(sample.image, where=sample.key)))
+        scores = encoder.encode_pixels(pixels) @ classes.T
         best.append(scores.topk(min(5, len(unique))).indices)
     target, found = torch.tensor(labels), torch.cat(best)
     hits = found == target[:, None]

@@ -8,13 +8,9 @@ from mmvit.layers.block import start_as_identity
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.patch_embedding import PatchEmbedding
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
-from mmvit.models.pixels import PixelNorm
+from mmvit.models.pixels import CLIP_MEAN, CLIP_STD, PixelNorm
 from mmvit.towers.text import TextConfig, TextTransformer
 from mmvit.towers.vit import VisionTransformer, ViTConfig
-
-# The pixel statistics of OpenAI's CLIP (its published preprocessing).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def build_image_tower(config: ViTConfig) -> VisionTransformer:

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+# The pixel statistics of OpenAI's CLIP (its published preprocessing).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 class PixelNorm(nn.Module):
     """(x / 255 - mean) / std per channel for uint8 images; floats pass through as normalised already.

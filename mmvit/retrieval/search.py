@@ -61,7 +61,7 @@ class Searcher:
     def __init__(self, folder: Path, model: str | Path | None = None):
         self.embeddings: EmbeddingFolder = open_embeddings(folder)
         manifest = self.embeddings.manifest
-        self.encoder: Encoder = load(model or folder / manifest["model"])
+        self.encoder: Encoder = load(model) if model else _load_named(folder / manifest["model"])
         if self.encoder.fingerprint != manifest["model_sha256"]:
             raise CheckpointError(
                 "the embeddings were made by other weights than these",
@@ -74,6 +74,8 @@ class Searcher:
         """Find the rows nearest to a text or a picture; pictures are searched where the folder has them."""
         if (text is None) == (image is None):
             raise UsageError("give one query: a text or an image", mend='--text "a red fruit" or --image FILE')
+        if text is not None and not text.strip():
+            raise UsageError("the text to search for is empty", mend='--text "a red fruit"')
         if k < 1:
             raise UsageError(f"k is {k}; it must be at least 1", where="-k")
         query = self.encoder.encode_text([text]) if text is not None else self.encoder.encode_image([str(image)])
@@ -87,3 +89,15 @@ class Searcher:
     def _hit(self, rank: int, score: float, row: int) -> Hit:
         (values,) = self.embeddings.metadata.slice(row, 1).to_pylist()
         return Hit(rank, score, values["image_path"], values["caption"], json.loads(values["meta"]))
+
+
+def _load_named(model: Path) -> Encoder:
+    """Load the model that a manifest names; it may have been moved or removed since."""
+    try:
+        return load(model)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the model that made the embeddings cannot be loaded: {error.what}",
+            where=error.where,
+            mend="give the model folder: --model FOLDER",
+        ) from error

@@ -116,6 +116,7 @@ def open_source(spec: str) -> Source:
 
     Raises:
         UsageError: nothing there can be embedded.
+        DataError: a file is missing, or no shard is found.
     """
     path = Path(spec)
     if path.is_dir() and not any(path.glob("*.tar")):
@@ -123,6 +124,8 @@ def open_source(spec: str) -> Source:
         if not files:
             raise UsageError("the folder holds no shard and no picture", where=spec, mend="give another SOURCE")
         return FileSource(files)
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") and not path.exists():
+        raise DataError("the file is missing", where=spec, mend="check the path; many pictures: give their folder")
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         return FileSource([path])
     if path.suffix == ".txt" and path.is_file():

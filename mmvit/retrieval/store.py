@@ -16,6 +16,7 @@ from data_tools.atomic import write_atomic
 from data_tools.errors import CheckpointError, DataError, UsageError
 from data_tools.progress import track
 from mmvit.data.decode import decode_image
+from mmvit.data.transforms import Pixels
 from mmvit.eval.encoder import Encoder
 from mmvit.retrieval.sources import MODALITIES, Item, Source
 
@@ -23,7 +24,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 JOB = "job.json"  # what an unfinished folder is being made of
 PART_SIZE = 65_536  # rows of one file
-MAX_REJECTED = 0.01  # share of the items
+MAX_REJECTED = 0.01  # share of the items; one item may always be bad
 # image_path and caption as clip-retrieval names them, then the sample's JSON as text.
 COLUMNS = pa.schema([("image_path", pa.string()), ("caption", pa.string()), ("meta", pa.string())])
 
@@ -50,7 +51,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
 
     Raises:
         UsageError: the folder holds something else, or the source lacks what the modality needs.
-        DataError: more than one item in a hundred cannot be read.
+        DataError: more than one item and more than one in a hundred cannot be read, or none can.
     """
     modality = modality or source.modality
     kinds = _kinds(source, modality)
@@ -69,14 +70,16 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
             _embed_part(encoder, source, range(start, min(start + PART_SIZE, len(source))), kinds, out, name)
     num_rows = sum(pq.read_metadata(path).num_rows for path in _parts(out, "metadata", "parquet"))
     summary = EmbedSummary(num_rows, len(source) - num_rows)
-    if summary.num_rejected > MAX_REJECTED * len(source):
+    if summary.num_rejected > max(1, MAX_REJECTED * len(source)) or 0 < summary.num_rejected == len(source):
         raise DataError(
             f"{summary.num_rejected} of {len(source)} items cannot be embedded",
             where=str(out / "rejected"),
-            meaning=f"over {MAX_REJECTED:.0%} is bad; the folder is left without a manifest",
+            meaning=f"one may be bad among good ones, or {MAX_REJECTED:.0%}; the folder is left without a manifest",
             mend="mend or remove the items listed there and embed into another --out",
         )
-    facts = {"format_version": FORMAT_VERSION, "model": os.path.relpath(model, out), "dim": encoder.embed_dim}
+    # Both resolved: "../model" starts from where a folder really is, not from a link to it.
+    relative_model = os.path.relpath(model.resolve(), out.resolve())
+    facts = {"format_version": FORMAT_VERSION, "model": relative_model, "dim": encoder.embed_dim}
     manifest = job | facts | {"num_rows": num_rows, "num_rejected": summary.num_rejected, "dtype": "float16"}
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1).encode())
     return summary
@@ -144,16 +147,19 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
     rejected: list[dict[str, str]] = []
     chunks = range(span.start, span.stop, encoder.batch_size)
     for start in track(chunks, total=len(chunks), label="embedding, batches"):
-        good, images = [], []
+        good: list[Item] = []
+        pixels: list[Pixels] = []
         for i in range(start, min(start + encoder.batch_size, span.stop)):
             try:
                 item = source.read(i)
-                images.append(_checked_image(item, kinds))
-                good.append(item)
+                _check_sides(item, kinds)
+                if item.image is not None and "img" in kinds:  # small at once: a photo takes 40 MB when decoded
+                    pixels.append(encoder.preprocess(decode_image(item.image, where=item.key)))
+                good.append(item._replace(image=None))
             except DataError as error:
                 rejected.append({"key": source.key(i), "cause": error.what})
         if "img" in kinds:
-            vectors["img"].append(encoder.encode_image(images).half().numpy())
+            vectors["img"].append(encoder.encode_pixels(pixels).half().numpy())
         if "text" in kinds:
             vectors["text"].append(encoder.encode_text([item.caption or "" for item in good]).half().numpy())
         rows += [_row(item) for item in good]
@@ -168,15 +174,12 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
     _write(out / "metadata" / f"metadata_{name}.parquet", sink.getvalue())
 
 
-def _checked_image(item: Item, kinds: Sequence[str]) -> Any:
-    """Decode what will be embedded; an item that lacks a wanted side is refused as a whole."""
+def _check_sides(item: Item, kinds: Sequence[str]) -> None:
+    """Refuse an item as a whole where it lacks a wanted side."""
     if "text" in kinds and not item.caption:
         raise DataError("no caption")
-    if "img" not in kinds:
-        return None
-    if item.image is None:
+    if "img" in kinds and item.image is None:
         raise DataError("no image")
-    return decode_image(item.image, where=item.key)
 
 
 def _row(item: Item) -> dict[str, Any]:

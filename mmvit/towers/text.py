@@ -45,9 +45,9 @@ class TextTransformer(Tower):
         num_heads: int,
         *,
         end_of_text: int,
-        mlp_ratio: float = 4.0,
-        activation: str = "gelu",
-        norm_eps: float = 1e-5,
+        mlp_ratio: float,
+        activation: str,
+        norm_eps: float,
     ):
         super().__init__()
         self.width = width

@@ -46,11 +46,11 @@ class VisionTransformer(Tower):
         depth: int,
         num_heads: int,
         *,
-        mlp_ratio: float = 4.0,
-        activation: str = "gelu",
-        norm_eps: float = 1e-6,
-        pool: str = "class",
-        pre_norm: bool = False,
+        mlp_ratio: float,
+        activation: str,
+        norm_eps: float,
+        pool: str,
+        pre_norm: bool,
     ):
         super().__init__()
         if pool not in POOLS:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_tools.atomic import write_atomic
@@ -30,7 +31,7 @@ class RunLog:
         kept = [line for line in read_log(path) if line["step"] <= start_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.file = path.open("a", buffering=1)
-        self.progress = _progress() if sys.stdout.isatty() else None
+        self.progress = _progress() if sys.stderr.isatty() else None
         if self.progress:
             self.progress.start()
             self.task = self.progress.add_task("training", total=num_steps, completed=start_step, numbers="")
@@ -47,7 +48,7 @@ class RunLog:
         else:
             spent = time.perf_counter() - self.started
             left = spent / max(step - self.start_step, 1) * (self.num_steps - step)
-            print(f"step {step}/{self.num_steps}  {text}  {_minutes(left)} left", flush=True)
+            print(f"step {step}/{self.num_steps}  {text}  {_minutes(left)} left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was and close the file."""
@@ -102,6 +103,7 @@ def _progress() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
+        console=Console(stderr=True),
     )
 
 

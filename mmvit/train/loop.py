@@ -5,6 +5,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from data_tools.errors import CheckpointError, DivergedError, UsageError
+from data_tools.errors import CheckpointError, DataError, DivergedError, UsageError
 from data_tools.expand import expand_shards
-from mmvit.checkpoint import latest_checkpoint, load_weights, save_checkpoint, save_model
+from mmvit.checkpoint import file_sha256, latest_checkpoint, load_weights, save_checkpoint, save_model
 from mmvit.config import PretrainConfig, ZeroShotConfig
 from mmvit.data.batches import Batch, TrainBatches, iterate_batches
 from mmvit.data.prompts import load_class_names, load_templates
@@ -59,7 +60,8 @@ class Run:
         _warn_of_lone_process(self.accelerator)
         self.tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
         _check_tokenizer(config.model.text, self.tokenizer)
-        self.shards = IndexedShards(expand_shards(config.data.train))
+        with self.accelerator.main_process_first():  # the others then find the indexes made
+            self.shards = IndexedShards(expand_shards(config.data.train), require_caption=False)
         torch.manual_seed(config.seed)
         try:
             self.model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
@@ -89,16 +91,27 @@ class Run:
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             return 0
-        if checkpoint.state["data"] != self.shards.fingerprint():
+        before, now = checkpoint.state["identity"], self.identity()
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
             raise CheckpointError(
-                "the training data changed since the checkpoint",
+                f"the {' and the '.join(changed)} changed since the checkpoint",
                 where=str(checkpoint.folder),
-                meaning="the run would go on with other samples; nothing was changed",
-                mend="bring the old shards back, or start anew with another out=FOLDER",
+                meaning="the run would go on as another one; nothing was changed",
+                mend="bring back what was, or start anew with another out=FOLDER",
             )
         load_weights(self.model, checkpoint.tensors["model"], where=str(checkpoint.folder))
         restore_state(self.optimizers, checkpoint.tensors["optimizer"])
         return checkpoint.step
+
+    def identity(self) -> dict[str, str]:
+        """Name what makes the run this run besides its config: the content of its files, and its arithmetic."""
+        path = self.config.tokenizer.path
+        return {
+            "training data": self.shards.fingerprint(),
+            "tokenizer": file_sha256(Path(path)) if path else self.config.tokenizer.kind,
+            "precision": self.accelerator.mixed_precision,
+        }
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps; only the main process writes, all wait for it."""
@@ -107,7 +120,7 @@ class Run:
                 self.folder,
                 step,
                 {"model": self.model.state_dict(), "optimizer": flatten_state(self.optimizers)},
-                {"step": step, "seed": self.config.seed, "data": self.shards.fingerprint()},
+                {"step": step, "identity": self.identity()},
                 keep_last=self.config.train.keep_last,
             )
         self.accelerator.wait_for_everyone()
@@ -180,7 +193,7 @@ def measure_step_time(config: PretrainConfig, num_steps: int = 5) -> float:
 def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
     if not config.data:
         return None
-    shards = IndexedShards(expand_shards(config.data))
+    shards = IndexedShards(expand_shards(config.data), require_caption=False)
     return ZeroShotTask(shards, load_class_names(config.class_names), load_templates(config.templates))
 
 
@@ -203,15 +216,16 @@ def _warn_of_lone_process(accelerator: Accelerator) -> None:
 
 
 def _mixed_precision(wish: str) -> str:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+    device = torch.device("cpu" if on_cpu else "cuda")
     return "bf16" if choose_precision(wish, device)[0] == "bf16" else "no"
 
 
 def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
     config, accelerator = run.config, run.accelerator
     throughput = Throughput()
-    steps = range(start, config.train.steps)
-    for step, batch in zip(steps, iterate_batches(run.batches(), steps, config.data.num_workers), strict=True):
+    batches = _saving_on_bad_data(run, start)
+    for step, batch in enumerate(batches, start):
         torch.manual_seed(config.seed * 1_000_003 + step)  # all randomness of a step is a function of its number
         factor = schedule_factor(step, config.train.steps, config.optim)
         set_learning_rates(run.optimizers, factor)
@@ -226,8 +240,8 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
         evaluating_now = run.zero_shot is not None and (done % config.zero_shot.every == 0 or last)
         if not (logging_now or saving_now or evaluating_now):
             continue
+        numbers = _numbers(run, result, factor) | {"samples_per_s": throughput.rate()}
         with throughput.paused():
-            numbers = _numbers(run, result, factor) | {"samples_per_s": throughput.rate()}
             _check_finite(numbers, done, batch.keys)  # before a save too: no broken weights on disk
             if evaluating_now:
                 numbers |= run.evaluate(limit=None if last else config.zero_shot.limit)
@@ -237,6 +251,20 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
                 run.save(done)
         if stopping and not last:
             raise Stopped(done)
+
+
+def _saving_on_bad_data(run: Run, start: int) -> Iterator[Batch]:
+    """Yield the batches of the steps to go; when a sample cannot be used, save the steps done and raise its error."""
+    steps = range(start, run.config.train.steps)
+    done = start
+    try:
+        for batch in iterate_batches(run.batches(), steps, run.config.data.num_workers):
+            yield batch
+            done += 1
+    except DataError:
+        if done > start:
+            run.save(done)
+        raise
 
 
 def _step(run: Run, batch: Batch) -> StepResult:
@@ -266,7 +294,7 @@ def _check_finite(numbers: dict[str, float], step: int, keys: list[str]) -> None
             f"{' and '.join(bad)} is no longer a number",
             where=f"step {step}, samples {keys[0]} to {keys[-1]}",
             meaning="the run stopped; the last checkpoint is from before",
-            mend="lower optim.lr, or lengthen optim.warmup, and start anew with another out=FOLDER",
+            mend="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER",
         )
 
 

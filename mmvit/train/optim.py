@@ -48,7 +48,7 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 def schedule_factor(step: int, num_steps: int, config: OptimConfig) -> float:
     """Factor of the peak rates at `step` (from 0): linear warm-up, flat, then decay to 0 at `num_steps`."""
-    warmup = config.warmup * num_steps
+    warmup = config.warmup_share * num_steps
     decay_start = num_steps * (1 - config.decay_share)
     rise = min(1.0, (step + 1) / (warmup + 1))
     done = max(0.0, (step - max(decay_start, warmup)) / max(1.0, num_steps - max(decay_start, warmup)))

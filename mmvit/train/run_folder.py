@@ -9,9 +9,10 @@ from data_tools.errors import UsageError
 from mmvit.config import PretrainConfig, load_config, to_yaml
 
 CONFIG = "config.yaml"
-# What may change when a run goes on: none of it changes a weight. The shards may move; their content is compared.
+# What may change when a run goes on: none of it changes a weight. Shards and tokenizer may move; their content
+# is compared.
 FREE = (
-    *("out", "data.train", "data.num_workers", "data.cache_mb", "zero_shot."),
+    *("out", "data.train", "data.num_workers", "data.cache_mb", "tokenizer.path", "zero_shot."),
     *("train.log_every", "train.save_every", "train.keep_last"),
 )
 
@@ -19,7 +20,7 @@ FREE = (
 def open_run_folder(folder: Path, config: PretrainConfig) -> None:
     """Write `config.yaml` into a new folder, or check that the folder belongs to this very run.
 
-    A run that has no checkpoint yet has nothing to mix up: its settings may change.
+    A run that has neither a checkpoint nor a model yet has nothing to mix up: its settings may change.
 
     Raises:
         UsageError: the folder holds another run, or something that is no run.
@@ -28,7 +29,7 @@ def open_run_folder(folder: Path, config: PretrainConfig) -> None:
     if path.is_file():
         old, new = (_flat(asdict(each)) for each in (load_config(PretrainConfig, path), config))
         keys = [key for key in new if old.get(key) != new[key] and not key.startswith(FREE)]
-        if keys and any((folder / "checkpoints").glob("step-*")):
+        if keys and (any((folder / "checkpoints").glob("step-*")) or (folder / "model").exists()):
             changes = "\n".join(f"    {key}: {old.get(key)} -> {new[key]}" for key in keys)
             raise UsageError(
                 f"the folder holds another run; these settings differ:\n{changes}",

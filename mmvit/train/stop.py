@@ -1,5 +1,6 @@
 """Stopping on request: finish the step, save, leave."""
 
+import os
 import signal
 from types import FrameType
 
@@ -37,6 +38,7 @@ class StopFlag:
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         self.wished = True
+        os.write(2, b"\nstopping after this step\n")  # no logging in here: a handler may interrupt the logger itself
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Tell whether any process was asked to stop; every process gets the same answer."""

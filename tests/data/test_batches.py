@@ -1,6 +1,7 @@
 """A training batch is a function of seed and step: not of processes, workers or what was read before."""
 
 import io
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_the_processes_parts_are_the_batch(shards: IndexedShards, tokenizer: Tok
         length = whole.ids.shape[2]
         padded = [torch.nn.functional.pad(p.ids, (0, length - p.ids.shape[2]), value=tokenizer.pad) for p in parts]
         assert torch.equal(torch.cat(padded), whole.ids)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_processes_positions_part_the_batch(shards: IndexedShards, tokenizer: Tokenizer, world_size: int):
+    for step in (0, 1, 2, 1000):
+        ranks = [batches(shards, tokenizer, rank=rank, world_size=world_size) for rank in range(world_size)]
+        parts = [data.positions(step) for data in ranks]
+        assert {len(part) for part in parts} == {BATCH_SIZE // world_size}
+        together = [position for part in parts for position in part]
+        assert together == list(range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE))
+
+
+def test_a_copy_sent_to_a_worker_gives_the_same_batch(shards: IndexedShards, tokenizer: Tokenizer):
+    """Processes that are spawned, not forked, get the data set pickled."""
+    data = batches(shards, tokenizer)
+    assert_equal(pickle.loads(pickle.dumps(data))[2], data[2])
 
 
 def test_groups_are_equal_where_the_bare_captions_are(shards: IndexedShards, tokenizer: Tokenizer):

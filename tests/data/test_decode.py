@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from data_tools.errors import DataError
-from mmvit.data.decode import decode_image, read_image
+from mmvit.data.decode import decode_image, read_image, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -155,3 +155,18 @@ def test_a_file_is_read_or_named(tmp_path: Path):
         with pytest.raises(DataError, match="image cannot be") as caught:
             read_image(bad)
         assert caught.value.where == str(bad)
+
+
+def test_what_is_no_picture_is_told_in_words():
+    with pytest.raises(DataError) as caught:
+        decode_image(b"no picture")
+    assert caught.value.what == "image cannot be decoded: not a JPEG, PNG or WebP picture"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_is_turned_once(kind: str):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    once = decode_image(encoded(drawing(), kind, exif=exif))
+    assert once.size == (4, 6)
+    assert (np.asarray(to_rgb(once)) == np.asarray(once)).all()

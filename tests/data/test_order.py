@@ -34,7 +34,7 @@ def test_every_sample_once_an_epoch(num_samples: int, sizes: list[int] | None, b
 def test_batches_are_the_stream_without_loss_or_double(batch_size: int):
     order = SampleOrder(97, 5, [10] * 9 + [7], 3)
     steps = -(-97 * 6 // batch_size)
-    batches = [order.global_batch(step, batch_size) for step in range(steps)]
+    batches = [order.ids(step * batch_size, (step + 1) * batch_size) for step in range(steps)]
     assert {len(batch.ids) for batch in batches} == {batch_size}
     epochs = np.concatenate([batch.epochs for batch in batches])[: 97 * 6]
     ids = np.concatenate([batch.ids for batch in batches])[: 97 * 6]
@@ -50,16 +50,6 @@ def test_any_piece_is_the_same_piece():
         piece = SampleOrder(97, 5, [10] * 9 + [7], 3).ids(start, stop)
         assert np.array_equal(piece.ids, whole.ids[start:stop])
         assert np.array_equal(piece.epochs, whole.epochs[start:stop])
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
-def test_ranks_part_the_batch(world_size: int):
-    order = SampleOrder(97, 5)
-    batch = order.global_batch(9, 24)
-    parts = [order.rank_slice(batch, rank, world_size) for rank in range(world_size)]
-    assert {len(part.ids) for part in parts} == {24 // world_size}
-    assert np.array_equal(np.concatenate([part.ids for part in parts]), batch.ids)
-    assert np.array_equal(np.concatenate([part.epochs for part in parts]), batch.epochs)
 
 
 def test_golden_order():
@@ -87,7 +77,7 @@ def test_samples_are_mixed_within_blocks_of_shards():
 
 def test_a_large_order_is_computed_by_blocks():
     order = SampleOrder(400_000_000, 0, [10_000] * 40_000)
-    assert len(np.unique(order.global_batch(7000, 4096).ids)) == 4096
+    assert len(np.unique(order.ids(7000 * 4096, 7001 * 4096).ids)) == 4096
 
 
 def test_pickles():
@@ -116,11 +106,5 @@ def test_bad_arguments(arguments: tuple):
 
 def test_bad_calls():
     order = SampleOrder(10, 0)
-    with pytest.raises(UsageError, match="multiple of 3"):
-        order.rank_slice(order.global_batch(0, 8), 0, 3)
-    with pytest.raises(UsageError, match="rank 2"):
-        order.rank_slice(order.global_batch(0, 8), 2, 2)
-    with pytest.raises(UsageError, match="batch_size"):
-        order.global_batch(0, 0)
     with pytest.raises(UsageError, match="no piece"):
         order.ids(-1, 4)

@@ -3,14 +3,17 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, UsageError
 from mmvit.checkpoint import save_model
+from mmvit.data.decode import read_image
 from mmvit.data.tokenizers import TokenizerConfig
-from mmvit.data.transforms import PreprocessConfig
+from mmvit.data.transforms import PreprocessConfig, eval_pixels
+from mmvit.eval import encoder as module
 from mmvit.eval.encoder import Encoder, load
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig
@@ -48,6 +51,41 @@ def test_a_file_that_is_no_picture_is_named(encoder: Encoder, colour_files: list
     with pytest.raises(DataError, match="image cannot be decoded") as caught:
         encoder.encode_image(colour_files)
     assert caught.value.where == str(colour_files[2])
+
+
+@pytest.mark.parametrize("call", ["encode_image", "encode_text", "pixels"])
+def test_one_text_for_a_list_is_refused(encoder: Encoder, call: str):
+    with pytest.raises(UsageError, match="must be a list") as caught:
+        getattr(encoder, call)("dog.png")
+    assert caught.value.mend == "give a list: ['dog.png']"
+
+
+def test_preprocessed_pictures_give_the_same_rows(encoder: Encoder, colour_files: list[Path]):
+    pixels = [encoder.preprocess(path) for path in colour_files * 2]
+    assert {(array.shape, array.dtype) for array in pixels} == {((3, 16, 16), np.dtype(np.uint8))}
+    assert torch.equal(encoder.encode_pixels(pixels), encoder.encode_image(colour_files * 2))
+    assert torch.equal(encoder.pixels(colour_files), torch.from_numpy(np.stack(pixels[: len(colour_files)])))
+    assert encoder.encode_pixels([]).shape == (0, encoder.embed_dim)
+
+
+def test_originals_are_not_held_together(encoder: Encoder, colour_files: list[Path], monkeypatch: pytest.MonkeyPatch):
+    """Each picture is preprocessed before the next one is read."""
+    done: list[str] = []
+    monkeypatch.setattr(module, "read_image", lambda path: done.append("read") or read_image(path))
+    monkeypatch.setattr(module, "eval_pixels", lambda *given: done.append("preprocess") or eval_pixels(*given))
+    encoder.pixels(colour_files[:3])
+    assert done == ["read", "preprocess"] * 3
+
+
+def test_a_photo_lying_on_its_side_is_turned_once(encoder: Encoder, tmp_path: Path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    gradient = Image.fromarray(np.linspace(0, 255, 20 * 30, dtype=np.uint8).reshape(20, 30)).convert("RGB")
+    gradient.save(tmp_path / "side.png", exif=exif)
+    gradient.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    expected = encoder.preprocess(tmp_path / "upright.png")
+    for picture in (tmp_path / "side.png", read_image(tmp_path / "side.png")):
+        assert np.array_equal(encoder.preprocess(picture), expected)
 
 
 def test_a_model_folder_gives_the_model_back(tmp_path: Path):

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, UsageError
 from data_tools.shard_writer import ShardWriter
-from mmvit.data.decode import read_image
+from mmvit.data.decode import decode_image, read_image
 from mmvit.data.shards import IndexedShards
+from mmvit.eval import zero_shot
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import class_embeddings, classify_images, evaluate_zero_shot, zero_shot_classifier
 
@@ -43,6 +44,13 @@ def test_logits_are_scaled_cosines(encoder: Encoder, colour_names: list[str], co
     assert classifier.class_names == colour_names
 
 
+def test_one_template_or_name_for_a_list_is_refused(encoder: Encoder, colour_names: list[str]):
+    with pytest.raises(UsageError, match="templates must be a list"):
+        zero_shot_classifier(encoder, colour_names, "a photo of a {}.")
+    with pytest.raises(UsageError, match="class names must be a list"):
+        zero_shot_classifier(encoder, "dog", TEMPLATES)
+
+
 def test_all_pictures_of_a_planted_set_are_named(
     encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards
 ):
@@ -51,6 +59,17 @@ def test_all_pictures_of_a_planted_set_are_named(
     assert result.labels.tolist() == list(range(6)) * 4
     assert result.best.shape == (24, 5)
     assert torch.equal(result.best[:, 0], result.labels)
+
+
+def test_originals_are_not_held_together(
+    encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[str] = []
+    preprocess = encoder.preprocess
+    monkeypatch.setattr(zero_shot, "decode_image", lambda *a, **k: done.append("decode") or decode_image(*a, **k))
+    monkeypatch.setattr(encoder, "preprocess", lambda image: done.append("preprocess") or preprocess(image))
+    evaluate_zero_shot(encoder, colour_shards, colour_names, TEMPLATES[:1], limit=3)
+    assert done == ["decode", "preprocess"] * 3
 
 
 def test_wrong_names_are_wrong(encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards):

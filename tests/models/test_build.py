@@ -1,5 +1,7 @@
 """Configs become the models they name: exact parameter counts, and sizes that do not fit are refused."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,8 @@ from torch import nn
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.models.build import build_dual_encoder, build_image_tower
 from mmvit.models.dual_encoder import DualEncoderConfig
-from mmvit.towers.text import TextConfig
-from mmvit.towers.vit import ViTConfig
+from mmvit.towers.text import TextConfig, TextTransformer
+from mmvit.towers.vit import VisionTransformer, ViTConfig
 
 LARGE = {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 14}
 # Embedding width, image tower, text tower; parameters of the image side and of the text side, projections included.
@@ -36,6 +38,12 @@ def test_parameters_of_clip(name: str):
     assert count(model.image_tower, model.image_projection) == num_image
     assert count(model.text_tower, model.text_projection) == num_text
     assert count(model) == TOTALS[name] == num_image + num_text + 1
+
+
+@pytest.mark.parametrize("tower", [VisionTransformer, TextTransformer])
+def test_defaults_stand_in_the_configs_alone(tower: type[nn.Module]):
+    parameters = inspect.signature(tower).parameters.values()
+    assert [p.name for p in parameters if p.default is not p.empty] == []
 
 
 def test_a_hybrid_tower_is_built_from_its_stem():

@@ -16,6 +16,7 @@ import mmvit
 import mmvit.retrieval.store as store
 from data_tools.errors import CheckpointError, DataError, UsageError
 from data_tools.shard_writer import ShardWriter
+from mmvit.data.decode import decode_image
 from mmvit.eval.encoder import Encoder
 from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import Item, ShardSource, open_source
@@ -135,6 +136,46 @@ def test_too_many_bad_items_stop_it(encoder: Encoder, model: Path, tmp_path: Pat
         open_embeddings(tmp_path / "e")
 
 
+def test_one_bad_picture_of_a_few_stops_nothing(encoder: Encoder, model: Path, tmp_path: Path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(26):
+        (folder / f"{i:02d}.png").write_bytes(b"no picture" if i == 7 else picture(i))
+    assert embed_source(encoder, model, open_source(str(folder)), tmp_path / "e") == (25, 1)
+    assert open_embeddings(tmp_path / "e").manifest["num_rejected"] == 1
+    (folder / "08.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="2 of 26 items"):
+        embed_source(encoder, model, open_source(str(folder)), tmp_path / "two")
+    with pytest.raises(DataError, match="1 of 1 items"):
+        embed_source(encoder, model, open_source(str(folder / "07.png")), tmp_path / "none")
+
+
+def test_originals_are_not_held_together(
+    encoder: Encoder, model: Path, source: ShardSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[str] = []
+    preprocess = encoder.preprocess
+    monkeypatch.setattr(store, "decode_image", lambda *a, **k: done.append("decode") or decode_image(*a, **k))
+    monkeypatch.setattr(encoder, "preprocess", lambda image: done.append("preprocess") or preprocess(image))
+    embed_source(encoder, model, source, tmp_path / "e", "image")
+    assert done == ["decode", "preprocess"] * NUM_ITEMS
+
+
+def test_a_linked_output_folder_finds_its_model(
+    encoder: Encoder, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The path in the manifest holds from where the folder really is, and from any working directory."""
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep")
+    (tmp_path / "model").symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    embed_source(encoder, Path("model"), open_source(str(save_picture(tmp_path))), Path("link/e"))
+    manifest = open_embeddings(tmp_path / "link" / "e").manifest
+    assert (tmp_path / "disk" / "deep" / "e" / manifest["model"]).resolve() == model.resolve()
+    monkeypatch.chdir("/")
+    assert Searcher(tmp_path / "link" / "e").search(text="x", k=1)
+
+
 class Interrupted(BaseException):
     """Stands for the end of the process."""
 
@@ -243,7 +284,9 @@ def test_source_that_is_none_is_refused(told: Told, model: Path, tmp_path: Path)
     }.items():
         code, _, err = told("embed", model, tmp_path / name, "--out", tmp_path / "e")
         assert (code, message in err) == (2, True), err
-    assert told("embed", model, tmp_path / "none.tar", "--out", tmp_path / "e")[0] == 3
+    for name, message in {"none.tar": "no shards found", "a.JPG": "is missing", "b.txt": "is missing"}.items():
+        code, _, err = told("embed", model, tmp_path / name, "--out", tmp_path / "e")
+        assert (code, message in err) == (3, True), err
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -89,7 +89,7 @@ def test_finds_a_picture_by_itself_and_texts_by_cosine(folder: Path, tiny_data: 
 
 def test_queries_that_are_none(folder: Path, told: Told, tmp_path: Path):
     searcher = Searcher(folder)
-    for query in ({}, {"text": "x", "image": "y"}, {"text": "x", "k": 0}):
+    for query in ({}, {"text": "x", "image": "y"}, {"text": "x", "k": 0}, {"text": ""}, {"text": " \n"}):
         with pytest.raises(UsageError):
             searcher.search(**query)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -99,6 +99,8 @@ def test_queries_that_are_none(folder: Path, told: Told, tmp_path: Path):
         assert name in err
         assert "Traceback" not in err
     assert told("search", folder)[0] == 2
+    code, _, err = told("search", folder, "--text", "")
+    assert (code, "text to search for is empty" in err) == (2, True), err
     assert told("search", folder, "--text", "x", "-k", "0")[0] == 2
 
 
@@ -111,7 +113,8 @@ def test_missing_or_other_model_is_refused(folder: Path, told: Told, tmp_path: P
     alone = shutil.copytree(folder, tmp_path / "alone")
     code, _, err = told("search", alone, "--text", "x")
     assert code == 4
-    assert "this is not a model folder" in err
+    assert "cannot be loaded: this is not a model folder" in err
+    assert "mend: give the model folder: --model FOLDER" in err
     assert told("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
 
     loaded = mmvit.load(folder.parent / "model")

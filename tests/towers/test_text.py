@@ -6,12 +6,13 @@ import torch
 from mmvit.towers.text import TextTransformer
 
 END = 49
+SETTINGS = {"mlp_ratio": 4.0, "activation": "gelu", "norm_eps": 1e-5}
 
 
 @pytest.fixture
 def tower() -> TextTransformer:
     torch.manual_seed(0)
-    return TextTransformer(50, 12, 16, 2, 2, end_of_text=END).eval()
+    return TextTransformer(50, 12, 16, 2, 2, end_of_text=END, **SETTINGS).eval()
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_pooled_is_the_token_at_end_of_text(tower: TextTransformer, ids: torch.T
 
 def test_initial_spreads_are_those_of_clip():
     torch.manual_seed(0)
-    tower = TextTransformer(1000, 77, 128, 4, 2, end_of_text=999)
+    tower = TextTransformer(1000, 77, 128, 4, 2, end_of_text=999, **SETTINGS)
     expected = {
         "token_embedding.weight": 0.02,
         "positions": 0.01,

@@ -7,12 +7,13 @@ from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.patch_embedding import PatchEmbedding, patchify, unpatchify
 from mmvit.towers.vit import VisionTransformer
 
+SETTINGS = {"mlp_ratio": 4.0, "activation": "gelu", "norm_eps": 1e-5}
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def tower(pool: str = "class", pre_norm: bool = True) -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(PatchEmbedding(4, 32), 16, 32, 2, 4, pool=pool, pre_norm=pre_norm).eval()
+    return VisionTransformer(PatchEmbedding(4, 32), 16, 32, 2, 4, pool=pool, pre_norm=pre_norm, **SETTINGS).eval()
 
 
 @pytest.mark.parametrize("pool", ["class", "mean"])
@@ -42,7 +43,7 @@ def test_every_parameter_gets_a_gradient(pre_norm: bool):
 
 def test_a_stem_changes_the_stems_names_only():
     names = set(tower().state_dict())
-    hybrid = VisionTransformer(ConvStem([8, 16], 32), 16, 32, 2, 4, pre_norm=True)
+    hybrid = VisionTransformer(ConvStem([8, 16], 32), 16, 32, 2, 4, pool="class", pre_norm=True, **SETTINGS)
     assert {name for name in names ^ set(hybrid.state_dict()) if not name.startswith("embed.")} == set()
     assert hybrid(IMAGES).pooled.shape == (2, 32)
 

@@ -1,5 +1,6 @@
 """The loop refuses to go on with what would spoil a run, and leaves the last good state as it was."""
 
+import json
 import logging
 import shutil
 import signal
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 import mmvit.train.loop as loop
-from data_tools.errors import CheckpointError, DivergedError, UsageError
+from data_tools.errors import CheckpointError, DataError, DivergedError, UsageError
 from mmvit.checkpoint import latest_checkpoint
 from mmvit.config import PretrainConfig, load_config
+from mmvit.data.batches import Batch, TrainBatches
 from mmvit.train.log import read_log
 from mmvit.train.loop import check, measure_step_time, pretrain
 from mmvit.train.step import StepResult
@@ -74,7 +76,7 @@ def test_changed_data_are_refused(told: Told, finished_run: Path, tiny_config: P
     code, _, err = told("pretrain", config, f"out={run}")
     assert code == 4
     assert "the training data changed since the checkpoint" in err
-    assert "mend: bring the old shards back" in err
+    assert "mend: bring back what was" in err
     assert "Traceback" not in err
 
 
@@ -142,3 +144,41 @@ def test_planning_writes_nothing(config: PretrainConfig):
     assert "300 samples, 6 steps of 8" in check(config)
     assert measure_step_time(config, num_steps=1) > 0
     assert not Path(config.out).exists()
+
+
+def test_changed_tokenizer_is_refused(config: PretrainConfig, tmp_path: Path):
+    tokenizer = Path(shutil.copy(config.tokenizer.path, tmp_path / "tokenizer.json"))
+    config.tokenizer.path = str(tokenizer)
+    pretrain(config)
+    tree = json.loads(tokenizer.read_text())
+    vocabulary = tree["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    tokenizer.write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match="the tokenizer changed since the checkpoint"):
+        pretrain(config)
+
+
+def test_another_run_does_not_replace_a_finished_model(config: PretrainConfig):
+    model = pretrain(config) / "model.safetensors"
+    before = model.read_bytes()
+    shutil.rmtree(Path(config.out) / "checkpoints")  # a user who makes room
+    config.seed += 1
+    with pytest.raises(UsageError, match="the folder holds another run"):
+        pretrain(config)
+    assert model.read_bytes() == before
+
+
+def test_bad_sample_ends_the_run_with_its_steps_saved(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch):
+    config.train.save_every = 100
+    bad = TrainBatches.__getitem__
+
+    def damaged_at_step_3(self: TrainBatches, step: int) -> Batch:
+        if step == 3:
+            raise DataError("image cannot be decoded", where="train-00000.tar/key")
+        return bad(self, step)
+
+    monkeypatch.setattr(TrainBatches, "__getitem__", damaged_at_step_3)
+    with pytest.raises(DataError, match="image cannot be decoded"):
+        pretrain(config)
+    assert latest_checkpoint(Path(config.out)).step == 3

@@ -92,7 +92,7 @@ def test_frozen_parameters_are_left_out():
     ],
 )
 def test_schedule(decay: str, share: float, expected: dict[int, float]):
-    config = OptimConfig(warmup=0.1, decay=decay, decay_share=share)
+    config = OptimConfig(warmup_share=0.1, decay=decay, decay_share=share)
     assert {step: schedule_factor(step, 100, config) for step in expected} == pytest.approx(expected)
 
 
