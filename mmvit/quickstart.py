@@ -32,7 +32,7 @@ from mmvit.train.loop import measure_step_time, pretrain
 from mmvit.train.precision import choose_precision
 
 LANGUAGES = {"en": "emoji", "ko": "emoji-korean"}  # language: its templates
-QUERIES = ("a red fruit", "a sad face", "musical instrument", "\ub545\ucf69")  # the last is Korean for peanut
+QUERIES = ("a red fruit", "smiling cat", "broken heart", "\ub545\ucf69")  # the last is Korean for peanut
 MIN_STEPS = 20
 MARK = "quickstart.json"
 EXAMPLE = "dog.png"
@@ -203,7 +203,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
     for query, hits in report["searches"].items():
         print(f'search "{query}": {", ".join(hit["caption"] for hit in hits)}')
     print(f"\nreport: {out / 'report.json'}, picture: {out / 'report.png'}\n\nTry next:")
-    print(f'  mmvit search {out}/embeddings --text "a yellow animal" -k 5')
+    print(f'  mmvit search {out}/embeddings --text "smiling cat" -k 5')
     print(f'  mmvit zero-shot {out}/model {out}/{EXAMPLE} --classes "dog face,cat face,red apple"')
     print(f"  mmvit pretrain {out}/config.yaml out=longer train.steps={4 * report['steps']}")
 
