@@ -10,7 +10,8 @@ import typer
 from data_tools.program import run_program
 
 app = typer.Typer(
-    help="Train image-text models, classify with them zero-shot, and search with their embeddings.",
+    help="Train image-text models, classify with them zero-shot, and search with their embeddings. An error is told in "
+    "words; --debug adds its traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -27,10 +27,20 @@ def examine() -> dict[str, Any]:
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "disk_free_here": f"{shutil.disk_usage('.').free / 2**30:.0f} GiB",
     }
-    for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        facts[f"extra_{extra}"] = f'missing: pip install "mmvit[{extra}]"' if missing else "installed"
+    for extra in EXTRAS:
+        missing = missing_modules(extra)
+        facts[f"extra_{extra}"] = f"missing {', '.join(missing)}: {pip_line(extra)}" if missing else "installed"
     return facts | versions()
+
+
+def missing_modules(extra: str) -> list[str]:
+    """Name the modules of an extra that cannot be imported."""
+    return [module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None]
+
+
+def pip_line(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f'pip install "mmvit[{extra}]"'
 
 
 def versions() -> dict[str, str]:

