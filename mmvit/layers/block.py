@@ -40,5 +40,6 @@ def start_as_identity(module: nn.Module) -> None:
     """
     for block in module.modules():
         if isinstance(block, Block):
-            nn.init.zeros_(block.attention.out.weight)
-            nn.init.zeros_(block.feed_forward.down.weight)
+            for linear in (block.attention.out, block.feed_forward.down):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)

@@ -15,7 +15,7 @@ class ResidualConv(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = _group_norm(channels)
         self.activation = nn.GELU()
-        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Add what the neighbourhoods tell."""

@@ -1,8 +1,9 @@
 """The stem makes tokens in the order of patches, each from its neighbourhood."""
 
+import pytest
 import torch
 
-from mmvit.layers.conv_stem import ConvStem
+from mmvit.layers.conv_stem import ConvStem, ResidualConv
 
 
 def test_n_convolutions_make_patches_of_two_to_the_n():
@@ -25,3 +26,20 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.manual_seed(0)
     stem, images = ConvStem([8, 16, 32], 24), torch.randn(4, 3, 16, 16)
     assert torch.allclose(stem(images)[1:2], stem(images[1:2]), atol=1e-6)
+
+
+def test_residual_blocks_start_as_the_identity():
+    torch.manual_seed(0)
+    stem = ConvStem([16, 32], width=8, num_residuals=[0, 2])
+    blocks = [module for module in stem.modules() if isinstance(module, ResidualConv)]
+    x = torch.randn(2, 32, 4, 4)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert torch.equal(block(x), x)
+        torch.nn.init.normal_(block.last.weight)
+        assert not torch.allclose(block(x), x)
+
+
+def test_numbers_of_residual_blocks_that_do_not_fit():
+    with pytest.raises(ValueError, match="1 numbers of residual blocks for 2 convolutions"):
+        ConvStem([16, 32], width=8, num_residuals=[1])

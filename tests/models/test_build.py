@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmvit.layers.conv_stem import ConvStem
-from mmvit.models.build import build_dual_encoder, build_image_tower
+from mmvit.models.build import build_dual_encoder, build_image_tower, build_text_tower
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.text import TextConfig, TextTransformer
 from mmvit.towers.vit import VisionTransformer, ViTConfig
@@ -63,3 +63,15 @@ def test_a_hybrid_tower_is_built_from_its_stem():
 def test_sizes_that_do_not_fit_are_refused(config: ViTConfig, message: str):
     with pytest.raises(ValueError, match=message):
         build_image_tower(config)
+
+
+@pytest.mark.parametrize("identity_start", [True, False])
+def test_blocks_start_as_the_identity_only_where_asked(identity_start: bool):
+    image = build_image_tower(
+        ViTConfig(image_size=16, patch_size=8, width=16, depth=2, num_heads=2, identity_start=identity_start)
+    )
+    text = build_text_tower(TextConfig(vocab_size=20, width=16, depth=2, num_heads=2, identity_start=identity_start))
+    x = torch.randn(2, 4, 16)
+    for block in (*image.blocks, *text.blocks):
+        for part in (block, lambda tokens, block=block: tokens + block.feed_forward(tokens)):
+            assert torch.equal(part(x), x) == identity_start
