@@ -6,6 +6,25 @@ import difflib
 from collections.abc import Iterable
 
 
+# Why a sample is not delivered, as it stands in reports and logs, and what it means.
+CAUSES = {
+    "damaged": "a stretch of the tar cannot be read",
+    "truncated": "the tar ends too early",
+    "double-key": "the key stands for two different samples",
+    "double-field": "the sample has a field twice, with different content",
+    "dotted-name": "a dot inside the file's name makes another field of it",
+    "hash": "the bytes are not those that were indexed",
+    "no-image": "there is no image",
+    "no-caption": "there is no caption",
+    "empty-caption": "the caption is empty",
+    "not-utf8": "a text is not UTF-8 or holds a NUL",
+    "bad-json": "the metadata is not a JSON object",
+    "bad-label": "the label is not a class index",
+    "bad-image": "the image cannot be decoded",
+    "too-large": "the image has too many pixels",
+}
+
+
 class MmvitError(Exception):
     """An error that a user can understand and mend.
 
@@ -54,6 +73,32 @@ class DataError(MmvitError):
     """Input data that cannot be used."""
 
     exit_code = 3
+
+
+class SampleError(DataError):
+    """One sample that cannot be used; a run leaves it out, counts it by `cause` and goes on.
+
+    Args:
+        cause: one of `CAUSES`.
+        what: what is wrong with it, one sentence.
+        shard: path of the tar.
+        key: the sample's key in the tar; "" where it is not known.
+    """
+
+    def __init__(self, cause: str, what: str, *, shard: str, key: str, meaning: str | None = None):
+        assert cause in CAUSES, cause
+        self.cause = cause
+        self.shard = shard
+        self.key = key
+        where = f"{shard}, key {key!r}" if key else shard
+        super().__init__(what, where=where, meaning=meaning, mend="mend or leave out the sample: mmvit-data repair")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_sample, (self.cause, self.what, self.shard, self.key, self.meaning)
+
+
+def _rebuild_sample(cause: str, what: str, shard: str, key: str, meaning: str | None) -> SampleError:
+    return SampleError(cause, what, shard=shard, key=key, meaning=meaning)
 
 
 class CheckpointError(MmvitError):

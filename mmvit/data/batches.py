@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_tools.errors import MmvitError
 from mmvit.data.captions import CaptionConfig, caption_text, draw_caption
-from mmvit.data.decode import decode_image
+from data_tools.decode import decode_image
 from mmvit.data.order import SampleOrder
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import Tokenizer

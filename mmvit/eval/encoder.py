@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_tools.errors import UsageError
 from mmvit.checkpoint import load_model
-from mmvit.data.decode import read_image, to_rgb
+from data_tools.decode import read_image, to_rgb
 from mmvit.data.tokenizers import Tokenizer
 from mmvit.data.transforms import Pixels, eval_pixels
 from mmvit.models.dual_encoder import DualEncoder

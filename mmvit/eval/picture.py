@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.atomic import write_atomic
-from mmvit.data.decode import decode_image
+from data_tools.decode import decode_image
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.zero_shot import ZeroShotResult
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_tools.errors import DataError
-from mmvit.data.decode import decode_image
+from data_tools.decode import decode_image
 from mmvit.data.prompts import fill
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.encoder import Encoder, refuse_str

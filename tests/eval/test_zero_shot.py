@@ -7,7 +7,7 @@ import torch
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shard_writer import ShardWriter
-from mmvit.data.decode import decode_image, read_image
+from data_tools.decode import decode_image, read_image
 from mmvit.data.shards import IndexedShards
 from mmvit.eval import zero_shot
 from mmvit.eval.encoder import Encoder

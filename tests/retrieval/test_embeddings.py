@@ -16,7 +16,7 @@ import mmvit
 import mmvit.retrieval.store as store
 from data_tools.errors import CheckpointError, DataError, UsageError
 from data_tools.shard_writer import ShardWriter
-from mmvit.data.decode import decode_image
+from data_tools.decode import decode_image
 from mmvit.eval.encoder import Encoder
 from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import Item, ShardSource, open_source

@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from data_tools.errors import DataError
-from mmvit.data.decode import decode_image, read_image, to_rgb
+from data_tools.decode import decode_image, read_image, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
