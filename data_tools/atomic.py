@@ -56,6 +56,32 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        UsageError: one of them is a file, or cannot be made in this place.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        where = os.fspath(path)
+        raise UsageError("the folder cannot be made", where=where, mend="choose another folder") from error
+
+
+def check_output_file(path: Path, suffix: str = "") -> None:
+    """Make the folder of a file that long work will write at its end, so that no work is lost to a wrong name.
+
+    Raises:
+        UsageError: `path` is a folder, has another suffix, or its folder cannot be made.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        raise UsageError("the file to write is a folder", where=str(path), mend=f"{path / ('NAME' + suffix)}")
+    if suffix and path.suffix.lower() != suffix:
+        raise UsageError(f"the file is written as {suffix}", where=str(path), mend=str(path.with_suffix(suffix)))
+
+
 @contextlib.contextmanager
 def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside `final`; on success sync every file and rename it, on an exception remove it.
@@ -73,11 +99,11 @@ def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
             meaning="nothing was written or overwritten",
             mend="choose another folder, or remove this one",
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     temporary = temporary_name(target)
     if temporary.exists():  # left by a killed process whose number came again
         shutil.rmtree(temporary)
-    temporary.mkdir()
+    make_folder(temporary)
     try:
         yield temporary
         _fsync_tree(temporary)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 # Why a sample is not delivered, as it stands in reports and logs, and what it means.
 CAUSES = {
-    "damaged": "a stretch of the tar cannot be read",
+    "damaged": "a stretch of the file cannot be read",
     "truncated": "the tar ends too early",
     "double-key": "the key stands for two different samples",
     "double-field": "the sample has a field twice, with different content",
@@ -21,7 +20,7 @@ CAUSES = {
     "bad-json": "the metadata is not a JSON object",
     "bad-label": "the label is not a class index",
     "bad-image": "the image cannot be decoded",
-    "too-large": "the image has too many pixels",
+    "too-large": "the image has too many pixels, or a file too many bytes",
 }
 
 

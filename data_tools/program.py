@@ -27,6 +27,8 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app(args=arguments, prog_name=name)
+    except KeyboardInterrupt:  # while the program starts; later typer ends it the same way
+        sys.exit(130)
     except (MmvitError, OSError, MemoryError) as error:
         told = told_error(error)
         if told is None or debug:
@@ -42,7 +44,8 @@ def told_error(error: Exception) -> MmvitError | None:
     if isinstance(error, MemoryError):
         return ResourceError("there is not enough memory", mend="use a smaller size, or a machine with more memory")
     if isinstance(error, OSError) and error.errno in (*_FULL, *_NOT_ALLOWED):
-        kind = ResourceError if error.errno in _FULL else UsageError
         place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
-        return kind(f"{error.strerror}", where=place, mend="free some space or choose another folder")
+        if error.errno in _FULL:
+            return ResourceError(f"{error.strerror}", where=place, mend="free some space or choose another folder")
+        return UsageError(f"{error.strerror}", where=place, mend="choose another folder, or its permissions")
     return None

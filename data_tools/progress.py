@@ -42,7 +42,7 @@ def _lines(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - shown >= _LINE_EVERY_S or done == total:
+        if now - shown >= _LINE_EVERY_S or (done == total and shown > start):  # short work needs no line
             shown = now
             rate = done / max(now - start, 1e-9)
             left = (total - done) / rate

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from data_tools.atomic import rename_synced, temporary_name, write_atomic
 from data_tools.errors import DataError, UsageError, did_you_mean
-from data_tools.tar_index import index_bytes, index_path
+from data_tools.index_file import index_bytes
+from data_tools.tar_index import index_path
 from data_tools.tar_scan import FIELDS, IMAGE_FIELDS, scan_tar
 
 _KEY = re.compile(r"^(?!/)(?!__[^/]*__($|/))(?:[^/\0\n]+/)*[^./\0\n]+$")
@@ -29,12 +32,15 @@ class ShardWriter:
         folder: made when it does not exist.
         prefix: of the shards' names.
         max_samples: samples a shard, at least 1.
+        first_number: of the first shard, so that several processes can write the shards of one data set.
 
     Raises:
-        UsageError: bad arguments, or the folder already holds shards of this prefix.
+        UsageError: bad arguments, or a shard of this name exists already; nothing is overwritten.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], prefix: str = "shard", max_samples: int = 1000):
+    def __init__(
+        self, folder: str | os.PathLike[str], prefix: str = "shard", max_samples: int = 1000, first_number: int = 0
+    ):
         if max_samples < 1:
             raise UsageError(f"a shard needs at least 1 sample, got max_samples={max_samples}")
         if not prefix or "/" in prefix:
@@ -42,19 +48,14 @@ class ShardWriter:
         self.folder = Path(folder)
         self.prefix = prefix
         self.max_samples = max_samples
+        self.first_number = first_number
         self.shards: list[Path] = []
         self._keys: set[str] = set()
         self._file: IO[bytes] | None = None
-        self._tar: Any = None
+        self._tar: tarfile.TarFile | None = None
         self._num_open_samples = 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        if any(self.folder.glob(f"{prefix}-[0-9]*.tar")):
-            raise UsageError(
-                f"the folder already holds shards named {prefix}-*.tar",
-                where=str(self.folder),
-                meaning="nothing was overwritten",
-                mend="choose another folder or another prefix",
-            )
+        self._final = self._next_path()
 
     @property
     def num_samples(self) -> int:
@@ -81,11 +82,23 @@ class ShardWriter:
         """
         self._check_key(key)
         encoded = {name: _encode(key, name, value) for name, value in fields.items()}
-        if not encoded:
+        self._add(key, encoded)
+
+    def copy(self, key: str, fields: Mapping[str, bytes]) -> None:
+        """Add one sample of another shard: its bytes are written as they are.
+
+        Raises:
+            DataError: as `write`.
+        """
+        self._check_key(key)
+        self._add(key, fields)
+
+    def _add(self, key: str, fields: Mapping[str, bytes]) -> None:
+        if not fields:
             raise DataError("a sample needs at least one field", where=f"key {key!r}")
-        if self._tar is None:
-            self._open()
-        self._tar.write({"__key__": key, **encoded})
+        tar = self._tar or self._open()
+        for field in sorted(fields):
+            tar.addfile(_member(f"{key}.{field}", len(fields[field])), io.BytesIO(fields[field]))
         self._keys.add(key)
         self._num_open_samples += 1
         if self._num_open_samples == self.max_samples:
@@ -107,19 +120,26 @@ class ShardWriter:
             raise DataError("the key was written before", where=f"key {key!r}", mend="give each sample its own key")
 
     def _next_path(self) -> Path:
-        return self.folder / f"{self.prefix}-{len(self.shards):05d}.tar"
+        path = self.folder / f"{self.prefix}-{self.first_number + len(self.shards):05d}.tar"
+        if path.exists():
+            raise UsageError(
+                "the folder already holds a shard of this name",
+                where=str(path),
+                meaning="nothing was overwritten",
+                mend="choose another folder or another prefix",
+            )
+        return path
 
-    def _open(self) -> None:
-        import webdataset  # here, because it loads torch (2 s), which no other part of data_tools needs
-
-        self._file = temporary_name(self._next_path()).open("wb")  # closed in _finish or _abandon
-        self._tar = webdataset.TarWriter(
-            self._file, encoder=False, mtime=0, user="mmvit", group="mmvit", mode=0o644, format="PAX_FORMAT"
-        )
+    def _open(self) -> tarfile.TarFile:
+        self._final = self._next_path()
+        self._file = temporary_name(self._final).open("wb")  # closed in _finish or _abandon
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        return self._tar
 
     def _finish(self) -> None:
         assert self._file is not None
-        final = self._next_path()
+        assert self._tar is not None
+        final = self._final
         temporary = temporary_name(final)
         try:
             self._tar.close()
@@ -137,13 +157,21 @@ class ShardWriter:
         self._num_open_samples = 0
 
     def _abandon(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._tar is not None:
             with contextlib.suppress(OSError, ValueError):  # the disk is full, or the file is closed already
                 self._tar.close()
             with contextlib.suppress(OSError):
                 self._file.close()
-            temporary_name(self._next_path()).unlink(missing_ok=True)
+            temporary_name(self._final).unlink(missing_ok=True)
         self._file = self._tar = None
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)  # its time is 0: equal samples give equal bytes
+    member.size = size
+    member.mode = 0o644
+    member.uname = member.gname = "mmvit"
+    return member
 
 
 def _encode(key: str, field: str, value: object) -> bytes:

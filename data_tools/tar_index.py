@@ -1,60 +1,45 @@
-r"""The sidecar index of a shard, `NAME.tar.idx`: for each sample the offset, size and SHA-256 of its members.
-
-Layout of version 1 (little-endian), so that opening costs the same for every shard size:
-
-    MMVIT-TAR-INDEX 1\n                  magic line
-    {"body_offset": ..., ...}\n          one line of JSON, see `_HEADER_KEYS`; `header_sha256` covers the rest of it
-    zero bytes up to body_offset         a multiple of 64
-    body                                 arrays, each aligned to 8 bytes, placed by the header's `arrays`:
-      keys           u1 [K]              the UTF-8 keys, one after the other
-      key_offsets    u8 [n + 1]          key i is keys[key_offsets[i]:key_offsets[i + 1]]
-      FIELD.offset   i8 [n]              where the member's bytes begin in the tar; -1 = the sample lacks the field
-      FIELD.size     i8 [n]
-      FIELD.sha256   u1 [n, 32]
+"""Makes, opens and renews the index of a shard: for each sample the offset, size and SHA-256 of its members.
 
 Keys follow webdataset: the base name is split at its first dot, the folder is part of the key, members called `__x__`
-are skipped and fields are lower-cased. `data_tools.tar_scan` reads the tar.
+are skipped and fields are lower-cased. `data_tools.tar_scan` reads the tar, `data_tools.index_file` is the format.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_tools.atomic import write_atomic
-from data_tools.errors import CheckpointError
-from data_tools.tar_scan import ScannedTar, scan_tar
+from data_tools.engine import run_tasks
+from data_tools.errors import CheckpointError, DataError
+from data_tools.index_file import MAGIC, MAX_HEAD_BYTES, OLD_MAGIC, index_bytes, read_body, read_header
+from data_tools.progress import track
+from data_tools.storage import ByteFile, Place, beside, is_url, open_file, same_file, shown
+from data_tools.tar_scan import Member, Problem, ScannedTar, scan_tar
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"MMVIT-TAR-INDEX 1\n"
-_ALIGN = 64
-_MAX_HEADER_BYTES = 1 << 20
-_HEADER_KEYS = {
-    "arrays",  # name -> [offset in the body, numpy type, shape]
-    "body_offset",
-    "body_sha256",
-    "body_size",
-    "fields",  # sorted field names
-    "ignored",  # suffix -> number of members that no sample uses
-    "num_samples",
-    "tar_mtime_ns",
-    "tar_size",
-    "header_sha256",
-}
+_MANY_BYTES = 1 << 30
+_MAX_MAPS = 256  # each holds a file open
+_maps: deque[weakref.ref[ShardIndex]] = deque()
 
 
-def index_path(tar: str | os.PathLike[str]) -> Path:
-    """Return the path of the sidecar index of `tar`."""
+def index_path(tar: Place) -> Path:
+    """Return the path of the index of `tar`: beside it, or in the user's cache folder for a URL."""
+    if isinstance(tar, str) and is_url(tar):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "mmvit" / "indexes" / f"{hashlib.sha256(same_file(tar).encode()).hexdigest()}.idx"
     return Path(f"{os.fspath(tar)}.idx")
 
 
@@ -62,26 +47,30 @@ class ShardIndex:
     """The index of one shard; the header is read at once, the body is memory-mapped and checked on first use.
 
     Args:
-        tar: path of the shard.
+        tar: path or URL of the shard.
         data: the whole index, for an index that is not on disk; None reads `index_path(tar)`.
 
     Raises:
         CheckpointError: the index is damaged (at once for the header and the file size, on first use for the body).
     """
 
-    def __init__(self, tar: str | os.PathLike[str], data: bytes | None = None):
-        self.tar = Path(tar)
+    def __init__(self, tar: Place, data: bytes | None = None):
+        self.tar = tar
         self._data = data
         self._arrays: dict[str, np.ndarray[Any, Any]] | None = None
-        if data is not None:
-            self.header = _parse_header(data[: len(MAGIC) + _MAX_HEADER_BYTES], len(data), self.tar)
-        else:
-            with index_path(tar).open("rb") as file:
-                head = file.readline(len(MAGIC)) + file.readline(_MAX_HEADER_BYTES)
-                self.header = _parse_header(head, os.fstat(file.fileno()).st_size, self.tar)
+        try:
+            if data is not None:
+                self.header = read_header(data[:MAX_HEAD_BYTES], len(data))
+            else:
+                with index_path(tar).open("rb") as file:
+                    head = file.readline(len(MAGIC)) + file.readline(MAX_HEAD_BYTES)
+                    self.header = read_header(head, os.fstat(file.fileno()).st_size)
+        except (OSError, ValueError) as error:
+            raise _damaged(tar, error) from error
         self.num_samples: int = self.header["num_samples"]
         self.fields: tuple[str, ...] = tuple(self.header["fields"])
         self.ignored: dict[str, int] = self.header["ignored"]
+        self.problem_counts: dict[str, int] = self.header["problems"]
         self.tar_size: int = self.header["tar_size"]
 
     def __len__(self) -> int:
@@ -94,7 +83,7 @@ class ShardIndex:
         """Return the key of sample `i`, without the shard's name."""
         arrays = self._body()
         start, stop = arrays["key_offsets"][self._checked(i) : i + 2].tolist()
-        return arrays["keys"][start:stop].tobytes().decode()
+        return arrays["keys"][start:stop].tobytes().decode("utf-8", "replace")
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all samples in their order."""
@@ -102,156 +91,223 @@ class ShardIndex:
 
     def locate(self, i: int) -> dict[str, tuple[int, int]]:
         """Return field -> (offset, size) in bytes, of the fields that sample `i` has."""
-        arrays = self._body()
-        self._checked(i)
-        places = {field: (int(arrays[f"{field}.offset"][i]), int(arrays[f"{field}.size"][i])) for field in self.fields}
-        return {field: place for field, place in places.items() if place[0] >= 0}
+        row = self._body()["places"][self._checked(i)].tolist()
+        return {
+            field: (row[j], row[j + 1])
+            for field, j in zip(self.fields, range(0, len(row), 2), strict=True)
+            if row[j] >= 0
+        }
 
     def digest(self, i: int, field: str) -> bytes:
         """Return the SHA-256 (32 bytes) of one member as it was when the index was made."""
-        return bytes(self._body()[f"{field}.sha256"][self._checked(i)])
+        return bytes(self._body()["sha256"][self._checked(i), self.fields.index(field)])
 
-    def is_fresh(self, stat: os.stat_result) -> bool:
+    def problems(self) -> list[Problem]:
+        """Return what was wrong with the tar when it was indexed."""
+        lines = self._body()["problems"].tobytes().splitlines()
+        try:
+            rows = [json.loads(line) for line in lines]
+            return [Problem(str(cause), int(offset), str(key), str(detail)) for cause, offset, key, detail in rows]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _damaged(self.tar, "its list of problems cannot be read") from error
+
+    def scanned(self) -> ScannedTar:
+        """Return the index as the scan that it was made of."""
+        samples = [
+            {field: Member(*place, self.digest(i, field)) for field, place in self.locate(i).items()}
+            for i in range(self.num_samples)
+        ]
+        ignored = Counter(self.ignored)
+        return ScannedTar(
+            self.tar_size, self.header["tar_mtime_ns"], list(self.keys()), samples, ignored, self.problems()
+        )
+
+    def is_fresh(self, file: ByteFile) -> bool:
         """Return whether the tar still has the size and time that it had when it was indexed."""
-        return bool(stat.st_size == self.tar_size and stat.st_mtime_ns == self.header["tar_mtime_ns"])
+        return file.size == self.tar_size and file.mtime_ns in (0, self.header["tar_mtime_ns"])
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.num_samples:
-            raise IndexError(f"{self.tar.name} has {self.num_samples} samples, not a sample {i}")
+            raise IndexError(f"{shown(self.tar)} has {self.num_samples} samples, not a sample {i}")
         return i
 
     def _body(self) -> dict[str, np.ndarray[Any, Any]]:
-        if self._arrays is None:
-            self._arrays = _map_body(self.header, self._data, self.tar)
-        return self._arrays
+        arrays = self._arrays
+        if arrays is not None:
+            return arrays
+        try:
+            if self._data is not None:
+                arrays = self._arrays = read_body(self.header, self._data)
+            else:
+                with index_path(self.tar).open("rb") as file:
+                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                arrays = self._arrays = read_body(self.header, data)
+                _maps.append(weakref.ref(self))
+        except (OSError, ValueError) as error:
+            raise _damaged(self.tar, error) from error
+        while len(_maps) > _MAX_MAPS:
+            oldest = _maps.popleft()()
+            if oldest is not None:
+                oldest._arrays = None  # threads that use it hold it
+        return arrays
 
 
-def build_index(tar: str | os.PathLike[str]) -> ShardIndex:
-    """Read the whole tar and write its index beside it.
+def build_index(tar: Place) -> ShardIndex:
+    """Read the whole tar and write its index.
 
-    A folder that cannot be written gives an index in memory, with a logged notice.
+    A folder that cannot be written, or a full disk, gives an index in memory, with a logged notice.
 
     Raises:
-        DataError: the tar is compressed, truncated, damaged, empty, or its members form no clean samples.
+        DataError: the tar is missing, compressed or holds no sample.
     """
-    data = index_bytes(scan_tar(tar))
+    return _write(tar, scan_tar(tar))
+
+
+def open_index(tar: Place) -> ShardIndex:
+    """Open the index of `tar`; it is made on first use.
+
+    A tar whose size or time is no longer the index's is read again. Where all samples of the index are still there, the
+    index is renewed. Where some differ, the index stays the truth: it is returned with the places where samples are now
+    and `changed` in its header, so that what is read is compared with its hash.
+
+    Raises:
+        CheckpointError: the index is damaged (it is not replaced in silence, because its hashes are what shows damage
+            of the tar), or none of its samples is still in the tar.
+        DataError: the tar is missing, or `build_index` refuses it.
+    """
+    if not _is_missing(index_path(tar)):
+        index = ShardIndex(tar)
+    elif isinstance(tar, str) and is_url(tar):
+        index = _fetch(tar) or build_index(tar)
+    else:
+        index = build_index(tar)
+    return index if index.is_fresh(open_file(tar)) else _renewed(index)
+
+
+def open_indexes(
+    tars: Sequence[Place], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
+) -> list[ShardIndex]:
+    """Open the indexes of many tars; those that are missing, or all for `rebuild`, are made in parallel.
+
+    Args:
+        tars: the shards, as from `data_tools.expand.expand_shards`.
+        rebuild: make every index again.
+        num_workers: threads or processes; None takes one a core.
+        engine: see `run_tasks`. None works in threads of this process: they share Python's lock, and two are little
+            faster than one. "local" takes processes where there is more than a second's work for them.
+
+    Raises:
+        CheckpointError, DataError: as `open_index`.
+    """
+    missing = [tar for tar in tars if rebuild or _is_missing(index_path(tar))]
+    make = build_index if rebuild else open_index
+    num_threads = num_workers or min(16, os.cpu_count() or 1)
+    if any(isinstance(tar, str) for tar in tars):
+        num_threads = 16  # they wait for answers, not for a core
+    with ThreadPoolExecutor(num_threads) as pool:
+        if engine is None or (engine == "local" and _local_bytes(missing) < _MANY_BYTES):
+            done: Iterator[tuple[int, ShardIndex]] = enumerate(pool.map(make, missing))
+        else:
+            done = run_tasks(make, missing, num_workers=num_workers, engine=engine)
+        made = {missing[number]: index for number, index in track(done, len(missing), "indexing shards")}
+        return list(pool.map(lambda tar: made[tar] if tar in made else open_index(tar), tars))
+
+
+def _local_bytes(tars: Sequence[Place]) -> int:
+    paths = [Path(tar) for tar in tars if not isinstance(tar, str)]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _fetch(url: str) -> ShardIndex | None:
+    """Copy the index that stands beside a remote shard into the cache, None where there is none."""
+    tar = open_file(url)
     try:
-        write_atomic(index_path(tar), data)
+        file = open_file(beside(url, ".idx"))
+        data = file.read(0, file.size) if file.read(0, len(MAGIC)) == MAGIC else None  # some servers send a page
+    except DataError:
+        data = None
+    if data is not None:
+        # It was made of a local file: from here on the server's time is what tells a change.
+        return _write(url, ShardIndex(url, data).scanned()._replace(mtime_ns=tar.mtime_ns))
+    logger.info(
+        "%s has no index beside it: its %.1f MiB are read once, the index is kept in %s",
+        *(shown(url), tar.size / 2**20, index_path(url).parent),
+    )
+    return None
+
+
+def _write(tar: Place, scan: ScannedTar) -> ShardIndex:
+    data = index_bytes(scan)
+    path = index_path(tar)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        logger.warning("%s cannot be written (%s); the index is kept in memory", index_path(tar), error.strerror)
+        logger.warning("%s cannot be written (%s); the index is kept in memory", path, error.strerror)
         return ShardIndex(tar, data)
     return ShardIndex(tar)
 
 
-def open_index(tar: str | os.PathLike[str]) -> ShardIndex:
-    """Open the index of `tar`; it is made on first use, and made again when the tar has changed.
-
-    Raises:
-        CheckpointError: the index is damaged. It is not replaced in silence, because its hashes are what shows
-            damage of the tar.
-        DataError: the tar is missing, or `build_index` refuses it.
-    """
-    if not index_path(tar).exists():
-        return build_index(tar)
-    index = ShardIndex(tar)
-    if not Path(tar).exists():
-        scan_tar(tar)  # raises: the shard is missing
-    if index.is_fresh(Path(tar).stat()):
-        return index
-    old_body = index.header["body_sha256"]
-    index = build_index(tar)
-    same = "its samples are the same" if index.header["body_sha256"] == old_body else "its samples have changed"
-    logger.warning("%s: size or time differs from the index, which was made again; %s", os.fspath(tar), same)
-    return index
-
-
-def index_bytes(scan: ScannedTar) -> bytes:
-    """Return the content of the index file of a scanned tar."""
-    keys = [key.encode() for key in scan.keys]
-    arrays: dict[str, np.ndarray[Any, Any]] = {
-        "keys": np.frombuffer(b"".join(keys), "u1"),
-        "key_offsets": np.concatenate([[0], np.cumsum([len(key) for key in keys])]).astype("<u8"),
-    }
-    fields = sorted({field for sample in scan.samples for field in sample})
-    for field in fields:
-        members = [sample.get(field) for sample in scan.samples]
-        arrays[f"{field}.offset"] = np.array([m.offset if m else -1 for m in members], "<i8")
-        arrays[f"{field}.size"] = np.array([m.size if m else 0 for m in members], "<i8")
-        digests = b"".join(m.sha256 if m else bytes(32) for m in members)
-        arrays[f"{field}.sha256"] = np.frombuffer(digests, "u1").reshape(-1, 32)
-    places: dict[str, tuple[int, str, list[int]]] = {}
-    body = bytearray()
-    for name, array in arrays.items():
-        body += bytes(-len(body) % 8)
-        places[name] = (len(body), array.dtype.str.lstrip("|"), list(array.shape))
-        body += array.tobytes()
-    header: dict[str, Any] = {
-        "arrays": places,
-        "body_sha256": hashlib.sha256(body).hexdigest(),
-        "body_size": len(body),
-        "fields": fields,
-        "ignored": dict(sorted(scan.ignored.items())),
-        "num_samples": len(keys),
-        "tar_mtime_ns": scan.mtime_ns,
-        "tar_size": scan.size,
-    }
-    head_size = len(MAGIC) + len(_dump_header({**header, "body_offset": 10**12}))
-    header["body_offset"] = head_size + -head_size % _ALIGN
-    head = MAGIC + _dump_header(header)
-    return head + bytes(header["body_offset"] - len(head)) + bytes(body)
-
-
-def _dump_header(header: Mapping[str, Any]) -> bytes:
-    signed = {**header, "header_sha256": _header_sha256(header)}
-    return json.dumps(signed, sort_keys=True).encode() + b"\n"
-
-
-def _header_sha256(header: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in header.items() if name != "header_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _parse_header(head: bytes, file_size: int, tar: Path) -> dict[str, Any]:
-    line, newline, _ = head[len(MAGIC) :].partition(b"\n")
+def _is_missing(path: Path) -> bool:
+    """Return whether there is no index, or one in the format before."""
     try:
-        header = json.loads(line) if head.startswith(MAGIC) and newline else None
-    except ValueError:
-        header = None
-    if not isinstance(header, dict) or set(header) != _HEADER_KEYS:
-        raise _damaged(tar, "its header cannot be read")
-    if header["header_sha256"] != _header_sha256(header):
-        raise _damaged(tar, "its header does not match its hash")
-    if file_size != header["body_offset"] + header["body_size"]:
-        raise _damaged(tar, f"it has {file_size} bytes instead of {header['body_offset'] + header['body_size']}")
-    return header
+        with path.open("rb") as file:
+            return file.read(len(OLD_MAGIC)) == OLD_MAGIC
+    except FileNotFoundError:
+        return True
+    except OSError:  # told when it is opened
+        return False
 
 
-def _map_body(header: dict[str, Any], data: bytes | None, tar: Path) -> dict[str, np.ndarray[Any, Any]]:
-    buffer: bytes | mmap.mmap
-    if data is not None:
-        buffer = data
-    else:
-        with index_path(tar).open("rb") as file:
-            if os.fstat(file.fileno()).st_size != header["body_offset"] + header["body_size"]:
-                raise _damaged(tar, "it has changed since it was opened")
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = header["body_offset"]
-    body = memoryview(buffer)[start:]
-    if hashlib.sha256(body).hexdigest() != header["body_sha256"]:
-        raise _damaged(tar, "its body does not match its hash")
-    return {
-        name: np.frombuffer(buffer, dtype, int(np.prod(shape)), start + offset).reshape(shape)
-        for name, (offset, dtype, shape) in header["arrays"].items()
-    }
+def _renewed(index: ShardIndex) -> ShardIndex:
+    """Return the index of a tar that was touched: renewed, or the old one with the places where samples are now."""
+    old, new, file = index.scanned(), scan_tar(index.tar), open_file(index.tar)
+    found = dict(zip(new.keys, new.samples, strict=True))
+    samples, lost = [], []
+    unseen = 0  # by the scan: without an index they would be lost
+    for key, sample in zip(old.keys, old.samples, strict=True):
+        now = {field: member for field, member in found.get(key, {}).items() if _is_same(member, sample.get(field))}
+        samples.append(sample | now)
+        missing = [member for field, member in sample.items() if field not in now]
+        unseen += bool(missing)
+        if any(hashlib.sha256(file.read(member.offset, member.size)).digest() != member.sha256 for member in missing):
+            offset = min(member.offset for member in sample.values())
+            lost.append(Problem("hash", offset, key, "it is not as it was when the tar was indexed"))
+            samples[-1] = {field: _cut(member, new.size) for field, member in samples[-1].items()}
+    name = shown(index.tar)
+    if not unseen:
+        renewed = _write(index.tar, new)
+        if renewed.header["content_sha256"] != index.header["content_sha256"]:
+            change = "samples or fields were added, or their order was changed"
+            logger.warning("%s: since it was indexed, %s: %d samples, now %d", name, change, len(index), len(renewed))
+        return renewed
+    mend = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {name}"
+    if len(lost) == len(samples):
+        what = f"this is not the shard that was indexed: all of its {len(lost)} samples are gone or differ"
+        raise CheckpointError(what, where=name, meaning="nothing was read from it", mend=mend)
+    became = f"{len(lost)} of {len(samples)} samples are gone or differ and will be left out"
+    if not lost:
+        became = f"there is damage, but all {len(samples)} samples are whole"
+    logger.warning("%s has changed since it was indexed: %s\n  mend: %s", name, became, mend)
+    merged = ScannedTar(new.size, new.mtime_ns, old.keys, samples, new.ignored, old.problems + lost)
+    return ShardIndex(index.tar, index_bytes(merged, len(lost)))
 
 
-def _damaged(tar: Path, how: str) -> CheckpointError:
+def _is_same(member: Member, indexed: Member | None) -> bool:
+    return indexed is not None and member.sha256 == indexed.sha256
+
+
+def _cut(member: Member, tar_size: int) -> Member:
+    """Return the part of a member that lies within the tar; what is read of it does not have its hash."""
+    offset = min(member.offset, tar_size)
+    return Member(offset, min(member.size, tar_size - offset), member.sha256)
+
+
+def _damaged(tar: Place, how: object) -> CheckpointError:
     path = index_path(tar)
     return CheckpointError(
         f"the shard index is damaged: {how}",
         where=str(path),
         meaning="nothing was read from the shard; the shard itself is not changed",
-        mend=f"mmvit-data index --rebuild {tar}",
+        mend=f"mmvit-data index --rebuild {shown(tar)}",
     )

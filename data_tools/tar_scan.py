@@ -1,31 +1,37 @@
-"""Reads a tar from end to end and groups its members into samples, strictly: whatever would lose data is an error.
+"""Reads a tar from end to end and groups its members into samples; whatever would be lost is told as a `Problem`.
 
-The standard library ends silently at a damaged header, at zero bytes inside the archive and at a cut; this scan does
-not: the members must reach up to an end-of-archive block, and only some zero bytes may follow it. What no scan of a tar
-can see is a last sample that was overwritten with zeros from its header on; only an index made before shows it.
+What no scan of a tar can see is a change inside a member's bytes, or a last sample that was overwritten with zeros from
+its header on; only an index made before shows these.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.errors import DataError
+from data_tools.storage import ByteFile, Place, open_file, shown
+from data_tools.tar_headers import Damage, Entry, Window, walk
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 FIELDS = (*IMAGE_FIELDS, "txt", "json", "cls")
 
-_BLOCK = 512
-_CHUNK = 1 << 20
-_MAX_PADDING = 1 << 20  # a tar ends with zero bytes up to a full record: 10 KiB by default, more with `tar -b`
-_NAME_RULE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset 1.0: tariterators.base_plus_ext
+# Problems that cost no sample; those that do are named in `errors.CAUSES`.
+NOTICES = {
+    "non-adjacent": "members of a sample lie apart; they are joined here, but webdataset would tear the sample",
+    "copy": "a member is stored twice with the same bytes; one is used",
+    "missing-field": "the sample lacks a field that most of the shard's samples have",
+    "ignored-dotted": "a dot inside a file's name makes a field of it that is not read",
+    "unsafe": "a pickle, a link, a device, or a name that leaves the archive; never opened, followed or written",
+}
+
+_NAME_RULE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset 1.0: tariterators.base_plus_ext
 _META_RULE = re.compile(r"__[^/]*__($|/)")  # webdataset 1.0: tar_file_iterator(skip_meta=...)
+_LINKS = (b"1", b"2", b"3", b"4", b"6")  # and devices
+_IMAGE = "image"  # one of IMAGE_FIELDS, whichever
+_PICKLE = "is a pickle, which runs code when it is loaded"
+_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib", "dill")
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
 
@@ -37,6 +43,15 @@ class Member(NamedTuple):
     sha256: bytes
 
 
+class Problem(NamedTuple):
+    """Something that is lost (a cause of `errors.CAUSES`) or noteworthy (`NOTICES`); key "" where it is not known."""
+
+    cause: str
+    offset: int
+    key: str
+    detail: str
+
+
 class ScannedTar(NamedTuple):
     """The samples of a tar: `samples[i]` maps the fields of `keys[i]` to their members."""
 
@@ -45,151 +60,175 @@ class ScannedTar(NamedTuple):
     keys: list[str]
     samples: list[dict[str, Member]]
     ignored: Counter[str]
+    problems: list[Problem]
 
 
-def scan_tar(tar: str | os.PathLike[str]) -> ScannedTar:
-    """Read the tar once and return its samples.
+def scan_tar(tar: Place, file: ByteFile | None = None) -> ScannedTar:
+    """Read the tar once, from `file` where it is open already; return its samples and all that is wrong with it.
 
+    After damage the scan goes on at the next whole header, so that a fault costs the one or two samples it lies in.
     Members whose suffix is not in `FIELDS`, links and files without a suffix are ignored and counted by suffix.
 
     Raises:
-        DataError: missing, compressed, truncated or damaged tar; members of a key that are not adjacent; a field that
-            a sample has twice; no sample at all.
+        DataError: missing, compressed, or no sample at all.
     """
-    path = Path(tar)
-    if not path.is_file():
-        raise DataError("the shard does not exist", where=str(path), mend="check the path and the spelling")
-    with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        _refuse_compressed(path, file.read(8))
-        grouping = _Grouping(path)
-        for info in _members(path, file.fileno(), stat.st_size):
-            grouping.add(info, file.fileno())
-    if not any(grouping.samples.values()):
-        ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.items()) or "none"
+    file = file or open_file(tar)
+    _refuse_compressed(tar, file.read(0, 8))
+    grouping = _Grouping()
+    for found in walk(Window(file)):
+        if isinstance(found, Damage):
+            grouping.add_damage(found)
+        else:
+            grouping.add(found)
+    samples = grouping.finish()
+    if not samples:
+        ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.most_common(5)) or "none"
+        first = f"; {grouping.problems[0].detail}" if grouping.problems else ""
         raise DataError(
-            f"the shard holds no sample (files of other kinds: {ignored})",
-            where=str(path),
-            mend=f"a sample needs a field of: {' '.join(FIELDS)}",
+            f"the shard holds no sample (files of other kinds: {ignored}){first}",
+            where=shown(tar),
+            mend=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or make the shard again",
         )
-    samples = {key: sample for key, sample in grouping.samples.items() if sample}
-    return ScannedTar(stat.st_size, stat.st_mtime_ns, list(samples), list(samples.values()), grouping.ignored)
+    problems = sorted(grouping.problems, key=lambda problem: problem.offset)
+    return ScannedTar(file.size, file.mtime_ns, list(samples), list(samples.values()), grouping.ignored, problems)
+
+
+class _Run:
+    """Neighbouring members of one key."""
+
+    def __init__(self, key: str, offset: int):
+        self.key = key
+        self.offset = offset
+        self.members: dict[str, Member] = {}
+        self.conflict = ""  # the field that is there twice with different bytes
+        self.dotted = ""  # an ignored field such as v2.jpg
+        self.near_damage = False
 
 
 class _Grouping:
-    """Collects members into samples and refuses what is not one clean run of members a key."""
+    """Collects members into runs, and runs into samples."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.samples: dict[str, dict[str, Member]] = {}
+    def __init__(self) -> None:
+        self.runs: list[_Run] = []
         self.ignored: Counter[str] = Counter()
-        self._first_offsets: dict[str, int] = {}
-        self._current: str | None = None
+        self.problems: list[Problem] = []
+        self._after_damage = False
 
-    def add(self, info: tarfile.TarInfo, fd: int) -> None:
-        if info.isdir() or _META_RULE.match(info.name):
+    def add_damage(self, damage: Damage) -> None:
+        """Note the damage and that its neighbours may have lost members."""
+        cause = "truncated" if damage.truncated else "damaged"
+        detail = f"{damage.detail}: bytes {damage.offset} to {damage.stop} are lost"
+        self.problems.append(Problem(cause, damage.offset, "", detail))
+        if self.runs:
+            run = self.runs[-1]
+            run.near_damage = True
+            for field in [field for field, member in run.members.items() if member.offset > damage.offset]:
+                del run.members[field]  # its own header is what is damaged
+        self._after_damage = True
+
+    def add(self, entry: Entry) -> None:
+        """Add one member to the run it belongs to."""
+        name = entry.name.decode("utf-8", "backslashreplace")  # a key is always valid text
+        if entry.kind in (b"5", b"V") or ("__" in name and _META_RULE.match(name)):
             return
-        if not info.isreg():
-            self.ignored["(link or device)"] += 1
-            return
-        if info.issparse():
-            raise self._error(info, "a sparse member cannot be read by offset", "pack the files with tar without -S")
-        match = _NAME_RULE.match(_printable(info.name))
-        if match is None:
-            self.ignored["(no suffix)"] += 1
-            return
-        key, field = match.group(1), match.group(2).lower()
-        self._enter(key, info)
+        hidden = name.startswith(".", name.rfind("/") + 1)  # as "._a.jpg", which tar adds on macOS
+        match = None if hidden else _NAME_RULE.match(name)
+        key, suffix = match.groups() if match else ("", "")
+        field = suffix.lower()
+        unsafe = _unsafe(entry.kind, name, field)
+        if unsafe:
+            self.problems.append(Problem("unsafe", entry.offset, key, f"{name!r} {unsafe}"))
+        if match and entry.kind == b"0" and unsafe in ("", _PICKLE):
+            self._add_field(key, field, entry)
+        else:
+            self.ignored["(link, device or unsafe name)" if match else "(no suffix)"] += 1
+
+    def _add_field(self, key: str, field: str, entry: Entry) -> None:
+        if not self.runs or self.runs[-1].key != key:
+            self.runs.append(_Run(key, entry.offset))
+        run = self.runs[-1]
+        run.near_damage |= self._after_damage
+        self._after_damage = False
         if field not in FIELDS:
             self.ignored[field] += 1
+            if field.rpartition(".")[2] in FIELDS:
+                run.dotted = field
             return
-        if field in self.samples[key]:
-            raise self._error(info, f"key {key!r} has the field {field!r} twice", "give each sample its own key")
-        self.samples[key][field] = Member(info.offset_data, info.size, _digest(fd, info.offset_data, info.size))
+        member = Member(entry.data_offset, entry.size, entry.sha256)
+        if field not in run.members:
+            run.members[field] = member
+        elif run.members[field].sha256 == member.sha256:
+            self.problems.append(Problem("copy", entry.offset, key, f".{field} is stored twice"))
+        else:
+            run.conflict = field
 
-    def _enter(self, key: str, info: tarfile.TarInfo) -> None:
-        if key == self._current:
+    def finish(self) -> dict[str, dict[str, Member]]:
+        """Join the runs to samples, in the order of their first members."""
+        samples: dict[str, dict[str, Member]] = {}
+        near_damage = set()
+        for run in self.runs:
+            if run.near_damage:
+                near_damage.add(run.key)
+            if run.conflict:
+                detail = f".{run.conflict} is there twice, with different content"
+                self.problems.append(Problem("double-field", run.offset, run.key, detail))
+            elif not run.members:
+                if run.dotted:
+                    detail = f"its files end in .{run.dotted}: a key ends at the first dot of a file's name"
+                    self.problems.append(Problem("dotted-name", run.offset, run.key, detail))
+            else:
+                if run.dotted:
+                    self.problems.append(Problem("ignored-dotted", run.offset, run.key, f".{run.dotted} is not read"))
+                self._join(samples, run)
+        self._tell_missing(samples, near_damage)
+        return samples
+
+    def _join(self, samples: dict[str, dict[str, Member]], run: _Run) -> None:
+        """Add a run to the samples: to one of the same key only where nothing contradicts."""
+        have = samples.setdefault(run.key, run.members)
+        if have is run.members:
             return
-        if key in self.samples:
-            what = f"the members of key {key!r} are not adjacent: one is at byte {self._first_offsets[key]}"
-            raise self._error(
-                info, what, "pack the files in the order of their names: tar --sort=name -cf NEW.tar FOLDER"
-            )
-        self._current = key
-        self._first_offsets[key] = info.offset
-        self.samples[key] = {}
+        first = min(member.offset for member in have.values())
+        if any(have[field].sha256 != run.members[field].sha256 for field in have.keys() & run.members.keys()):
+            detail = f"a sample with the same key and other content is at byte {first}; that one is used"
+            self.problems.append(Problem("double-key", run.offset, run.key, detail))
+        elif run.members.keys() <= have.keys():
+            self.problems.append(Problem("copy", run.offset, run.key, f"the same is at byte {first}"))
+        else:
+            self.problems.append(Problem("non-adjacent", run.offset, run.key, f"its other members are at byte {first}"))
+            samples[run.key] = run.members | have
 
-    def _error(self, info: tarfile.TarInfo, what: str, mend: str) -> DataError:
-        where = f"{self.path}, member {_printable(info.name)!r} at byte {info.offset}"
-        return DataError(what, where=where, meaning="the shard was not indexed", mend=mend)
-
-
-def _members(path: Path, fd: int, tar_size: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the members in order, then check that the archive ends as an archive should."""
-    end = 0
-    try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as archive:
-            while (info := archive.next()) is not None:
-                start, end = end, archive.offset  # where the next header should be
-                if end <= start or info.size < 0:
-                    raise _broken(path, start, "the header here is damaged")
-                if end > tar_size:
-                    raise _truncated(path, f"member {_printable(info.name)!r} at byte {info.offset} is cut")
-                yield info
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"the file is not a readable tar ({error})", where=str(path), mend="get or make the shard again"
-        ) from error
-    header = os.pread(fd, _BLOCK, end)
-    if len(header) < _BLOCK:
-        raise _truncated(path, f"the archive stops at byte {tar_size} without its end mark")
-    if any(header):
-        raise _broken(path, end, "the header here is damaged")
-    if tar_size - end > _MAX_PADDING:
-        raise _broken(path, end, f"its last {tar_size - end} bytes are not part of any member")
-    for start in range(end + _BLOCK, tar_size, _CHUNK):
-        chunk = os.pread(fd, _CHUNK, start)
-        if any(chunk):
-            first = start + len(chunk) - len(chunk.lstrip(b"\0"))
-            raise _broken(path, first, "there is data after the end mark (zero bytes inside, or two tars in one file)")
+    def _tell_missing(self, samples: dict[str, dict[str, Member]], near_damage: set[str]) -> None:
+        """Tell which samples lack what most have; beside damage it may have been lost, so leave them out there."""
+        kinds = {key: {_IMAGE if field in IMAGE_FIELDS else field for field in samples[key]} for key in samples}
+        counts = Counter(kind for of_sample in kinds.values() for kind in of_sample)
+        usual = {kind for kind, count in counts.items() if 2 * count > len(samples)}
+        for key, of_sample in kinds.items():
+            if missing := usual - of_sample:
+                offset = min(member.offset for member in samples[key].values())
+                detail = f"it has no {' '.join(sorted(missing))}"
+                if key in near_damage:
+                    self.problems.append(Problem("damaged", offset, key, f"{detail}, lost in the damage beside it"))
+                    del samples[key]
+                else:
+                    self.problems.append(Problem("missing-field", offset, key, detail))
 
 
-def _truncated(path: Path, how: str) -> DataError:
-    return DataError(
-        f"the shard is truncated: {how}",
-        where=str(path),
-        meaning="the shard was not indexed",
-        mend="copy or download the shard again",
-    )
+def _unsafe(kind: bytes, name: str, field: str) -> str:
+    """Return why a member must not be touched, "" where it is harmless."""
+    if kind in _LINKS:
+        return "is a link or a device"
+    if name.startswith("/") or (".." in name and ".." in name.split("/")):
+        return "would leave the folder that it is unpacked into"
+    return _PICKLE if field not in FIELDS and field.rpartition(".")[2] in _PICKLES else ""
 
 
-def _broken(path: Path, offset: int, how: str) -> DataError:
-    return DataError(
-        f"the shard is damaged: {how}",
-        where=f"{path}, byte {offset}",
-        meaning="what follows would be lost in silence; the shard was not indexed",
-        mend="copy, download or make the shard again",
-    )
-
-
-def _refuse_compressed(path: Path, head: bytes) -> None:
+def _refuse_compressed(tar: Place, head: bytes) -> None:
     for magic, program in _COMPRESSED.items():
         if head.startswith(magic):
             raise DataError(
                 "a compressed tar cannot be read by offset",
-                where=str(path),
+                where=shown(tar),
                 meaning="images are compressed already, a plain tar is hardly larger",
-                mend=f"{program} {path}",
+                mend=f"{program} {shown(tar)}",
             )
-
-
-def _digest(fd: int, offset: int, size: int) -> bytes:
-    sha256 = hashlib.sha256()
-    for start in range(offset, offset + size, _CHUNK):
-        sha256.update(os.pread(fd, min(_CHUNK, offset + size - start), start))
-    return sha256.digest()
-
-
-def _printable(name: str) -> str:
-    r"""Return a member name with bytes that are not UTF-8 written as \xNN, so that a key is always valid text."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from data_tools.atomic import atomic_folder, fsync_dir
 from data_tools.errors import CheckpointError, ResourceError, UsageError
 from mmvit.config import from_tree
-from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from mmvit.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerConfig, build_tokenizer, resolve_tokenizer
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -26,7 +26,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 DESCRIPTION = "mmvit.json"
 WEIGHTS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +139,14 @@ def save_model(
     with atomic_folder(fresh) as building:
         _write_tensors(model.state_dict(), building / WEIGHTS)
         if tokenizer.kind == "file":
-            shutil.copyfile(tokenizer.path, building / TOKENIZER)
+            tokenizer = resolve_tokenizer(tokenizer)
+            shutil.copyfile(tokenizer.path, building / TOKENIZER_FILE)
         description = {
             "format_version": FORMAT_VERSION,
             "kind": "dual_encoder",
             "model": asdict(config),
             "preprocess": asdict(preprocess),
-            "tokenizer": {"kind": tokenizer.kind, "path": TOKENIZER if tokenizer.kind == "file" else ""},
+            "tokenizer": asdict(replace(tokenizer, path=TOKENIZER_FILE if tokenizer.kind == "file" else "")),
             "files": {path.name: file_sha256(path) for path in sorted(building.iterdir())},
         }
         (building / DESCRIPTION).write_text(json.dumps(description, indent=2))

@@ -12,7 +12,8 @@ from yaml import YAMLError
 
 from data_tools.errors import UsageError, did_you_mean
 from mmvit.data.batches import DataConfig
-from mmvit.data.prompts import check_template, configs_folder
+from mmvit.data.captions import check_captions
+from mmvit.data.prompts import configs_folder
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.models.dual_encoder import DualEncoderConfig
@@ -81,11 +82,18 @@ class PretrainConfig:
         _one_of("optim.name", self.optim.name, ("adamw", "muon"))
         _one_of("optim.decay", self.optim.decay, ("cosine", "linear"))
         _one_of("train.precision", self.train.precision, ("auto", "bf16", "fp32"))
+        _one_of("data.decode", self.data.decode, ("fast", "exact"))
         _one_of("model.image.pool", self.model.image.pool, ("class", "mean"))
         self._check_ranges()
         for i, caption in enumerate(self.data.captions):
-            for template in caption.templates:
-                check_template(template, where=f"data.captions[{i}].templates")
+            check_captions(caption, where=f"data.captions[{i}]")
+        if self.data.weights and len(self.data.weights) != len(self.data.train):
+            what = f"data.weights has {len(self.data.weights)} entries and data.train {len(self.data.train)}"
+            raise UsageError(what, where="data.weights", mend="give one weight for each entry of data.train, or none")
+        strength = self.data.augment.rand_augment
+        if strength is not None and not (len(strength) == 2 and strength[0] >= 1 and 0 <= strength[1] <= 30):
+            mend = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
+            raise UsageError(f"data.augment.rand_augment is {strength}", where="data.augment.rand_augment", mend=mend)
         if self.zero_shot.data and not self.zero_shot.class_names:
             raise UsageError("zero_shot.data has no class names", where="zero_shot.class_names", mend="name their file")
         if self.zero_shot.limit is not None and self.zero_shot.limit < 1:
@@ -105,6 +113,10 @@ class PretrainConfig:
             "train.keep_last": (self.train.keep_last, 1, None),
             "zero_shot.every": (self.zero_shot.every, 1, None),
             "data.num_workers": (self.data.num_workers, 0, None),
+            "data.prefetch_mb": (self.data.prefetch_mb, 1, None),
+            "data.stall_timeout_s": (self.data.stall_timeout_s, 1, None),
+            "data.max_bad_fraction": (self.data.max_bad_fraction, 0, 1),
+            "data.augment.flip": (self.data.augment.flip or 0, 0, 1),
             "number of data.captions": (len(self.data.captions), 1, None),
             "number of optim.betas": (len(self.optim.betas), 2, 2),
             "optim.warmup_share": (self.optim.warmup_share, 0, 1),

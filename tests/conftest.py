@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,26 @@ def tiny_data(cut_emoji: Callable[..., None], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("tiny")
     cut_emoji(folder, None, NUM_TRAIN, NUM_VAL)
     return folder
+
+
+@pytest.fixture(scope="session")
+def spoiled_data(tiny_data: Path) -> Callable[..., Path]:
+    """Write the training drawings into a folder of their own, with the pictures of the samples `broken` cut."""
+    from data_tools.expand import expand_shards
+    from data_tools.shard_writer import ShardWriter
+    from mmvit.data.shards import IndexedShards
+
+    def write(folder: Path, broken: Container[int], max_samples: int = 100) -> Path:
+        shards = IndexedShards(expand_shards(f"{tiny_data}/train-*.tar"))
+        with ShardWriter(folder, "train", max_samples=max_samples) as writer:
+            for i in range(len(shards)):
+                fields = shards.fields(i)
+                if i in broken:
+                    fields["png"] = fields["png"][: len(fields["png"]) // 2]
+                writer.copy(shards.key(i).split("/")[1], fields)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -260,6 +260,20 @@ def test_description_that_lacks_a_part_is_refused(model_folder: Path, key: str):
         load_model(model_folder)
 
 
+def test_model_folder_keeps_what_a_tokenizer_folder_says(model_folder: Path, tmp_path: Path):
+    loaded = load_model(model_folder)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copy(model_folder / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text('{"pad_token": "!"}')
+    tokenizer = checkpoint.TokenizerConfig("file", str(folder))
+    save_model(tmp_path / "out", loaded.model, loaded.config, loaded.preprocess, tokenizer)
+    shutil.rmtree(folder)
+    saved = load_model(tmp_path / "out").tokenizer
+    assert saved(["!"]).tolist()[0][-2] == saved.pad != loaded.tokenizer.pad
+    assert saved.end_of_text == loaded.tokenizer.end_of_text
+
+
 def test_saving_a_model_replaces_a_model_and_nothing_else(model_folder: Path, tmp_path: Path):
     loaded = load_model(model_folder)
     tokenizer = checkpoint.TokenizerConfig("file", str(model_folder / "tokenizer.json"))

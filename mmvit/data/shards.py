@@ -1,23 +1,25 @@
-"""Samples of many shards under one running number, read by offset: no member before the wanted one is touched."""
+"""Samples of many shards under one running number."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import logging
 import operator
-import os
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
-import numpy as np
+from data_tools.errors import SampleError, UsageError
+from data_tools.shard_reader import ShardReader
+from data_tools.storage import Place, name_of, shown
+from data_tools.tar_index import open_indexes
+from data_tools.tar_scan import IMAGE_FIELDS, NOTICES
 
-from data_tools.errors import DataError, UsageError
-from data_tools.tar_index import ShardIndex, open_index
-from data_tools.tar_scan import IMAGE_FIELDS
-
-_MAX_OPEN_FILES = 64
+logger = logging.getLogger(__name__)
 
 
 class RawSample(NamedTuple):
@@ -30,182 +32,138 @@ class RawSample(NamedTuple):
     label: int | None
 
 
-class _Found(NamedTuple):
-    """Sample `local` of shard number `shard`; `places` maps its fields to (offset, size)."""
-
-    shard: int
-    local: int
-    places: dict[str, tuple[int, int]]
-
-
 class IndexedShards:
     """The samples of `paths`, numbered 0 .. len - 1 in the order of the shards and, within a shard, of the tar.
 
-    Each process opens its own files when it first reads, at most 64 at a time, and reads with `pread`, so an object may
-    be used after a fork, by several threads, and may be sent to data loader workers.
+    It may be used after a fork, by several threads, and may be sent to data loader workers.
 
     Args:
         paths: the shards, as from `data_tools.expand.expand_shards`. An index that is missing or stale is made.
-        verify: compare each member that is read with the SHA-256 in the index. Bit rot in JPEG and WebP decodes
-            without an error in 19 of 20 cases; hashing costs about a millisecond a megabyte.
+        verify: compare each member that is read with the SHA-256 in the index, see `ShardReader`.
         require_caption: False gives "" where a sample has no `txt` (pictures that only have a label).
 
     Raises:
         UsageError: no paths.
-        DataError: a shard is missing, damaged or without samples.
+        DataError: a shard is missing or without samples.
         CheckpointError: an index is damaged.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], verify: bool = False, require_caption: bool = True):
+    def __init__(self, paths: Sequence[Place], verify: bool = False, require_caption: bool = True):
         if not paths:
             raise UsageError("no shards were given", mend="name a tar file, a folder of tars, or a pattern")
-        self.paths = [Path(path) for path in paths]
-        self.verify = verify
+        self.paths: list[Place] = [path if isinstance(path, str) else Path(path) for path in paths]
         self.require_caption = require_caption
-        self._indexes: list[ShardIndex] = [open_index(path) for path in self.paths]
-        self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self._indexes)
-        self._stops = np.cumsum(self.shard_sizes)
-        self._open_file = functools.lru_cache(_MAX_OPEN_FILES)(_open_shard)
+        self.reader = ShardReader(open_indexes(self.paths), verify)
+        self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self.reader.indexes)
+        self._stops = list(accumulate(self.shard_sizes))
+        lost = Counter(error.cause for error in self.lost())
+        if lost:
+            causes = ", ".join(f"{count} {cause}" for cause, count in lost.most_common())
+            logger.warning("the shards have lost samples (%s); what and where: mmvit-data check SHARDS", causes)
 
     def __len__(self) -> int:
-        return int(self._stops[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_open_file"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open_file = functools.lru_cache(_MAX_OPEN_FILES)(_open_shard)
+        return self._stops[-1]
 
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
-        shard, local = self._split(i)
-        return f"{self.paths[shard].name}/{self._indexes[shard].key(local)}"
+        shard, local = self.place(i)
+        return f"{name_of(self.paths[shard])}/{self.reader.indexes[shard].key(local)}"
+
+    def fields(self, i: SupportsIndex) -> dict[str, bytes]:
+        """Return the stored bytes of each field of sample `i`; raises as `ShardReader.fields`."""
+        return self.reader.fields(*self.place(i))
 
     def read(self, i: SupportsIndex) -> RawSample:
         """Return sample `i`.
 
         Raises:
-            DataError: naming shard and key: no image, an empty caption, text that is not UTF-8 or holds NUL, bad
-                metadata or label, a shard that changed since it was opened, or (`verify`) a wrong hash.
+            SampleError: naming shard and key: no image, an empty caption, text that is not UTF-8 or holds NUL, bad
+                metadata or label, or bytes that are not those that were indexed.
         """
-        found = self._find(i)
-        field = next((field for field in IMAGE_FIELDS if field in found.places), None)
-        if field is None:
-            raise self._error(found, "the sample has no image", f"its fields are: {' '.join(found.places)}")
-        image = self._member(found, field)
+        fields = self.fields(i)
+        image = next((fields[field] for field in IMAGE_FIELDS if field in fields), None)
         if not image:
-            raise self._error(found, "the image is an empty file")
-        return RawSample(self.key(i), image, self._caption(found), self._meta(found), self._label(found))
+            what = (
+                "the image is an empty file" if image is not None else f"its fields are: {' '.join(fields) or 'none'}"
+            )
+            raise self.error("no-image", f"the sample has no image: {what}", i)
+        return RawSample(self.key(i), image, self._caption(fields, i), self._meta(fields, i), self._label(fields, i))
 
     def caption(self, i: SupportsIndex) -> str:
         """Return the caption of sample `i` without reading its image."""
-        return self._caption(self._find(i))
+        return self._caption(self.reader.fields(*self.place(i), ("txt",)), i)
 
     def meta(self, i: SupportsIndex) -> dict[str, Any] | None:
         """Return the JSON object of sample `i`, None where it has none, without reading its image."""
-        return self._meta(self._find(i))
+        return self._meta(self.reader.fields(*self.place(i), ("json",)), i)
 
     def label(self, i: SupportsIndex) -> int | None:
         """Return the class index of sample `i`, None where it has none, without reading its image."""
-        return self._label(self._find(i))
+        return self._label(self.reader.fields(*self.place(i), ("cls",)), i)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the shards' names and contents, from the headers of their indexes.
 
         It does not change when shards are moved or copied, and does when a sample, its order or its bytes do.
         """
-        parts = [
-            [path.name, index.num_samples, index.tar_size, index.header["body_sha256"]]
-            for path, index in zip(self.paths, self._indexes, strict=True)
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        contents = [index.header["content_sha256"] for index in self.reader.indexes]
+        names = [name_of(path) for path in self.paths]
+        return hashlib.sha256(json.dumps([names, self.shard_sizes, contents]).encode()).hexdigest()
 
-    def _split(self, i: SupportsIndex) -> tuple[int, int]:
+    def lost(self) -> list[SampleError]:
+        """Return what the tars were found to have lost when they were indexed: it can never be delivered."""
+        return [
+            SampleError(problem.cause, problem.detail, shard=shown(index.tar), key=problem.key)
+            for index in self.reader.indexes
+            if index.problem_counts.keys() - NOTICES.keys()
+            for problem in index.problems()
+            if problem.cause not in NOTICES and not (problem.cause == "hash" and index.header["changed"])
+        ]
+
+    def place(self, i: SupportsIndex) -> tuple[int, int]:
+        """Return the number of the shard of sample `i` and its number there."""
         number = operator.index(i)
         if not 0 <= number < len(self):
             raise IndexError(f"there are {len(self)} samples, not a sample {number}")
-        shard = int(np.searchsorted(self._stops, number, side="right"))
-        return shard, number - int(self._stops[shard]) + self.shard_sizes[shard]
+        shard = bisect_right(self._stops, number)
+        return shard, number - self._stops[shard] + self.shard_sizes[shard]
 
-    def _find(self, i: SupportsIndex) -> _Found:
-        shard, local = self._split(i)
-        return _Found(shard, local, self._indexes[shard].locate(local))
+    def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
+        """Return an error that names sample `i`."""
+        return self.reader.error(cause, what, *self.place(i))
 
-    def _caption(self, found: _Found) -> str:
-        caption = self._text(found, "txt").strip() if "txt" in found.places else ""
+    def _caption(self, fields: dict[str, bytes], i: SupportsIndex) -> str:
+        caption = self._text(fields, "txt", i).strip() if "txt" in fields else ""
         if not caption and self.require_caption:
-            raise self._error(found, "the caption is empty" if "txt" in found.places else "the sample has no caption")
+            if "txt" in fields:
+                raise self.error("empty-caption", "the caption is empty", i)
+            raise self.error("no-caption", "the sample has no caption", i)
         return caption
 
-    def _meta(self, found: _Found) -> dict[str, Any] | None:
-        if "json" not in found.places:
+    def _meta(self, fields: dict[str, bytes], i: SupportsIndex) -> dict[str, Any] | None:
+        if "json" not in fields:
             return None
         try:
-            meta = json.loads(self._text(found, "json"))
-        except ValueError as error:
-            raise self._error(found, f"the metadata is not JSON ({error})") from error
+            meta = json.loads(self._text(fields, "json", i))
+        except (ValueError, RecursionError) as error:
+            raise self.error("bad-json", f"the metadata is not JSON ({error})", i) from error
         if not isinstance(meta, dict):
-            raise self._error(found, f"the metadata is a {type(meta).__name__} instead of an object")
+            raise self.error("bad-json", f"the metadata is a {type(meta).__name__} instead of an object", i)
         return meta
 
-    def _label(self, found: _Found) -> int | None:
-        if "cls" not in found.places:
+    def _label(self, fields: dict[str, bytes], i: SupportsIndex) -> int | None:
+        if "cls" not in fields:
             return None
-        text = self._text(found, "cls").strip()
+        text = self._text(fields, "cls", i).strip()
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise self._error(found, f"the label {text[:20]!r} is not a class index")
+            raise self.error("bad-label", f"the label {text[:20]!r} is not a class index", i)
         return int(text)
 
-    def _text(self, found: _Found, field: str) -> str:
+    def _text(self, fields: dict[str, bytes], field: str, i: SupportsIndex) -> str:
         try:
-            text = self._member(found, field).decode("utf-8-sig")
+            text = fields[field].decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise self._error(found, f".{field} is not UTF-8 (byte {error.start})") from error
+            raise self.error("not-utf8", f".{field} is not UTF-8 (byte {error.start})", i) from error
         if "\0" in text:
-            raise self._error(found, f".{field} holds a NUL character")
+            raise self.error("not-utf8", f".{field} holds a NUL character", i)
         return text
-
-    def _member(self, found: _Found, field: str) -> bytes:
-        index = self._indexes[found.shard]
-        offset, size = found.places[field]
-        file = self._open_file(self.paths[found.shard], index.tar_size)
-        data = _read_exactly(file.fd, offset, size)
-        if len(data) != size:
-            raise self._error(found, f".{field} is cut: the shard has changed since it was opened")
-        if self.verify and hashlib.sha256(data).digest() != index.digest(found.local, field):
-            raise self._error(found, f".{field} is damaged: its hash is not the one in the index")
-        return data
-
-    def _error(self, found: _Found, what: str, meaning: str | None = None) -> DataError:
-        where = f"{self.paths[found.shard]}, key {self._indexes[found.shard].key(found.local)!r}"
-        return DataError(what, where=where, meaning=meaning, mend="mend or leave out the sample, make the shard again")
-
-
-class _OpenFile:
-    """A file descriptor that closes with its last user, so that eviction cannot close it under a reading thread."""
-
-    def __init__(self, fd: int):
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-def _open_shard(path: Path, tar_size: int) -> _OpenFile:
-    try:
-        file = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except FileNotFoundError as error:
-        raise DataError("the shard is gone since it was opened", where=str(path), mend="run again") from error
-    size = os.fstat(file.fd).st_size
-    if size != tar_size:
-        what = f"the shard has changed since it was opened: {size} bytes instead of {tar_size}"
-        raise DataError(what, where=str(path), mend="leave shards alone while they are read; run again")
-    return file
-
-
-def _read_exactly(fd: int, offset: int, size: int) -> bytes:
-    data = os.pread(fd, size, offset)
-    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
-        data += more  # one pread returns at most 2 GiB
-    return data

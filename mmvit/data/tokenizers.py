@@ -1,9 +1,10 @@
 """Texts to token ids."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -12,17 +13,41 @@ from torch import Tensor
 from data_tools.errors import UsageError
 from data_tools.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT
 
+TOKENIZER_FILE = "tokenizer.json"
+
+# Role -> what tokenizers call its token, and the keys under which transformers stores the name.
+_KNOWN_NAMES = {
+    "start": (START_OF_TEXT, "[CLS]", "<s>", "<bos>"),
+    "end": (END_OF_TEXT, "[SEP]", "</s>", "<eos>"),
+    "pad": (PAD, "[PAD]", "<pad>"),
+}
+_TRANSFORMERS_KEYS = {"start": ("bos_token", "cls_token"), "end": ("eos_token", "sep_token"), "pad": ("pad_token",)}
+
 
 @dataclass
 class TokenizerConfig:
-    """Which tokenizer: CLIP's byte-pair encoding, or a `tokenizer.json` of the tokenizers library."""
+    """Which tokenizer: CLIP's byte-pair encoding, or any of the tokenizers library.
+
+    The three tokens are for kind "file". One that is None is looked for in what the file itself puts around a text,
+    then in the folder's special tokens, then under the names that are common.
+    """
 
     kind: str = "clip"  # clip | file
-    path: str = ""  # of the tokenizer.json, for kind "file"
+    path: str = ""  # for kind "file": a tokenizer.json, or the folder of a transformers tokenizer that holds one
+    start: str | None = None  # token before each text; "" for none
+    end: str | None = None  # token after each text
+    pad: str | None = None  # token that fills up; where none is found, the end
+
+
+class Tokens(NamedTuple):
+    """Ids of texts, and how many of the texts were too long and lost their tail."""
+
+    ids: Int[Tensor, "B L"]
+    num_cut: int
 
 
 class Tokenizer:
-    """Texts to ids [B, L]: start, the text's tokens, end, padding.
+    """Texts to ids [B, L]: start where the tokenizer has one, the text's tokens, end, padding.
 
     A text that is too long loses its tail and keeps its end-of-text id.
     """
@@ -32,7 +57,7 @@ class Tokenizer:
         encode: Callable[[Sequence[str]], list[list[int]]],
         *,
         vocab_size: int,
-        start: int,
+        start: int | None,
         end: int,
         pad: int,
         context_length: int,
@@ -46,13 +71,19 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
         """Encode texts and pad them to the longest of them, which is at most the context length."""
-        room = self.context_length - 2
+        return self.tokenize(texts).ids
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Do the same and count the texts that were cut."""
+        head = [] if self.start_of_text is None else [self.start_of_text]
+        room = self.context_length - len(head) - 1
         rows = self.encode(list(texts))
-        rows = [[self.start_of_text, *row[:room], self.end_of_text] for row in rows]
+        num_cut = sum(len(row) > room for row in rows)
+        rows = [[*head, *row[:room], self.end_of_text] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows), default=2)), self.pad)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-        return ids
+        return Tokens(ids, num_cut)
 
 
 class _ClipEncode:
@@ -84,9 +115,29 @@ def build_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
     """
     if config.kind == "clip":
         return _clip_tokenizer(context_length)
-    if config.kind == "file":
-        return _file_tokenizer(Path(config.path), context_length)
-    raise UsageError(f"tokenizer kind {config.kind!r} is unknown", where="tokenizer.kind", mend="use clip or file")
+    config, bpe = _open(config)
+    vocabulary = bpe.get_vocab()
+    return Tokenizer(
+        _FileEncode(bpe),
+        vocab_size=max(vocabulary.values()) + 1,
+        start=vocabulary[config.start] if config.start else None,
+        end=vocabulary[config.end],
+        pad=vocabulary[config.pad],
+        context_length=context_length,
+    )
+
+
+def resolve_tokenizer(config: TokenizerConfig) -> TokenizerConfig:
+    """Return the config that says all: the path of the tokenizer.json itself and the names of its three tokens.
+
+    With it the one file is enough, whatever other files a transformers folder has.
+    """
+    return config if config.kind == "clip" else _open(config)[0]
+
+
+def tokenizer_file(path: str) -> Path:
+    """Return the tokenizer.json that `TokenizerConfig.path` means."""
+    return Path(path) / TOKENIZER_FILE if Path(path).is_dir() else Path(path)
 
 
 def _clip_tokenizer(context_length: int) -> Tokenizer:
@@ -103,29 +154,81 @@ def _clip_tokenizer(context_length: int) -> Tokenizer:
     )
 
 
-def _file_tokenizer(path: Path, context_length: int) -> Tokenizer:
+def _open(config: TokenizerConfig) -> tuple[TokenizerConfig, Any]:
+    """Read the file of the tokenizers library and find its special tokens."""
     import tokenizers
 
+    if config.kind != "file":
+        raise UsageError(f"tokenizer kind {config.kind!r} is unknown", where="tokenizer.kind", mend="use clip or file")
+    path = tokenizer_file(config.path)
     if not path.is_file():
-        raise UsageError("tokenizer file is missing", where=str(path), mend="set tokenizer.path to a tokenizer.json")
+        mend = f"set tokenizer.path to a {TOKENIZER_FILE}; transformers writes one when it saves a fast tokenizer"
+        raise UsageError("tokenizer file is missing", where=str(path), mend=mend)
     try:
         bpe = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise UsageError(f"tokenizer file cannot be read: {error}", where=str(path)) from error
+    bpe.no_padding()
+    bpe.no_truncation()
+    named = _transformers_names(path.parent) if Path(config.path).is_dir() else {}
+    return replace(config, path=str(path), **_special_tokens(config, bpe, named, str(path))), bpe
+
+
+def _special_tokens(config: TokenizerConfig, bpe: Any, named: dict[str, str], where: str) -> dict[str, str]:
+    """Return the names of the tokens "start" ("" for none), "end" and "pad"."""
     vocabulary = bpe.get_vocab()
-    missing = [token for token in (START_OF_TEXT, END_OF_TEXT, PAD) if token not in vocabulary]
-    if missing:
+    given = {"start": config.start, "end": config.end, "pad": config.pad}
+    frame = _frame(bpe, where) if config.start is None or config.end is None else {}
+    found: dict[str, str] = {}
+    for role, known in _KNOWN_NAMES.items():
+        names = [given[role], frame.get(role), *map(named.get, _TRANSFORMERS_KEYS[role])]
+        names += [name for name in known if name in vocabulary]
+        found[role] = next((name for name in names if name is not None), "")
+    missing = [token for token in found.values() if token and token not in vocabulary]
+    if missing or not found["end"]:
         raise UsageError(
-            f"tokenizer has no token {' '.join(missing)}",
-            where=str(path),
+            f"tokenizer has no token {' '.join(missing) or 'that ends a text'}",
+            where=where,
             meaning="texts could not be delimited",
-            mend="train one on your captions, or add these special tokens to the file",
+            mend="name its own: tokenizer.start, tokenizer.end, tokenizer.pad",
         )
-    return Tokenizer(
-        _FileEncode(bpe),
-        vocab_size=bpe.get_vocab_size(),
-        start=vocabulary[START_OF_TEXT],
-        end=vocabulary[END_OF_TEXT],
-        pad=vocabulary[PAD],
-        context_length=context_length,
-    )
+    if found["start"] == found["end"]:
+        if config.start:
+            what = f"the token {config.start} cannot stand both before and after a text: it marks where texts end"
+            raise UsageError(what, where="tokenizer.start", mend="tokenizer.start='' for none")
+        found["start"] = ""  # GPT-2 has one token for both
+    return {**found, "pad": found["pad"] or found["end"]}
+
+
+def _frame(bpe: Any, where: str) -> dict[str, str]:
+    """Return the tokens that the file itself puts before and after a text; nothing where it puts none."""
+    try:
+        row = bpe.encode("a \ue000")  # the second word is in no vocabulary
+    except Exception as error:
+        what = f"the tokenizer cannot read words outside its vocabulary: {error}"
+        raise UsageError(what, where=where, mend="make it with an unk token, or one of bytes") from error
+    inside = [i for i, special in enumerate(row.special_tokens_mask) if not special]
+    if not inside or len(inside) == len(row.tokens):
+        return {}
+    before, after = row.tokens[: inside[0]], row.tokens[inside[-1] + 1 :]
+    if len(before) > 1 or len(after) > 1:
+        raise UsageError(
+            f"the tokenizer puts {' '.join(before)} before a text and {' '.join(after)} after it",
+            where=where,
+            meaning="at most one token can stand at each end",
+            mend="choose: tokenizer.start and tokenizer.end",
+        )
+    return {"start": before[0] if before else ""} | ({"end": after[0]} if after else {})
+
+
+def _transformers_names(folder: Path) -> dict[str, str]:
+    """Return the special tokens that a transformers folder names, as "pad_token" -> "<pad>"."""
+    names: dict[str, Any] = {}
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        if path.is_file():
+            try:
+                names |= json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"tokenizer file cannot be read: {error}", where=str(path)) from error
+    tokens = {key: value.get("content") if isinstance(value, dict) else value for key, value in names.items()}
+    return {key: token for key, token in tokens.items() if isinstance(token, str)}

@@ -10,9 +10,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from data_tools.decode import read_image, to_rgb
 from data_tools.errors import UsageError
 from mmvit.checkpoint import load_model
-from data_tools.decode import read_image, to_rgb
 from mmvit.data.tokenizers import Tokenizer
 from mmvit.data.transforms import Pixels, eval_pixels
 from mmvit.models.dual_encoder import DualEncoder

@@ -44,9 +44,9 @@ def draw_report(
         f"Drawings of a vendor that training never saw, and the best of {report['num_classes']} names "
         f"(top-1 {english['acc1']:.1%}, top-5 {english['acc5']:.1%}); wrong ones in red"
     )
-    chosen = np.linspace(0, len(shards) - 1, NUM_DRAWINGS).astype(int).tolist()
+    chosen = np.linspace(0, len(result.samples) - 1, NUM_DRAWINGS).astype(int).tolist()
     for axes, i in zip(drawings.subplots(rows, COLUMNS).flat, chosen, strict=True):
-        axes.imshow(decode_image(shards.read(i).image))
+        axes.imshow(decode_image(shards.read(int(result.samples[i])).image))
         guess, truth = int(result.best[i, 0]), int(result.labels[i])
         axes.set_title(_wrapped(names[guess]), fontsize=9, color="black" if guess == truth else "firebrick")
         axes.axis("off")

@@ -1,5 +1,6 @@
 """Zero-shot classification: a classifier made of class names and templates."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,21 +10,25 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data_tools.errors import DataError
-from data_tools.decode import decode_image
+from data_tools.decode import ImageError, decode_image
+from data_tools.errors import DataError, SampleError
 from mmvit.data.prompts import fill
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.encoder import Encoder, refuse_str
 from mmvit.models.classifier import ImageClassifier, ImageEmbedder, zero_shot_head
 
+logger = logging.getLogger(__name__)
+
 
 class ZeroShotResult(NamedTuple):
-    """Accuracies in [0, 1] and the best classes of each image, best first."""
+    """Accuracies in [0, 1] and the best classes of each image, best first; `samples` are the images' numbers."""
 
     acc1: float
     acc5: float
     labels: Int[Tensor, " M"]
     best: Int[Tensor, "M k"]
+    samples: Int[Tensor, " M"]
+    num_bad: int  # samples that cannot be used and are left out
 
 
 class Prediction(NamedTuple):
@@ -67,12 +72,12 @@ def classify_images(
 def evaluate_zero_shot(
     encoder: Encoder, shards: IndexedShards, names: Sequence[str], templates: Sequence[str], limit: int | None = None
 ) -> ZeroShotResult:
-    """Classify labelled samples, all or `limit` spread evenly over them.
+    """Classify labelled samples, all or `limit` spread evenly over them; those that cannot be read are left out.
 
     Classes of equal name are one class: no classifier could tell them apart.
 
     Raises:
-        DataError: a sample has no label, or one beyond the class names.
+        DataError: a sample has no label, or one beyond the class names; or no sample can be read.
     """
     if not len(shards):
         raise DataError("there is nothing to classify: the shards hold no sample")
@@ -84,11 +89,17 @@ def evaluate_zero_shot(
     limit = len(shards) if limit is None else min(limit, len(shards))
     chosen = torch.linspace(0, len(shards) - 1, limit, dtype=torch.float64).long().tolist()
     classes = class_embeddings(encoder, [names[i] for i in unique], templates)
-    labels, best = [], []
+    labels, best, samples = [], [], []
+    bad: list[DataError] = []
     for start in range(0, len(chosen), encoder.batch_size):
         pixels = []
         for sample_id in chosen[start : start + encoder.batch_size]:
-            sample = shards.read(sample_id)
+            try:
+                sample = shards.read(sample_id)
+                picture = encoder.preprocess(decode_image(sample.image, where=sample.key))
+            except (SampleError, ImageError) as error:
+                bad.append(error)
+                continue
             if sample.label is None or sample.label not in class_of_line:
                 raise DataError(
                     f"label {sample.label} has no class name",
@@ -96,9 +107,11 @@ def evaluate_zero_shot(
                     mend=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
                 )
             labels.append(class_of_line[sample.label])
-            pixels.append(encoder.preprocess(decode_image(sample.image, where=sample.key)))
+            pixels.append(picture)
+            samples.append(sample_id)
         scores = encoder.encode_pixels(pixels) @ classes.T
         best.append(scores.topk(min(5, len(unique))).indices)
+    _tell(bad, len(chosen))
     target, found = torch.tensor(labels), torch.cat(best)
     hits = found == target[:, None]
     return ZeroShotResult(
@@ -106,4 +119,15 @@ def evaluate_zero_shot(
         hits.any(dim=1).float().mean().item(),
         torch.tensor(unique)[target],
         torch.tensor(unique)[found],
+        torch.tensor(samples),
+        len(bad),
     )
+
+
+def _tell(bad: Sequence[DataError], num_samples: int) -> None:
+    if not bad:
+        return
+    what = f"{len(bad)} of {num_samples} samples cannot be classified; the first: {bad[0].what}"
+    if len(bad) == num_samples:
+        raise DataError(what, where=bad[0].where, mend="look at the shards: mmvit-data check SHARDS")
+    logger.warning("%s (%s); they are left out of the accuracy", what, bad[0].where)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from data_tools.errors import DataError, UsageError
 from data_tools.expand import expand_shards
+from data_tools.storage import Place
 from mmvit.data.shards import IndexedShards
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -29,7 +30,7 @@ class ShardSource:
 
     modality = "both"
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Place]):
         self.shards = IndexedShards(paths, require_caption=False)
 
     def __len__(self) -> int:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_tools.atomic import write_atomic
+from data_tools.decode import decode_image
 from data_tools.errors import CheckpointError, DataError, UsageError
 from data_tools.progress import track
-from data_tools.decode import decode_image
 from mmvit.data.transforms import Pixels
 from mmvit.eval.encoder import Encoder
 from mmvit.retrieval.sources import MODALITIES, Item, Source

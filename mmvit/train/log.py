@@ -85,8 +85,32 @@ class Throughput:
         self.since += time.perf_counter() - start
 
 
+class CutCaptions:
+    """The share of captions that were too long for the text tower and lost their tail, since the last reading."""
+
+    def __init__(self) -> None:
+        self.cut = self.seen = 0
+
+    def count(self, cut: int, seen: int) -> None:
+        """Add the captions of a step."""
+        self.cut += cut
+        self.seen += seen
+
+    def share(self) -> float:
+        """Return the share and begin anew."""
+        share = self.cut / max(self.seen, 1)
+        self.cut = self.seen = 0
+        return share
+
+
 # What of the numbers a person sees while it runs, and how.
-SHOWN = {"loss": "loss {:.3g}", "samples_per_s": "{:.0f} samples/s", "zero_shot_acc1": "zero-shot top-1 {:.1%}"}
+SHOWN = {
+    "loss": "loss {:.3g}",
+    "samples_per_s": "{:.0f} samples/s",
+    "zero_shot_acc1": "zero-shot top-1 {:.1%}",
+    "cut_captions": "{:.1%} of captions cut",
+    "bad_samples": "{} bad samples",
+}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -13,19 +13,23 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from data_tools.errors import CheckpointError, DataError, DivergedError, UsageError
+from data_tools.errors import CheckpointError, DataError, DivergedError, MmvitError, SampleError, UsageError
 from data_tools.expand import expand_shards
 from mmvit.checkpoint import file_sha256, latest_checkpoint, load_weights, save_checkpoint, save_model
 from mmvit.config import PretrainConfig, ZeroShotConfig
-from mmvit.data.batches import Batch, TrainBatches, iterate_batches
+from mmvit.data.batches import Batch, TrainBatches
+from mmvit.data.loader import Loader, plan_prefetch
 from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
-from mmvit.data.tokenizers import Tokenizer, build_tokenizer
+from mmvit.data.streaming import StreamBatches, StreamedShards, open_shards
+from mmvit.data.tokenizers import Tokenizer, build_tokenizer, tokenizer_file
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.models.build import build_dual_encoder
 from mmvit.towers.text import TextConfig
-from mmvit.train.log import RunLog, Throughput
+from mmvit.train.agree import gather_errors, on_main
+from mmvit.train.bad_samples import BadSamples
+from mmvit.train.log import CutCaptions, RunLog, Throughput
 from mmvit.train.optim import build_optimizers, flatten_state, restore_state, schedule_factor, set_learning_rates
 from mmvit.train.precision import choose_precision
 from mmvit.train.run_folder import open_run_folder
@@ -59,8 +63,8 @@ class Run:
         _warn_of_lone_process(self.accelerator)
         self.tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
         _check_tokenizer(config.model.text, self.tokenizer)
-        with self.accelerator.main_process_first():  # the others then find the indexes made
-            self.shards = IndexedShards(expand_shards(config.data.train), require_caption=False)
+        shards = on_main(self.accelerator, self._open_shards)
+        self.shards = self._open_shards() if shards is None else shards  # the others then find the indexes made
         torch.manual_seed(config.seed)
         try:
             self.model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
@@ -72,9 +76,14 @@ class Run:
         self.prepared_optimizers: list[Optimizer] = list(prepared[1:])
         self.zero_shot = _zero_shot_task(config.zero_shot)
 
+    def _open_shards(self) -> IndexedShards:
+        data, announce = self.config.data, self.accelerator.is_main_process
+        return open_shards(expand_shards(data.train), data.verify, require_caption=False, announce=announce)
+
     def batches(self) -> TrainBatches:
         """The training data of this process."""
-        return TrainBatches(
+        kind: type[TrainBatches] = StreamBatches if isinstance(self.shards, StreamedShards) else TrainBatches
+        return kind(
             self.shards,
             self.config.data,
             self.tokenizer,
@@ -83,6 +92,9 @@ class Run:
             seed=self.config.seed,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            shards_per_set=[len(expand_shards(spec)) for spec in self.config.data.train]
+            if self.config.data.weights
+            else (),
         )
 
     def resume(self) -> int:
@@ -108,34 +120,33 @@ class Run:
         path = self.config.tokenizer.path
         return {
             "training data": self.shards.fingerprint(),
-            "tokenizer": file_sha256(Path(path)) if path else self.config.tokenizer.kind,
+            "tokenizer": file_sha256(tokenizer_file(path)) if path else self.config.tokenizer.kind,
             "precision": self.accelerator.mixed_precision,
         }
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps; only the main process writes, all wait for it."""
-        if self.accelerator.is_main_process:
-            save_checkpoint(
+        on_main(
+            self.accelerator,
+            lambda: save_checkpoint(
                 self.folder,
                 step,
                 {"model": self.model.state_dict(), "optimizer": flatten_state(self.optimizers)},
                 {"step": step, "identity": self.identity()},
                 keep_last=self.config.train.keep_last,
-            )
-        self.accelerator.wait_for_everyone()
+            ),
+        )
 
     def evaluate(self, limit: int | None) -> dict[str, float]:
         """Classify zero-shot on the main process; the others wait."""
-        numbers: dict[str, float] = {}
-        if self.zero_shot and self.accelerator.is_main_process:
-            self.model.eval()
-            size = self.config.model.image.image_size
-            encoder = Encoder(self.model, self.tokenizer, image_size=size, fingerprint="")
-            result = evaluate_zero_shot(encoder, *self.zero_shot, limit=limit)
-            self.model.train()
-            numbers = {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5}
-        self.accelerator.wait_for_everyone()
-        return numbers
+        task = self.zero_shot
+        if task is None:
+            return {}
+        self.model.eval()
+        encoder = Encoder(self.model, self.tokenizer, image_size=self.config.model.image.image_size, fingerprint="")
+        result = on_main(self.accelerator, lambda: evaluate_zero_shot(encoder, *task, limit=limit))
+        self.model.train()
+        return {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5} if result else {}
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -150,9 +161,7 @@ def pretrain(config: PretrainConfig) -> Path:
         Stopped: a signal came; the state is saved.
     """
     run = Run(config)
-    if run.accelerator.is_main_process:
-        open_run_folder(run.folder, config)
-    run.accelerator.wait_for_everyone()
+    on_main(run.accelerator, lambda: open_run_folder(run.folder, config))
     step = run.resume()
     log = RunLog(
         run.folder / "log.jsonl",
@@ -166,9 +175,10 @@ def pretrain(config: PretrainConfig) -> Path:
             _train(run, step, log, stop)
     finally:
         log.close()
-    if run.accelerator.is_main_process:
-        save_model(run.folder / "model", run.model, config.model, config.preprocess, config.tokenizer)
-    run.accelerator.wait_for_everyone()
+    on_main(
+        run.accelerator,
+        lambda: save_model(run.folder / "model", run.model, config.model, config.preprocess, config.tokenizer),
+    )
     return run.folder / "model"
 
 
@@ -226,45 +236,66 @@ def _mixed_precision(wish: str) -> str:
 def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
     config, accelerator = run.config, run.accelerator
     throughput = Throughput()
-    batches = _saving_on_bad_data(run, start)
-    for step, batch in enumerate(batches, start):
-        torch.manual_seed(config.seed * 1_000_003 + step)  # all randomness of a step is a function of its number
-        factor = schedule_factor(step, config.train.steps, config.optim)
-        set_learning_rates(run.optimizers, factor)
-        result = _step(run, batch)
-        throughput.count(config.train.batch_size)
+    captions = CutCaptions()
+    streamed = isinstance(run.shards, StreamedShards)  # nobody knows how many samples there are
+    num_samples = config.train.steps * config.train.batch_size if streamed else len(run.shards)
+    limit = max(1, int(config.data.max_bad_fraction * num_samples))
+    bad = BadSamples(run.folder, start_step=start, limit=limit, active=accelerator.is_main_process)
+    with Loader(run.batches(), range(start, config.train.steps)) as loader:
+        for step, (batch, stopping) in enumerate(_agreed(run, loader, bad, stop, start), start):
+            torch.manual_seed(config.seed * 1_000_003 + step)  # all randomness of a step is a function of its number
+            factor = schedule_factor(step, config.train.steps, config.optim)
+            set_learning_rates(run.optimizers, factor)
+            result = _step(run, batch)
+            throughput.count(config.train.batch_size)
+            captions.count(batch.num_cut, batch.ids.shape[0] * batch.ids.shape[1])
 
-        done = step + 1
-        last = done == config.train.steps
-        stopping = stop.agreed(accelerator)
-        logging_now = done % config.train.log_every == 0 or last
-        saving_now = done % config.train.save_every == 0 or last or stopping
-        evaluating_now = run.zero_shot is not None and (done % config.zero_shot.every == 0 or last)
-        if not (logging_now or saving_now or evaluating_now):
-            continue
-        numbers = _numbers(run, result, factor) | {"samples_per_s": throughput.rate()}
-        with throughput.paused():
-            _check_finite(numbers, done, batch.keys)  # before a save too: no broken weights on disk
-            if evaluating_now:
-                numbers |= run.evaluate(limit=None if last else config.zero_shot.limit)
-            if logging_now or evaluating_now:
-                log.write(done, numbers)
-            if saving_now:
-                run.save(done)
-        if stopping and not last:
-            raise Stopped(done)
+            done = step + 1
+            last = done == config.train.steps
+            logging_now = done % config.train.log_every == 0 or last
+            saving_now = done % config.train.save_every == 0 or last or stopping
+            evaluating_now = run.zero_shot is not None and (done % config.zero_shot.every == 0 or last)
+            if not (logging_now or saving_now or evaluating_now):
+                continue
+            numbers = (
+                _numbers(run, result, factor, captions.share()) | {"samples_per_s": throughput.rate()} | bad.numbers()
+            )
+            with throughput.paused():
+                _check_finite(numbers, done, batch.keys)  # before a save too: no broken weights on disk
+                if evaluating_now:
+                    numbers |= run.evaluate(limit=None if last else config.zero_shot.limit)
+                if logging_now or evaluating_now:
+                    log.write(done, numbers)
+                if saving_now:
+                    bad.sync()
+                    run.save(done)
+            if stopping and not last:
+                raise Stopped(done)
+    if bad.counts and accelerator.is_main_process:
+        logger.warning("%d samples could not be used: %s; %s", bad.counts.total(), bad.summary(), bad.path)
 
 
-def _saving_on_bad_data(run: Run, start: int) -> Iterator[Batch]:
-    """Yield the batches of the steps to go; when a sample cannot be used, save the steps done and raise its error."""
-    steps = range(start, run.config.train.steps)
+def _agreed(run: Run, loader: Loader, bad: BadSamples, stop: StopFlag, start: int) -> Iterator[tuple[Batch, bool]]:
+    """Yield the batches of the steps to go, and whether to stop after each; every process gets the same answer.
+
+    When the data can no longer be used, the steps done are saved and all processes raise the same error.
+    """
     done = start
     try:
-        for batch in iterate_batches(run.batches(), steps, run.config.data.num_workers):
-            yield batch
+        bad.add(0, run.shards.lost())
+        for loaded in loader:
+            mine = [loaded] if isinstance(loaded, MmvitError) else loaded.bad
+            errors, stopping = gather_errors(run.accelerator, mine, stop.wished)
+            samples = [error for error in errors if isinstance(error, SampleError)]
+            bad.add(done + 1, samples)
+            if len(samples) < len(errors):
+                raise next(error for error in errors if not isinstance(error, SampleError))
+            assert isinstance(loaded, Batch)
+            yield loaded, stopping
             done += 1
     except DataError:
         if done > start:
+            bad.sync()
             run.save(done)
         raise
 
@@ -280,16 +311,19 @@ def _step(run: Run, batch: Batch) -> StepResult:
     )
 
 
-def _numbers(run: Run, result: StepResult, factor: float) -> dict[str, float]:
+def _numbers(run: Run, result: StepResult, factor: float, cut_share: float) -> dict[str, Any]:
+    shares = torch.stack([result.loss, torch.tensor(cut_share, device=result.loss.device)])
+    loss, cut_share = run.accelerator.reduce(shares, "mean").tolist()
     return {
-        "loss": run.accelerator.reduce(result.loss, "mean").item(),
+        "loss": loss,
+        **({"cut_captions": cut_share} if cut_share else {}),
         "grad_norm": result.grad_norm.item(),
         "logit_scale": run.model.logit_scale.exp().item(),
         "lr": factor * run.config.optim.lr,
     }
 
 
-def _check_finite(numbers: dict[str, float], step: int, keys: list[str]) -> None:
+def _check_finite(numbers: dict[str, Any], step: int, keys: list[str]) -> None:
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(numbers[name])]
     if bad:
         raise DivergedError(
@@ -310,8 +344,9 @@ def _description(run: Run) -> str:
     precision, reason = choose_precision(train.precision, run.accelerator.device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     num_processes = run.accelerator.num_processes
+    samples = "streamed" if isinstance(run.shards, StreamedShards) else len(run.shards)
     shared = f" over {num_processes} processes" if num_processes > 1 else ""
     return (
-        f"{run.folder}: {len(run.shards)} samples, {train.steps} steps of {train.batch_size}{shared}, "
-        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason})"
+        f"{run.folder}: {samples} samples, {train.steps} steps of {train.batch_size}{shared}, "
+        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.batches())}"
     )

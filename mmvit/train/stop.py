@@ -1,11 +1,9 @@
 """Stopping on request: finish the step, save, leave."""
 
+import contextlib
 import os
 import signal
 from types import FrameType
-
-import torch
-from accelerate import Accelerator
 
 from data_tools.errors import MmvitError
 
@@ -20,7 +18,7 @@ class Stopped(MmvitError):  # noqa: N818 - it reports a state, not an error
 
 
 class StopFlag:
-    """Turns SIGTERM and SIGINT, within a `with` block, into a wish that all processes agree on.
+    """Turns SIGTERM and SIGINT, within a `with` block, into a wish.
 
     A second signal changes nothing. After the block the signals mean what they meant before.
     """
@@ -38,11 +36,5 @@ class StopFlag:
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         self.wished = True
-        os.write(2, b"\nstopping after this step\n")  # no logging in here: a handler may interrupt the logger itself
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Tell whether any process was asked to stop; every process gets the same answer."""
-        if accelerator.num_processes == 1:
-            return self.wished
-        wishes = torch.tensor(int(self.wished), device=accelerator.device)
-        return bool(accelerator.reduce(wishes, "sum").item())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this step\n")  # no logging: a handler may interrupt the logger itself

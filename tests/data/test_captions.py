@@ -1,35 +1,124 @@
 """Where a caption comes from and the template it stands in."""
 
+import collections
+
 import numpy as np
 import pytest
 
-from data_tools.errors import DataError
-from mmvit.data.captions import CaptionConfig, caption_text, draw_caption
+from data_tools.errors import SampleError, UsageError
+from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, check_captions, draw_caption
 from mmvit.data.shards import RawSample
+
+NAMES = {"en": "cat", "de": ["Katze", " ", "Kater"], "ko": " ", "fr": None}
 
 
 def sample(meta: dict | None = None, caption: str = " a red apple ") -> RawSample:
-    return RawSample("a.tar/key1", b"image", caption, meta, None)
+    return RawSample("a.tar/folder/key1", b"image", caption, meta, None)
 
 
 def test_the_caption_or_a_text_of_the_metadata():
     meta = {"names": {"ko": " \uc0ac\uacfc "}}
-    assert caption_text(sample(meta), CaptionConfig()) == "a red apple"
-    assert caption_text(sample(meta), CaptionConfig("names.ko")) == "\uc0ac\uacfc"
+    assert caption_texts(sample(meta), CaptionConfig()) == [Candidate("a red apple", 1.0)]
+    assert caption_texts(sample(meta), CaptionConfig("names.ko")) == [Candidate("\uc0ac\uacfc", 1.0)]
 
 
 @pytest.mark.parametrize(
-    "meta", [None, {}, {"names": None}, {"names": "x"}, {"names": {"ko": "  "}}, {"names": {"ko": 3}}]
+    ("weights", "expected"),
+    [
+        ({}, [("cat", 1.0), ("Katze", 0.5), ("Kater", 0.5)]),
+        ({"en": 1.0, "de": 3.0}, [("cat", 1.0), ("Katze", 1.5), ("Kater", 1.5)]),
+        ({"en": 2.0, "ko": 5.0}, [("cat", 2.0)]),
+        ({"en": 0.0, "de": 1.0}, [("Katze", 0.5), ("Kater", 0.5)]),
+    ],
 )
-def test_a_missing_text_is_named(meta: dict | None):
-    with pytest.raises(DataError, match=r"caption 'names\.ko' is missing or empty") as caught:
-        caption_text(sample(meta), CaptionConfig("names.ko"))
-    assert caught.value.where == "a.tar/key1"
+def test_several_languages_have_their_weights(weights: dict[str, float], expected: list):
+    assert caption_texts(sample({"names": NAMES}), CaptionConfig("names", weights=weights)) == expected
+
+
+def test_texts_without_a_language_are_taken_whatever_the_weights():
+    config = CaptionConfig("names", weights={"ko": 1.0})
+    assert caption_texts(sample({"names": ["a", "", "b"]}), config) == [("a", 0.5), ("b", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("meta", "cause"),
+    [
+        (None, "no-caption"),
+        ({}, "no-caption"),
+        ({"names": None}, "no-caption"),
+        ({"names": "x"}, "no-caption"),
+        ({"names": {"ko": 3}}, "no-caption"),
+        ({"names": {"ko": [None]}}, "no-caption"),
+        ({"names": {"ko": "  "}}, "empty-caption"),
+        ({"names": {"ko": ["", "\n"]}}, "empty-caption"),
+    ],
+)
+def test_a_missing_text_is_named(meta: dict | None, cause: str):
+    with pytest.raises(SampleError, match=r"^caption 'names\.ko' is (missing|empty)\n") as caught:
+        caption_texts(sample(meta), CaptionConfig("names.ko"))
+    assert (caught.value.cause, caught.value.shard, caught.value.key) == (cause, "a.tar", "folder/key1")
+
+
+@pytest.mark.parametrize(("weights", "cause"), [({"fr": 1.0, "es": 1.0}, "no-caption"), ({"ko": 1.0}, "empty-caption")])
+def test_a_missing_language_is_named(weights: dict[str, float], cause: str):
+    with pytest.raises(SampleError, match=f"caption 'names' is .* in {', '.join(weights)}\n") as caught:
+        caption_texts(sample({"names": NAMES}), CaptionConfig("names", weights=weights))
+    assert caught.value.cause == cause
+
+
+@pytest.mark.parametrize(("caption", "cause"), [("", "no-caption"), (" \n", "empty-caption")])
+def test_a_sample_without_its_text(caption: str, cause: str):
+    with pytest.raises(SampleError) as caught:
+        caption_texts(sample(caption=caption), CaptionConfig())
+    assert caught.value.cause == cause
 
 
 def test_templates_are_drawn_from_the_random_state():
     config = CaptionConfig(templates=["a {}", "the {}", "my {}"])
-    drawn = [draw_caption("cat", config, np.random.default_rng(seed)) for seed in range(30)]
-    assert set(drawn) == {"a cat", "the cat", "my cat"}
-    assert drawn == [draw_caption("cat", config, np.random.default_rng(seed)) for seed in range(30)]
-    assert draw_caption("cat", CaptionConfig(), np.random.default_rng(0)) == "cat"
+    drawn = [draw_caption([Candidate("cat", 1.0)], config, np.random.default_rng(seed)) for seed in range(30)]
+    assert set(drawn) == {Caption("cat", f"{word} cat") for word in ("a", "the", "my")}
+    assert [each.text for each in drawn] == [
+        config.templates[np.random.default_rng(seed).integers(3)].replace("{}", "cat") for seed in range(30)
+    ]
+
+
+def test_nothing_is_drawn_where_there_is_one_choice():
+    rng = np.random.default_rng(0)
+    assert draw_caption([Candidate("cat", 0.5)], CaptionConfig(), rng) == ("cat", "cat")
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+
+
+def test_texts_are_drawn_as_often_as_their_weights_say():
+    candidates = caption_texts(sample({"names": NAMES}), CaptionConfig("names", weights={"en": 1.0, "de": 3.0}))
+    config = CaptionConfig("names", ["a {}"])
+    drawn = [draw_caption(candidates, config, np.random.default_rng((1, i))) for i in range(4000)]
+    assert all(each.text == f"a {each.bare}" for each in drawn)
+    counts = collections.Counter(each.bare for each in drawn)
+    assert counts == {
+        "cat": pytest.approx(1000, abs=110),
+        "Katze": pytest.approx(1500, abs=125),
+        "Kater": pytest.approx(1500, abs=125),
+    }  # four standard deviations
+    assert drawn == [draw_caption(candidates, config, np.random.default_rng((1, i))) for i in range(4000)]
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (CaptionConfig(templates=["no place"]), "x.templates"),
+        (CaptionConfig(weights={"en": 1.0}), "x.weights"),
+        (CaptionConfig("names", weights={"en": -1.0, "de": 2.0}), "x.weights"),
+        (CaptionConfig("names", weights={"en": float("nan")}), "x.weights"),
+        (CaptionConfig("names", weights={"en": float("inf")}), "x.weights"),
+        (CaptionConfig("names", weights={"en": 0.0}), "x.weights"),
+    ],
+)
+def test_bad_settings_are_named(config: CaptionConfig, key: str):
+    with pytest.raises(UsageError) as caught:
+        check_captions(config, "x")
+    assert caught.value.where == key
+
+
+def test_good_settings():
+    check_captions(CaptionConfig(), "x")
+    check_captions(CaptionConfig("names", ["a {}"], {"en": 1.0, "de": 0.0}), "x")

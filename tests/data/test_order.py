@@ -2,12 +2,15 @@
 
 import hashlib
 import pickle
+from fractions import Fraction
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
 from data_tools.errors import UsageError
-from mmvit.data.order import SampleOrder
+from mmvit.data.order import MixedOrder, SampleOrder
 
 LAYOUTS = [
     (1, None, 10),
@@ -108,3 +111,125 @@ def test_bad_calls():
     order = SampleOrder(10, 0)
     with pytest.raises(UsageError, match="no piece"):
         order.ids(-1, 4)
+
+
+@st.composite
+def mixes(draw: st.DrawFn) -> tuple:
+    """Draw the arguments only: checking a constructor's types uses `random`, which hypothesis wants to own."""
+    shards = st.lists(st.integers(0, 30), min_size=1, max_size=4).filter(any)
+    sizes = draw(st.lists(shards, min_size=2, max_size=5))
+    weights = [draw(st.sampled_from([0.001, 0.1, 0.5, 1.0, 1.37, 3.0])) for _ in sizes]
+    return sizes, weights, draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 3))
+
+
+def owners(order: MixedOrder, ids: np.ndarray) -> np.ndarray:
+    return np.searchsorted(order._first_ids, ids, side="right") - 1
+
+
+@hypothesis.given(mixes(), st.data())
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_any_piece_of_a_mix_is_the_same_piece(mix: tuple, data: st.DataObject):
+    order = MixedOrder(*mix)
+    whole = order.ids(0, 3 * order.num_samples)
+    start = data.draw(st.integers(0, 3 * order.num_samples))
+    stop = data.draw(st.integers(start, 3 * order.num_samples))
+    piece = order.ids(start, stop)
+    assert piece.ids.dtype == piece.epochs.dtype == np.int64
+    assert np.array_equal(piece.ids, whole.ids[start:stop])
+    assert np.array_equal(piece.epochs, whole.epochs[start:stop])
+
+
+@hypothesis.given(mixes())
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_a_mix_is_ordered_by_the_exact_times(mix: tuple):
+    order = MixedOrder(*mix)
+    times = [(Fraction(2 * use + 1, 2 * count), d) for d, count in enumerate(order.counts) for use in range(2 * count)]
+    found = owners(order, order.ids(0, 2 * order.num_samples).ids)
+    assert found.tolist() == [d for _, d in sorted(times)]
+
+
+@hypothesis.given(mixes(), st.data())
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_a_mix_is_spread_evenly(mix: tuple, data: st.DataObject):
+    order = MixedOrder(*mix)
+    mine = owners(order, order.ids(0, 3 * order.num_samples).ids)
+    for epoch in np.split(mine, 3):
+        assert np.bincount(epoch, minlength=len(order.counts)).tolist() == order.counts
+    length = data.draw(st.integers(1, order.num_samples))
+    for d, count in enumerate(order.counts):
+        share = Fraction(count, order.num_samples)
+        sums = np.concatenate([[0], np.cumsum(mine == d)])
+        windows = sums[length:] - sums[:-length]
+        bound = 1 + (len(order.counts) - 2) * share
+        assert max(abs(int(n) - length * share) for n in (windows.min(), windows.max())) <= bound
+
+
+@hypothesis.given(mixes())
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_each_sample_of_a_mix_is_used_once_before_any_is_used_again(mix: tuple):
+    order = MixedOrder(*mix)
+    epochs, ids = order.ids(0, 4 * order.num_samples)
+    mine = owners(order, ids)
+    for d, own in enumerate(order._orders):
+        uses = ids[mine == d] - order._first_ids[d]
+        assert epochs[mine == d].tolist() == [use // own.num_samples for use in range(len(uses))]
+        for start in range(0, len(uses) - own.num_samples + 1, own.num_samples):
+            assert sorted(uses[start : start + own.num_samples].tolist()) == list(range(own.num_samples))
+
+
+def test_golden_mix():
+    """A change here breaks the resuming of every run that users have: it needs a new format version."""
+    order = MixedOrder([[4, 4], [3]], [1.0, 2.0], 0)
+    assert order.ids(0, 14).ids.tolist() == [3, 8, 2, 9, 0, 10, 1, 7, 9, 5, 10, 4, 8, 6]
+    assert order.ids(0, 14).epochs.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0]
+    order = MixedOrder([[1000] * 10 + [7], [500] * 3, [3]], [0.5, 2.0, 0.1], 2**32 - 1)
+    assert order.counts == [5004, 3000, 1]
+    digest = hashlib.sha256(np.stack(order.ids(7_000, 29_000)).astype("<i8").tobytes()).hexdigest()
+    assert digest == "b69b6ade960a17f3e0f392985feeda0b8150e43bf325d5333c072d9fe1e9b827"
+
+
+def test_data_sets_of_a_mix_have_orders_of_their_own():
+    epochs, ids = MixedOrder([[100], [100]], [1.0, 1.0], 7).ids(0, 200)
+    assert ids[::2].tolist() == SampleOrder(100, 7).epoch(0).tolist()
+    assert ids[1::2].tolist() == (SampleOrder(100, (7 + 2654435769) % 2**32).epoch(0) + 100).tolist()
+    assert not epochs.any()
+
+
+def test_a_large_mix_is_computed_by_pieces():
+    order = MixedOrder([[10_000] * 40_000, [10_000] * 1000, [1000] * 7], [1.0, 0.37, 12.5], 0)
+    assert order.num_samples == 400_000_000 + 3_700_000 + 87_500
+    start = 10**12
+    epochs, ids = order.ids(start, start + 4096)
+    assert epochs.max() == start * 87_500 // order.num_samples // 7000
+    assert np.bincount(owners(order, ids)).tolist() == [4058, 37, 1]
+
+
+def test_a_mix_pickles():
+    order = MixedOrder([[5, 5], [9]], [1.0, 2.0], 3)
+    order.ids(0, 10)
+    assert np.array_equal(pickle.loads(pickle.dumps(order)).ids(7, 90).ids, order.ids(7, 90).ids)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([[5]], [1.0], 0),
+        ([], [], 0),
+        ([[5], [5]], [1.0], 0),
+        ([[5], [5]], [1.0, 0.0], 0),
+        ([[5], [5]], [1.0, -1.0], 0),
+        ([[5], [5]], [1.0, float("nan")], 0),
+        ([[5], [5]], [1.0, float("inf")], 0),
+        ([[5], [0]], [1.0, 1.0], 0),
+        ([[5], [5]], [1.0, 1.0], -1),
+        ([[5], [5]], [1.0, 1.0], 2**32),
+    ],
+)
+def test_bad_mixes(arguments: tuple):
+    with pytest.raises(UsageError):
+        MixedOrder(*arguments)
+
+
+def test_bad_calls_of_a_mix():
+    with pytest.raises(UsageError, match="no piece"):
+        MixedOrder([[5], [5]], [1.0, 1.0], 0).ids(4, 3)

@@ -2,15 +2,18 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import open_clip
 import pytest
 import tokenizers
+import transformers
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from data_tools.errors import UsageError
 from data_tools.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT, train_tokenizer
-from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer, resolve_tokenizer
 
 TEXTS = [
     "a photo of a cat",
@@ -55,6 +58,14 @@ def test_clip_ids_are_those_of_open_clip(clip: Tokenizer):
     assert ids.shape == expected.shape == (len(texts), 77)
     assert ids.tolist() == expected.tolist()
     assert (clip.vocab_size, clip.start_of_text, clip.end_of_text) == (49408, 49406, 49407)
+
+
+def test_cut_texts_are_counted(clip: Tokenizer):
+    exact = "cat " * 75
+    ids, num_cut = clip.tokenize([LONG, "short", exact, f"{exact} cat"])
+    assert num_cut == 2
+    assert ids.tolist() == clip([LONG, "short", exact, f"{exact} cat"]).tolist()
+    assert clip.tokenize([]).num_cut == 0
 
 
 def test_ids_are_cut_to_the_longest_text(clip: Tokenizer):
@@ -129,8 +140,9 @@ def test_a_file_without_the_special_tokens_is_refused(trained_file: Path, tmp_pa
     vocabulary["other"] = vocabulary.pop(END_OF_TEXT)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tree), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"tokenizer has no token <\|endoftext\|>\n"):
+    with pytest.raises(UsageError, match=r"tokenizer has no token that ends a text\n"):
         build_tokenizer(TokenizerConfig("file", str(path)), 24)
+    assert build_tokenizer(TokenizerConfig("file", str(path), end="other"), 24).end_of_text == vocabulary["other"]
 
 
 def test_an_unknown_kind_is_named():
@@ -145,3 +157,167 @@ def test_a_copy_sent_to_a_worker_gives_the_same_ids(kind: str, request: pytest.F
     copy = pickle.loads(pickle.dumps(tokenizer))
     texts = [*TEXTS, LONG, *CAPTIONS, f"a {END_OF_TEXT} red {START_OF_TEXT} apple {PAD}"]
     assert copy(texts).tolist() == tokenizer(texts).tolist()
+
+
+def word_piece() -> tokenizers.Tokenizer:
+    """A tokenizer of BERT's kind."""
+    made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    made.train_from_iterator(
+        CAPTIONS, trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False)
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return made
+
+
+def unigram(frame: str = "$A </s>") -> tokenizers.Tokenizer:
+    """A tokenizer of the kind of T5 and SigLIP, which put nothing before a text."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", "<bos>", "<lang>"]
+    trainer = trainers.UnigramTrainer(vocab_size=70, special_tokens=special, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator(CAPTIONS, trainer)
+    tokens = [(token, i) for i, token in enumerate(special)]
+    made.post_processor = processors.TemplateProcessing(single=frame, special_tokens=tokens)
+    return made
+
+
+def gpt2() -> tokenizers.Tokenizer:
+    """A tokenizer of GPT-2's kind, which puts nothing around a text and has one token for both ends."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<|both|>"], initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(CAPTIONS, trainer)
+    return made
+
+
+def clip_fast() -> transformers.CLIPTokenizer:
+    """CLIP's tokenizer as transformers has it, of open_clip's vocabulary."""
+    bpe = open_clip.tokenizer.SimpleTokenizer()
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(token, token): i for token, i in bpe.encoder.items()}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=list(bpe.bpe_ranks))
+
+
+def fast(made: tokenizers.Tokenizer, **special: str) -> transformers.PreTrainedTokenizerFast:
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+OUTSIDE = {
+    "bert": lambda: fast(word_piece(), cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]"),
+    "t5": lambda: fast(unigram(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>", bos_token="<bos>"),
+    "siglip": lambda: fast(unigram(), eos_token="</s>", pad_token="</s>", unk_token="<unk>"),
+    "clip": clip_fast,
+}
+
+
+@pytest.fixture(params=OUTSIDE)
+def outside(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[transformers.PreTrainedTokenizerFast, Path]:
+    """A tokenizer of transformers and its folder, written after use so that its file asks for padding and cutting."""
+    reference = OUTSIDE[request.param]()
+    reference(["a", LONG], padding=True, truncation=True, max_length=5)
+    reference.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["truncation"]
+    return reference, tmp_path
+
+
+def test_ids_are_those_of_transformers(outside: tuple[transformers.PreTrainedTokenizerFast, Path]):
+    reference, folder = outside
+    ours = build_tokenizer(TokenizerConfig("file", str(folder)), 16)
+    texts = [*CAPTIONS, *TEXTS[:5], TEXTS[-1], LONG]
+    expected = reference(texts, padding=True, truncation=True, max_length=16)["input_ids"]
+    assert ours(texts).tolist() == expected
+    assert ours.vocab_size == len(reference)
+    assert ours.tokenize(texts).num_cut == sum(len(row) > 16 for row in reference(texts)["input_ids"])
+    assert (ours(texts) == ours.end_of_text).any(dim=1).all()
+
+
+def test_transformers_clip_is_open_clip(tmp_path: Path, clip: Tokenizer):
+    clip_fast().save_pretrained(tmp_path)
+    ours = build_tokenizer(TokenizerConfig("file", str(tmp_path)), 77)
+    texts = ["a photo of a cat", TEXTS[2], TEXTS[3], TEXTS[4], LONG, ""]
+    ids, expected = ours(texts), clip(texts)
+    for row, other in zip(ids.tolist(), expected.tolist(), strict=True):
+        end = row.index(ours.end_of_text) + 1
+        assert row[:end] == other[:end]
+        assert set(row[end:]) <= {ours.pad}
+    assert (ours.start_of_text, ours.end_of_text, ours.vocab_size) == (49406, 49407, 49408)
+
+
+def test_the_file_alone_is_enough_once_resolved(
+    outside: tuple[transformers.PreTrainedTokenizerFast, Path], tmp_path: Path
+):
+    config = TokenizerConfig("file", str(outside[1]))
+    resolved = resolve_tokenizer(config)
+    assert resolved.path == str(outside[1] / "tokenizer.json")
+    resolved.path = str(shutil.copy(resolved.path, tmp_path / "moved.json"))
+    assert resolve_tokenizer(resolved) == resolved
+    texts = [*CAPTIONS, LONG]
+    assert build_tokenizer(resolved, 16)(texts).tolist() == build_tokenizer(config, 16)(texts).tolist()
+    assert resolve_tokenizer(TokenizerConfig()) == TokenizerConfig()
+
+
+def test_one_token_for_both_ends_stands_after_the_text(tmp_path: Path):
+    fast(gpt2(), eos_token="<|both|>", bos_token="<|both|>").save_pretrained(tmp_path)
+    ours = build_tokenizer(TokenizerConfig("file", str(tmp_path)), 16)
+    ids = ours(["a", "a red apple"]).tolist()
+    assert [row.index(ours.end_of_text) for row in ids] == [1, 3]
+    assert (ours.start_of_text, ours.pad) == (None, ours.end_of_text)
+    with pytest.raises(UsageError, match="cannot stand both before and after"):
+        build_tokenizer(TokenizerConfig("file", str(tmp_path), start="<|both|>"), 16)
+
+
+def test_older_folders_name_their_tokens_in_a_map(tmp_path: Path):
+    gpt2().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|both|>", "lstrip": false}}')
+    assert build_tokenizer(TokenizerConfig("file", str(tmp_path)), 16).end_of_text == 0
+    with pytest.raises(UsageError, match="no token that ends a text"):
+        build_tokenizer(TokenizerConfig("file", str(tmp_path / "tokenizer.json")), 16)
+    for content in ("{", "[1]", "3"):
+        (tmp_path / "special_tokens_map.json").write_text(content)
+        with pytest.raises(UsageError, match="cannot be read") as caught:
+            build_tokenizer(TokenizerConfig("file", str(tmp_path)), 16)
+        assert caught.value.where == str(tmp_path / "special_tokens_map.json")
+
+
+def test_named_tokens_are_taken(tmp_path: Path):
+    unigram("$A </s>").save(str(tmp_path / "tokenizer.json"))
+    path = str(tmp_path / "tokenizer.json")
+    found = build_tokenizer(TokenizerConfig("file", path), 16)
+    assert (found.start_of_text, found.end_of_text, found.pad) == (None, 1, 0)
+    named = build_tokenizer(TokenizerConfig("file", path, "<bos>", "<lang>", "<unk>"), 16)
+    assert (named.start_of_text, named.end_of_text, named.pad) == (3, 4, 2)
+    unigram("<bos> $A").save(path)
+    begun = build_tokenizer(TokenizerConfig("file", path), 16)
+    assert (begun.start_of_text, begun.end_of_text, begun.pad) == (3, 1, 0)
+    with pytest.raises(UsageError, match=r"tokenizer has no token <nix>\n"):
+        build_tokenizer(TokenizerConfig("file", path, pad="<nix>"), 16)
+    with pytest.raises(UsageError, match="that ends a text"):
+        build_tokenizer(TokenizerConfig("file", path, end=""), 16)
+
+
+def test_more_than_one_token_around_a_text_is_refused(tmp_path: Path):
+    unigram("<lang> <bos> $A </s>").save(str(tmp_path / "tokenizer.json"))
+    path = str(tmp_path / "tokenizer.json")
+    with pytest.raises(UsageError, match="puts <lang> <bos> before a text and </s> after it"):
+        build_tokenizer(TokenizerConfig("file", path), 16)
+    assert build_tokenizer(TokenizerConfig("file", path, start="<bos>", end="</s>"), 16).start_of_text == 3
+
+
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused(tmp_path: Path):
+    tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="<unk>")).save(str(tmp_path / "t.json"))
+    with pytest.raises(UsageError, match="cannot read words outside its vocabulary"):
+        build_tokenizer(TokenizerConfig("file", str(tmp_path / "t.json")), 16)
+
+
+def test_a_folder_without_the_file_is_named(tmp_path: Path):
+    (tmp_path / "vocab.txt").write_text("a")
+    with pytest.raises(UsageError, match="tokenizer file is missing") as caught:
+        build_tokenizer(TokenizerConfig("file", str(tmp_path)), 16)
+    assert caught.value.where == str(tmp_path / "tokenizer.json")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,30 @@ def test_errors_are_words_with_an_exit_code(tmp_path: Path):
     assert run("emoij").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("stats", "--picture", "file/x.png"), "the folder cannot be made"),
+        (("stats", "--picture", "shards"), "is a folder"),
+        (("peek", "--out", "x.jpg"), "x.png"),
+        (("dedup", "--report", "shards"), "is a folder"),
+        (("repair", "--out", "file/out"), "the folder cannot be made"),
+        (("reshard", "--out", "file/out"), "the folder cannot be made"),
+        (("tokenizer", "--out", "file/out.json"), "the folder cannot be made"),
+    ],
+)
+def test_an_output_that_cannot_be_is_told_before_the_work(
+    shards: Path, data_program: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], told: str
+):
+    (shards.parent / "file").touch()
+    before = sorted(shards.parent.rglob("*"))
+    *options, name = arguments
+    code, output, errors = data_program(*options, shards.parent / name, shards)
+    assert (code, output) == (2, "")
+    assert told in errors
+    assert sorted(shards.parent.rglob("*")) == before
+
+
 def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
     full = told_error(OSError(28, "No space left on device", "/data/x.tar"))
     assert (full.exit_code, full.where) == (5, "/data/x.tar")
@@ -82,3 +107,12 @@ def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
 
     with pytest.raises(FileNotFoundError):
         run_program(app, "program", [])
+
+
+def test_ctrl_c_while_the_program_starts_is_no_traceback():
+    def app(args: list[str], prog_name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_program(app, "program", [])
+    assert ended.value.code == 130

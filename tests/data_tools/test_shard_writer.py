@@ -8,6 +8,7 @@ import webdataset
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shard_writer import ShardWriter
+from data_tools.storage import open_file
 from data_tools.tar_index import ShardIndex, index_path
 
 
@@ -25,7 +26,7 @@ def test_shards_and_indexes(tmp_path: Path):
     assert [len(ShardIndex(shard)) for shard in shards] == [2, 2, 1]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {shard.name for shard in shards} | {f"{shard.name}.idx" for shard in shards}
-    assert all(ShardIndex(shard).is_fresh(shard.stat()) for shard in shards)
+    assert all(ShardIndex(shard).is_fresh(open_file(shard)) for shard in shards)
 
 
 def test_webdataset_reads_them(tmp_path: Path):
@@ -38,6 +39,33 @@ def test_webdataset_reads_them(tmp_path: Path):
     assert samples[3]["txt"].decode() == "caf\u00e9 3"
     assert json.loads(samples[3]["json"]) == {"i": 3}
     assert (samples[3]["cls"], samples[3]["png"]) == (b"3", b"picture 3")
+
+
+def test_the_bytes_are_those_of_webdataset_itself(tmp_path: Path):
+    fields = {"png": b"picture" * 100, "txt": "caf\u00e9", "json": {"b": 1, "a": "\u00e9"}, "cls": 3}
+    keys = ["0", "folder/caf\u00e9", "long/" * 40 + "name"]
+    with ShardWriter(tmp_path, "ours") as writer:
+        for key in keys:
+            writer.write(key, fields)
+    encoded = {
+        "png": fields["png"],
+        "txt": "caf\u00e9".encode(),
+        "json": '{"a": "\u00e9", "b": 1}'.encode(),
+        "cls": b"3",
+    }
+    how = {"encoder": False, "mtime": 0, "user": "mmvit", "group": "mmvit", "mode": 0o644, "format": "PAX_FORMAT"}
+    with (tmp_path / "theirs.tar").open("wb") as file, webdataset.TarWriter(file, **how) as theirs:
+        for key in keys:
+            theirs.write({"__key__": key, **encoded})
+    assert writer.shards[0].read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_several_writers_make_one_data_set(tmp_path: Path):
+    for first in (2, 0):
+        with ShardWriter(tmp_path, max_samples=1, first_number=first) as writer:
+            for i in range(2):
+                writer.write(f"{first + i}", {"txt": "x"})
+    assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == [f"shard-{i:05d}.tar" for i in range(4)]
 
 
 def test_same_samples_same_bytes(tmp_path: Path):
@@ -86,4 +114,10 @@ def test_nothing_is_overwritten(tmp_path: Path):
     before = [shard.read_bytes() for shard in write(tmp_path)]
     with pytest.raises(UsageError, match="already holds"):
         ShardWriter(tmp_path, "part")
-    assert [shard.read_bytes() for shard in sorted(tmp_path.glob("*.tar"))] == before
+    with ShardWriter(tmp_path, "part", max_samples=1, first_number=5) as writer:
+        writer.write("5", {"txt": "x"})
+        (tmp_path / "part-00006.tar").write_bytes(b"of another")
+        with pytest.raises(UsageError, match="already holds"):
+            writer.write("6", {"txt": "x"})
+    assert (tmp_path / "part-00006.tar").read_bytes() == b"of another"
+    assert [shard.read_bytes() for shard in sorted(tmp_path.glob("*.tar"))][:3] == before

@@ -1,273 +1,247 @@
-"""The index finds in a tar what tarfile finds, and refuses what would lose samples in silence."""
+"""An index is made once, kept while its tar stays as it was, and stays the truth where the tar changes."""
 
-import gzip
-import hashlib
+import contextlib
 import io
+import logging
 import os
 import pickle
+import shutil
 import subprocess
+import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
-import webdataset
 
-from data_tools.errors import CheckpointError, DataError
-from data_tools.tar_index import build_index, index_path, open_index
+from data_tools import tar_index
+from data_tools.errors import CheckpointError, DataError, SampleError
+from data_tools.index_file import MAGIC, OLD_MAGIC
+from data_tools.shard_reader import ShardReader
+from data_tools.tar_index import ShardIndex, build_index, index_path, open_index, open_indexes
 
-LONG = "folder-" * 20 + "/" + "k" * 150
-SAMPLES = {
-    "plain": {"png": b"\x89PNG one", "txt": b"a cat", "json": b'{"a": 1}'},
-    "sub/folder.v2/b": {"png": b"x" * 5000, "txt": b"second"},
-    "\uc774\ubaa8\uc9c0-\u00e9": {"png": b"unicode", "txt": "\uac1c".encode(), "cls": b"7"},
-    LONG: {"png": b"long name", "txt": b"third"},
-    "only-text": {"txt": b"no picture"},
-}
+FILES = {f"k{i}.{field}": b"%d" % i * 700 for i in range(8) for field in ("jpg", "txt")}
 
 
-def members() -> dict[str, bytes]:
-    return {f"{key}.{field}": data for key, fields in SAMPLES.items() for field, data in fields.items()}
-
-
-def write_tar(
-    path: Path, files: dict[str, bytes] | list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT
-) -> Path:
-    with tarfile.open(path, "w", format=tar_format) as archive:
-        for name, data in files.items() if isinstance(files, dict) else files:
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
 
 
-def write_with_webdataset(path: Path) -> Path:
-    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, format="PAX_FORMAT") as writer:
-        for key, fields in SAMPLES.items():
-            writer.write({"__key__": key, **fields})
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    path = write_tar(tmp_path / "a.tar", FILES)
+    build_index(path)
     return path
 
 
-def write_with_gnu_tar(path: Path, tar_format: str) -> Path:
-    source = path.parent / "source"
-    for name, data in members().items():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes(data)
-    command = ["tar", "--sort=name", f"--format={tar_format}", "-cf", str(path), "-C", str(source), "."]
-    subprocess.run(command, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
-    return path
+def delivered(index: ShardIndex) -> dict[str, bytes]:
+    """Return what can be read; what cannot is left out."""
+    reader, found = ShardReader([index]), {}
+    for i in range(len(index)):
+        with contextlib.suppress(SampleError):
+            found |= {f"{index.key(i)}.{field}": data for field, data in reader.fields(0, i).items()}
+    return found
 
 
-def write_by(maker: str, path: Path) -> Path:
-    if maker == "webdataset":
-        return write_with_webdataset(path)
-    if maker.startswith("tar-"):
-        return write_with_gnu_tar(path, maker.removeprefix("tar-"))
-    return write_tar(path, members(), getattr(tarfile, maker))
+def later(tar: Path) -> None:
+    """Give the tar another time, as whatever writes it does."""
+    os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 10**9))
 
 
-@pytest.mark.parametrize("maker", ["webdataset", "PAX_FORMAT", "GNU_FORMAT", "tar-gnu", "tar-pax"])
-def test_index_equals_tarfile(tmp_path: Path, maker: str):
-    tar = write_by(maker, tmp_path / "a.tar")
-    index = build_index(tar)
-    found = {}
-    with tar.open("rb") as file:
-        for i, key in enumerate(index.keys()):
-            for field, (offset, size) in index.locate(i).items():
-                data = os.pread(file.fileno(), size, offset)
-                assert index.digest(i, field) == hashlib.sha256(data).digest()
-                found[f"{key.removeprefix('./')}.{field}"] = data
-    with tarfile.open(tar) as archive:
-        expected = {info.name.removeprefix("./"): archive.extractfile(info).read() for info in archive if info.isreg()}
-    assert found == expected == members()
-    assert len(index) == len(SAMPLES)
-    assert index.fields == ("cls", "json", "png", "txt")
-    if not maker.startswith("tar-"):
-        assert list(index.keys()) == list(SAMPLES)
+def test_it_is_made_once(tar: Path, caplog: pytest.LogCaptureFixture):
+    first = index_path(tar).stat()
+    index = open_index(tar)
+    assert list(index.keys()) == [f"k{i}" for i in range(8)]
+    assert delivered(index) == FILES
+    assert index_path(tar).stat() == first
+    assert {path.name for path in tar.parent.iterdir()} == {"a.tar", "a.tar.idx"}
+    assert caplog.text == ""
 
 
-def test_keys_group_as_webdataset_groups(tmp_path: Path):
-    files = {
-        "__meta__": b"skipped",
-        "a.b/c.JPG": b"1",
-        "a.b/c.txt": b"1",
-        "d.png": b"2",
-        "d.seg.png": b"2",
-        "noext": b"3",
-        ".hidden.txt": b"4",
-        "e.exe": b"5",
-        "f.txt": b"6",
-    }
-    tar = write_tar(tmp_path / "a.tar", files)
-    index = build_index(tar)
-    assert [(key, sorted(index.locate(i))) for i, key in enumerate(index.keys())] == [
-        ("a.b/c", ["jpg", "txt"]),
-        ("d", ["png"]),
-        ("f", ["txt"]),
-    ]
-    assert index.ignored == {"(no suffix)": 2, "exe": 1, "seg.png": 1}
-    with tar.open("rb") as file:
-        members = ({**member, "__url__": ""} for member in webdataset.tariterators.tar_file_iterator(file))
-        keys = [sample["__key__"] for sample in webdataset.tariterators.group_by_keys(members)]
-    assert keys == ["a.b/c", "d", "e", "f"]  # e has no field that is used here
+def test_a_touched_or_copied_tar_keeps_its_index(tar: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    later(tar)
+    assert delivered(open_index(tar)) == FILES
+    assert open_index(tar).header["tar_mtime_ns"] == tar.stat().st_mtime_ns
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "a.tar"
+    shutil.copy(tar, copy)
+    shutil.copy(index_path(tar), index_path(copy))
+    assert open_index(copy).header["content_sha256"] == open_index(tar).header["content_sha256"]
+    assert caplog.text == ""
 
 
-@pytest.mark.parametrize(
-    ("names", "what"),
-    [
-        (["a.png", "b.png", "a.txt", "b.txt"], r"key 'a' are not adjacent: one is at byte 0"),
-        (["a.png", "other.exe", "a.txt"], "not adjacent"),
-        (["a.txt", "a.txt"], "field 'txt' twice"),
-        (["a.JPG", "a.jpg"], "field 'jpg' twice"),
-        (["a.exe", "b"], r"no sample .files of other kinds: 1 x .exe, 1 x .\(no suffix\)"),
-        ([], "no sample"),
-    ],
-)
-def test_members_that_form_no_clean_samples(tmp_path: Path, names: list[str], what: str):
-    tar = write_tar(tmp_path / "a.tar", [(name, b"x") for name in names])
-    with pytest.raises(DataError, match=what) as caught:
-        build_index(tar)
-    assert str(tar) in str(caught.value.where)
-    assert caught.value.mend
-    assert not index_path(tar).exists()
+def test_the_same_samples_at_other_places(tar: Path, caplog: pytest.LogCaptureFixture):
+    write_tar(tar, {"__readme__": b"x" * 5000} | FILES)
+    later(tar)
+    before = ShardIndex(tar).locate(0)
+    index = open_index(tar)
+    assert index.locate(0) != before
+    assert delivered(index) == FILES
+    assert delivered(ShardIndex(tar)) == FILES
+    assert caplog.text == ""
 
 
-def test_every_truncation_is_found(tmp_path: Path):
-    whole = write_tar(tmp_path / "whole.tar", {f"{i:03d}.txt": b"x" * 700 for i in range(12)}).read_bytes()
-    end_of_data = 12 * (512 + 1024)
-    tar = tmp_path / "cut.tar"
-    for size in [*range(0, end_of_data + 512, 256), 1, 513, 700, end_of_data - 1, end_of_data + 511]:
-        tar.write_bytes(whole[:size])
-        with pytest.raises(DataError):
-            build_index(tar)
-    tar.write_bytes(whole[: end_of_data - 600])
-    with pytest.raises(DataError, match=r"member '011.txt' at byte 16896 is cut"):
-        build_index(tar)
-    for size in (end_of_data + 512, end_of_data + 513, end_of_data + 1024):  # all data and an end mark are there
-        tar.write_bytes(whole[:size])
-        assert len(build_index(tar)) == 12
+@pytest.mark.parametrize("more", [{"new.jpg": b"x", "new.txt": b"y"}, {"k7.json": b"{}"}])
+def test_what_is_added_is_taken_up_and_said(tar: Path, caplog: pytest.LogCaptureFixture, more: dict[str, bytes]):
+    write_tar(tar, FILES | more)
+    later(tar)
+    assert delivered(open_index(tar)) == FILES | more
+    assert "samples or fields were added, or their order was changed" in caplog.text
+    caplog.clear()
+    assert delivered(open_index(tar)) == FILES | more
+    assert caplog.text == ""
 
 
-def test_damaged_headers_and_zero_holes_are_found(tmp_path: Path):
-    whole = write_tar(tmp_path / "whole.tar", {f"{i:03d}.txt": b"x" * 700 for i in range(12)}).read_bytes()
-    tar = tmp_path / "bad.tar"
-    for sample in range(11):  # the last one's end cannot be told from the end of the tar
-        start = sample * (512 + 1024)
-        for hole in (b"\xff", bytes(512), bytes(1536)):
-            tar.write_bytes(whole[:start] + hole + whole[start + len(hole) :])
-            with pytest.raises(DataError) as caught:
-                build_index(tar)
-            assert str(tar) in str(caught.value.where)
-            if sample > 0 and hole == b"\xff":
-                assert caught.value.what == "the shard is damaged: the header here is damaged"
-                assert caught.value.where == f"{tar}, byte {start}"
-    tar.write_bytes(whole + whole)
-    with pytest.raises(DataError, match="data after the end mark"):
-        build_index(tar)
-    tar.write_bytes(whole[: 6 * 1536] + bytes(2 << 20))  # a file laid out in full, downloaded in part
-    with pytest.raises(DataError, match="not part of any member"):
-        build_index(tar)
-    tar.write_bytes(bytes(10240))
-    with pytest.raises(DataError, match="no sample"):
-        build_index(tar)
+def test_another_order_is_said(tar: Path, caplog: pytest.LogCaptureFixture):
+    write_tar(tar, dict(sorted(FILES.items(), reverse=True)))
+    later(tar)
+    assert next(open_index(tar).keys()) == "k7"
+    assert "their order was changed: 8 samples, now 8" in caplog.text
 
 
-def test_compressed_tar_is_refused_with_the_command(tmp_path: Path):
-    tar = tmp_path / "a.tar.gz"
-    tar.write_bytes(gzip.compress(write_tar(tmp_path / "a.tar", members()).read_bytes()))
-    with pytest.raises(DataError, match="compressed") as caught:
+def test_where_samples_change_the_index_stays_the_truth(tar: Path, caplog: pytest.LogCaptureFixture):
+    content = ShardIndex(tar).header["content_sha256"]
+    kept = index_path(tar).read_bytes()
+    rest = {name: data for name, data in FILES.items() if name[:2] not in ("k0", "k3")}
+    write_tar(tar, {"k0.jpg": FILES["k0.jpg"], "k0.txt": b"another caption"} | rest)
+    later(tar)
+    index = open_index(tar)
+    assert len(index) == 8  # numbers and order are those of before
+    assert (index.header["content_sha256"], index.header["changed"]) == (content, 2)
+    assert delivered(index) == rest
+    assert [problem.key for problem in index.problems() if problem.cause == "hash"] == ["k0", "k3"]
+    assert f"{tar} has changed since it was indexed: 2 of 8 samples are gone or differ" in caplog.text
+    assert f"mmvit-data index --rebuild {tar}" in caplog.text
+    assert index_path(tar).read_bytes() == kept
+    assert delivered(pickle.loads(pickle.dumps(index))) == delivered(index)
+    assert len(open_indexes([tar], rebuild=True)[0]) == 7
+
+
+def test_damage_after_indexing_costs_only_what_it_hits(tar: Path, caplog: pytest.LogCaptureFixture):
+    data = tar.read_bytes()
+    in_header = bytearray(data)
+    in_header[4 * 1536] ^= 1
+    tar.write_bytes(in_header)
+    later(tar)
+    assert delivered(open_index(tar)) == FILES  # a scan alone would lose two samples
+    assert "there is damage, but all 8 samples are whole" in caplog.text
+    tar.write_bytes(data[: 9 * 1536 + 600])
+    later(tar)
+    assert delivered(open_index(tar)) == dict(list(FILES.items())[:8])
+    assert "4 of 8 samples are gone" in caplog.text
+
+
+def test_another_tar_under_the_same_name(tar: Path):
+    write_tar(tar, {name: b"other" + data for name, data in FILES.items()})
+    later(tar)
+    with pytest.raises(CheckpointError, match="not the shard that was indexed: all of its 8 samples") as caught:
         open_index(tar)
-    assert caught.value.mend == f"gzip -d {tar}"
+    assert caught.value.exit_code == 4
+    assert caught.value.where == str(tar)
+    assert f"mmvit-data index --rebuild {tar}" in caught.value.mend
 
 
-def test_missing_shard(tmp_path: Path):
-    with pytest.raises(DataError, match="does not exist"):
-        open_index(tmp_path / "a.tar")
-    tar = write_tar(tmp_path / "b.tar", members())
-    build_index(tar)
+def test_an_index_in_the_old_format_is_made_again(tar: Path):
+    new = index_path(tar).read_bytes()
+    index_path(tar).write_bytes(new.replace(MAGIC, OLD_MAGIC))
+    open_index(tar)
+    assert index_path(tar).read_bytes() == new
+    index_path(tar).write_bytes(new.replace(MAGIC, OLD_MAGIC))
+    open_indexes([tar])
+    assert index_path(tar).read_bytes() == new
+
+
+def test_a_damaged_index_is_refused_and_kept(tar: Path):
+    damaged = index_path(tar).read_bytes()[:-1]
+    index_path(tar).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="damaged"):
+        open_indexes([tar])
+    assert index_path(tar).read_bytes() == damaged
+
+
+def test_missing_shards(tar: Path, tmp_path: Path):
+    for opened in (open_index, build_index, lambda place: open_indexes([tar, place])):
+        with pytest.raises(DataError, match="does not exist") as caught:
+            opened(tmp_path / "none.tar")
+        assert caught.value.where == str(tmp_path / "none.tar")
     tar.unlink()
     with pytest.raises(DataError, match="does not exist"):
         open_index(tar)
 
 
-def test_open_builds_once_and_again_when_stale(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    tar = write_tar(tmp_path / "a.tar", members())
-    open_index(tar)
-    first = index_path(tar).stat()
-    assert len(open_index(tar)) == len(SAMPLES)
-    assert index_path(tar).stat().st_ino == first.st_ino
-    assert caplog.text == ""
+@pytest.mark.parametrize("number", [13, 28, 30])
+def test_where_it_cannot_be_written_it_is_kept_in_memory(
+    tar: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+):
+    index_path(tar).unlink()
 
-    os.utime(tar, ns=(1, 1))
-    assert len(open_index(tar)) == len(SAMPLES)
-    assert "made again; its samples are the same" in caplog.text
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    write_tar(tar, {"new.txt": b"new"})
-    assert list(open_index(tar).keys()) == ["new"]
-    assert "made again; its samples have changed" in caplog.text
-
-
-def test_every_damaged_byte_of_an_index_is_found(tmp_path: Path):
-    tar = write_tar(tmp_path / "a.tar", members())
-    build_index(tar)
-    whole = index_path(tar).read_bytes()
-    body = build_index(tar).header["body_offset"]
-    padding = range(whole.index(b"\n", whole.index(b"\n") + 1) + 1, body)
-    for place in [*range(0, body, 7), *range(body, len(whole), 13), len(whole) - 1]:
-        if place in padding:
-            continue
-        index_path(tar).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(CheckpointError, match="damaged") as caught:
-            open_index(tar).locate(0)
-        assert caught.value.mend == f"mmvit-data index --rebuild {tar}"
-    for size in (0, 5, 100, body, len(whole) - 1):
-        index_path(tar).write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="damaged"):
-            open_index(tar)
+    monkeypatch.setattr("data_tools.atomic.os.fsync", refuse)
+    index = open_index(tar)
+    assert f"cannot be written ({os.strerror(number)}); the index is kept in memory" in caplog.text
+    assert [path.name for path in tar.parent.iterdir()] == ["a.tar"]
+    assert delivered(pickle.loads(pickle.dumps(index))) == FILES
 
 
-def test_opening_reads_the_header_only(tmp_path: Path):
-    tar = write_tar(tmp_path / "a.tar", members())
-    build_index(tar)
-    whole = index_path(tar).read_bytes()
-    index_path(tar).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert len(open_index(tar)) == len(SAMPLES)
-
-
-def test_index_bytes_are_a_promise(tmp_path: Path):
-    tar = write_tar(tmp_path / "a.tar", {"a.txt": b"cat", "b.txt": b"dog", "b.png": b"x"})
-    os.utime(tar, ns=(10**9, 10**9))
-    build_index(tar)
-    digest = hashlib.sha256(index_path(tar).read_bytes()).hexdigest()
-    assert digest == "4fccb8c406f9423274febbd1ed81cb22a59f96cd3c7bc988052e5562a1771fa7"
-
-
-def test_read_only_folder_keeps_the_index_in_memory(
+def test_many_are_made_at_once_and_come_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    def refuse(path: Path, data: bytes) -> None:
-        raise OSError(30, "Read-only file system")
+    tars = [write_tar(tmp_path / f"{i}.tar", {f"{i}.txt": b"x"}) for i in range(5)]
+    build_index(tars[3])
+    together = threading.Barrier(2, timeout=20)
+    scan = tar_index.scan_tar
+    threads = set()
 
-    monkeypatch.setattr("data_tools.tar_index.write_atomic", refuse)
-    tar = write_tar(tmp_path / "a.tar", members())
-    index = pickle.loads(pickle.dumps(open_index(tar)))
-    assert list(index.keys()) == list(SAMPLES)
-    assert index.locate(0).keys() == {"png", "txt", "json"}
-    assert "kept in memory" in caplog.text
-    assert not index_path(tar).exists()
+    def scan_with_another(tar: Path) -> object:
+        together.wait()  # passes only when two are made at the same time
+        threads.add(threading.get_ident())
+        return scan(tar)
 
-
-def test_keys_that_are_not_utf8_stay_text(tmp_path: Path):
-    tar = tmp_path / "a.tar"
-    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
-        info = tarfile.TarInfo("caf\u00e9.txt")
-        info.size = 1
-        archive.addfile(info, io.BytesIO(b"x"))
-    assert list(build_index(tar).keys()) == ["caf\\xe9"]
+    monkeypatch.setattr(tar_index, "scan_tar", scan_with_another)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [index.key(0) for index in open_indexes(tars)] == ["0", "1", "2", "3", "4"]
+    assert len(threads) >= 2
+    assert [index.key(0) for index in open_indexes(tars)] == ["0", "1", "2", "3", "4"]
 
 
-def test_sample_numbers_out_of_range(tmp_path: Path):
-    index = build_index(write_tar(tmp_path / "a.tar", members()))
-    for i in (-1, len(index)):
-        for call in (index.key, index.locate, lambda j: index.digest(j, "txt")):
-            with pytest.raises(IndexError):
-                call(i)
+def test_processes_make_what_threads_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tar_index, "_MANY_BYTES", 0)
+    monkeypatch.setattr(tar_index, "build_index", None)  # nothing is made in this process
+    tars = [write_tar(tmp_path / f"{i}.tar", {f"{i}.txt": b"x"}) for i in range(3)]
+    indexes = open_indexes(tars, num_workers=2, engine="local")
+    assert [index.key(0) for index in indexes] == ["0", "1", "2"]
+    assert all(index_path(tar).exists() for tar in tars)
+    broken = [tmp_path / "4.tar", tmp_path / "5.tar"]
+    for path in broken:
+        path.write_bytes(b"no tar")
+    with pytest.raises(DataError, match="no sample"):
+        open_indexes([*tars, *broken], num_workers=2, engine="local")
+
+
+def test_processes_that_make_the_same_index_do_not_hurt_each_other(tar: Path):
+    index_path(tar).unlink()
+    script = "import sys\nfrom data_tools.tar_index import build_index\n"
+    script += "for _ in range(20):\n    build_index(sys.argv[1]).key(0)\n"
+    commands = [[sys.executable, "-c", script, str(tar)] for _ in range(3)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]
+    assert [(one.communicate(timeout=60)[1], one.returncode) for one in running] == [(b"", 0)] * 3
+    assert delivered(open_index(tar)) == FILES
+    assert {path.name for path in tar.parent.iterdir()} == {"a.tar", "a.tar.idx"}
+
+
+def test_problems_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    tar = write_tar(tmp_path / "a.tar", FILES | {"x.v1.jpg": b"x", "lonely.txt": b"x"})
+    index = build_index(tar)
+    assert index.problem_counts == {"dotted-name": 1, "missing-field": 1}
+    assert [(problem.cause, problem.key) for problem in ShardIndex(tar).problems()] == [
+        ("dotted-name", "x"),
+        ("missing-field", "lonely"),
+    ]

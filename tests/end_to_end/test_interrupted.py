@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from mmvit.train.log import read_log
 
 STEPS = 60
-SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.save_every=3")
+SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.save_every=3", "data.max_bad_fraction=0.5")
 LIMIT_S = 120  # for whatever is waited for
 MOMENTS = ("start", "step", "save")
 
@@ -24,14 +25,28 @@ Start = Callable[[Path], "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
-def start(tiny_config: Path, one_thread: dict[str, str]) -> Iterator[Start]:
-    """Start the run in a process of its own, which does not outlive the tests."""
+def start(
+    tiny_config: Path,
+    spoiled_data: Callable[..., Path],
+    one_thread: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Start]:
+    """Start the run in a process of its own, which does not outlive the tests; every fifth sample is bad."""
     started = []
+    data = spoiled_data(tmp_path_factory.mktemp("data"), broken=range(0, 300, 5))
+    settings = (f"data.train=[{data}]", *SETTINGS)
 
     def popen(out: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "mmvit", "pretrain", str(tiny_config), f"out={out}", *SETTINGS]
+        command = [sys.executable, "-m", "mmvit", "pretrain", str(tiny_config), f"out={out}", *settings]
         with (out.parent / "errors.txt").open("a") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, text=True, env=one_thread)
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                text=True,
+                env=one_thread,
+                start_new_session=True,
+            )
         started.append(process)
         return process
 
@@ -53,6 +68,7 @@ def sha256(path: Path) -> str:
 
 
 def assert_equal_runs(run: Path, other: Path) -> None:
+    assert (run / "bad_samples.jsonl").read_bytes() == (other / "bad_samples.jsonl").read_bytes()
     for name in ("model/model.safetensors", *(f"checkpoints/step-{STEPS:08d}/{n}.safetensors" for n in TENSORS)):
         assert sha256(run / name) == sha256(other / name), name
     lines = [read_log(folder / "log.jsonl") for folder in (run, other)]
@@ -125,8 +141,8 @@ def test_stopped_run_saves_its_state_and_goes_on(start: Start, undisturbed: Path
     run = tmp_path / "run"
     process = start(run)
     wait_until(lambda: num_steps(run) >= 10, process)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)  # a second one does no damage
+    os.killpg(process.pid, signal.SIGTERM)  # as a batch system does: the loader process gets it too
+    os.killpg(process.pid, signal.SIGINT)  # a second one does no damage
     assert process.wait(LIMIT_S) == 143
     stopped_at = num_steps(run)
     assert 10 <= stopped_at < STEPS

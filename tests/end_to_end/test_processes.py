@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,33 @@ def pretrain(config: Path, out: Path, environment: dict[str, str], num_processes
 
 
 @pytest.fixture(scope="module")
-def two_processes(tiny_config: Path, one_thread: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spoiled_config(
+    tiny_config: Path,
+    tiny_data: Path,
+    spoiled_data: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny config with data of which every fifth sample is bad."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    data = spoiled_data(folder / "data", broken=range(0, 300, 5))
+    path = folder / "spoiled.yaml"
+    told = f'train: ["{tiny_data}/train-*.tar"]'
+    path.write_text(tiny_config.read_text().replace(told, f'train: ["{data}"]\n  max_bad_fraction: 0.5'))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_processes(spoiled_config: Path, one_thread: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "run"
-    process = pretrain(tiny_config, out, one_thread, num_processes=2)
+    process = pretrain(spoiled_config, out, one_thread, num_processes=2)
     assert process.wait(LIMIT_S) == 0, (out.parent / "output.txt").read_text()
     return out
 
 
-def test_two_processes_follow_one(two_processes: Path, tiny_config: Path, one_thread: dict[str, str], tmp_path: Path):
-    process = pretrain(tiny_config, tmp_path / "run", one_thread, num_processes=1)
+def test_two_processes_follow_one(
+    two_processes: Path, spoiled_config: Path, one_thread: dict[str, str], tmp_path: Path
+):
+    process = pretrain(spoiled_config, tmp_path / "run", one_thread, num_processes=1)
     assert process.wait(LIMIT_S) == 0, (tmp_path / "output.txt").read_text()
     assert "steps of 24 over 2 processes" in (two_processes.parent / "output.txt").read_text()
     assert "steps of 24, " in (tmp_path / "output.txt").read_text()
@@ -70,6 +89,8 @@ def test_two_processes_follow_one(two_processes: Path, tiny_config: Path, one_th
         for name in ("loss", "grad_norm", "logit_scale")
     }
     print("largest relative differences:", worst)
+    bad = [(folder / "bad_samples.jsonl").read_bytes() for folder in (tmp_path / "run", two_processes)]
+    assert bad[0] == bad[1] != b""
     assert worst["loss"] <= TOLERANCE
     assert worst["grad_norm"] <= 10 * TOLERANCE  # a gradient that is halved or doubled would be off by 0.5 and more
 
@@ -116,11 +137,11 @@ def test_lone_process_is_told(tiny_config: Path, one_thread: dict[str, str], tmp
 
 @pytest.mark.slow
 def test_two_killed_processes_end_with_the_same_bytes(
-    two_processes: Path, tiny_config: Path, one_thread: dict[str, str], tmp_path: Path
+    two_processes: Path, spoiled_config: Path, one_thread: dict[str, str], tmp_path: Path
 ):
     run = tmp_path / "run"
     for target in (2, 9):
-        process = pretrain(tiny_config, run, one_thread, num_processes=2)
+        process = pretrain(spoiled_config, run, one_thread, num_processes=2)
         limit = time.monotonic() + LIMIT_S
         while len(read_log(run / "log.jsonl")) < target:
             assert process.poll() is None, (tmp_path / "output.txt").read_text()
@@ -128,7 +149,7 @@ def test_two_killed_processes_end_with_the_same_bytes(
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(LIMIT_S)
-    assert pretrain(tiny_config, run, one_thread, num_processes=2).wait(LIMIT_S) == 0
+    assert pretrain(spoiled_config, run, one_thread, num_processes=2).wait(LIMIT_S) == 0
     for name in ("model/model.safetensors", f"checkpoints/step-{STEPS:08d}/optimizer.safetensors"):
         digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (run, two_processes)]
         assert digests[0] == digests[1], name

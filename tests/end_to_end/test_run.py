@@ -39,7 +39,7 @@ def test_log_has_one_json_line_a_logged_step(finished_run: Path):
     lines = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     for line in lines:
-        assert set(line) == {"step", "loss", "lr", "logit_scale", "grad_norm", "samples_per_s"}
+        assert set(line) - {"cut_captions"} == {"step", "loss", "lr", "logit_scale", "grad_norm", "samples_per_s"}
         assert all(value > 0 for value in line.values())
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["lr"] < lines[0]["lr"] <= 2e-3

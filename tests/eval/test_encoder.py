@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from data_tools.decode import read_image
 from data_tools.errors import DataError, UsageError
 from mmvit.checkpoint import save_model
-from data_tools.decode import read_image
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig, eval_pixels
 from mmvit.eval import encoder as module

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_tools.decode import decode_image, read_image
 from data_tools.errors import DataError, UsageError
 from data_tools.shard_writer import ShardWriter
-from data_tools.decode import decode_image, read_image
 from mmvit.data.shards import IndexedShards
 from mmvit.eval import zero_shot
 from mmvit.eval.encoder import Encoder
@@ -105,6 +105,48 @@ def test_a_sample_without_label_is_named(encoder: Encoder, colour_files: list[Pa
     with pytest.raises(DataError, match="label None has no class name") as caught:
         evaluate_zero_shot(encoder, IndexedShards(writer.shards), ["red", "green"], TEMPLATES)
     assert caught.value.where == "shard-00000.tar/key1"
+
+
+def write_colours(folder: Path, files: list[Path], broken: tuple[int, ...]) -> IndexedShards:
+    with ShardWriter(folder, max_samples=3) as writer:
+        for label, path in enumerate(files):
+            data = path.read_bytes()
+            writer.write(path.stem, {"png": data[:40] if label in broken else data, "cls": label})
+    return IndexedShards(writer.shards, require_caption=False)
+
+
+def test_what_cannot_be_read_is_left_out_and_told_once(
+    encoder: Encoder,
+    colour_names: list[str],
+    colour_files: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    shards = write_colours(tmp_path / "some", colour_files, broken=(1, 4))
+    result = evaluate_zero_shot(encoder, shards, colour_names, TEMPLATES[:2])
+    assert (result.acc1, result.num_bad) == (1.0, 2)
+    assert result.samples.tolist() == result.labels.tolist() == result.best[:, 0].tolist() == [0, 2, 3, 5]
+    (told,) = caplog.messages
+    assert "2 of 6 samples cannot be classified" in told
+    assert "shard-00000.tar/green" in told
+
+
+def test_when_nothing_can_be_read_there_is_no_accuracy(
+    encoder: Encoder, colour_names: list[str], colour_files: list[Path], tmp_path: Path
+):
+    shards = write_colours(tmp_path / "none", colour_files, broken=tuple(range(6)))
+    with pytest.raises(DataError, match="6 of 6 samples cannot be classified") as caught:
+        evaluate_zero_shot(encoder, shards, colour_names, TEMPLATES)
+    assert caught.value.where == "shard-00000.tar/red"
+
+
+def test_a_missing_shard_is_no_bad_sample(
+    encoder: Encoder, colour_names: list[str], colour_files: list[Path], tmp_path: Path
+):
+    shards = write_colours(tmp_path / "gone", colour_files, broken=())
+    Path(shards.paths[1]).unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        evaluate_zero_shot(encoder, shards, colour_names, TEMPLATES)
 
 
 def test_files_are_classified_best_first(encoder: Encoder, colour_names: list[str], colour_files: list[Path]):

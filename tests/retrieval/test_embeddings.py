@@ -14,9 +14,9 @@ from PIL import Image
 
 import mmvit
 import mmvit.retrieval.store as store
+from data_tools.decode import decode_image
 from data_tools.errors import CheckpointError, DataError, UsageError
 from data_tools.shard_writer import ShardWriter
-from data_tools.decode import decode_image
 from mmvit.eval.encoder import Encoder
 from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import Item, ShardSource, open_source
@@ -108,7 +108,7 @@ def test_bad_items_are_listed_and_counted(encoder: Encoder, model: Path, tmp_pat
     causes = [row["cause"] for row in listed]
     assert "cannot be decoded" in causes[0]
     assert "cannot be decoded" in causes[1]
-    assert causes[2:] == ["no caption", "the sample has no image"]
+    assert causes[2:] == ["no caption", "the sample has no image: its fields are: txt"]
     folder = open_embeddings(tmp_path / "e")
     keys = folder.metadata["image_path"].to_pylist()
     assert len(keys) == 500

@@ -1,7 +1,9 @@
 """The loop refuses to go on with what would spoil a run, and leaves the last good state as it was."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,8 +20,11 @@ from mmvit.data.batches import Batch, TrainBatches
 from mmvit.train.log import read_log
 from mmvit.train.loop import check, measure_step_time, pretrain
 from mmvit.train.step import StepResult
+from mmvit.train.stop import StopFlag
 
 Told = Callable[..., tuple[int, str, str]]
+SpoiledData = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -132,6 +137,18 @@ def test_signals_mean_again_what_they_meant(config: PretrainConfig):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+def test_wish_to_stop_is_taken_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch):
+    """The terminal may be gone."""
+
+    def gone(fd: int, data: bytes) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", gone)
+    with StopFlag() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wished
+
+
 def test_fresh_weights_follow_from_the_seed(config: PretrainConfig):
     first = []
     for config.seed in (3, 3, 4):
@@ -169,16 +186,118 @@ def test_another_run_does_not_replace_a_finished_model(config: PretrainConfig):
     assert model.read_bytes() == before
 
 
-def test_bad_sample_ends_the_run_with_its_steps_saved(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch):
+def test_bad_samples_are_told_and_the_run_goes_on(
+    config: PretrainConfig, spoiled_data: SpoiledData, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: Capture
+):
+    """What is not in the batches stands in the file, with the step that wanted it."""
+    data = spoiled_data(tmp_path / "data", broken=range(0, 300, 5))
+    config.data.train, config.data.max_bad_fraction = [str(data)], 0.5
+    pretrain(config)
+    rows = read_log(Path(config.out) / "bad_samples.jsonl")
+    batches = loop.Run(config).batches()
+    order = batches.order.epoch(0)[:48].tolist()
+    wanted = [(1 + position // 8, batches.shards.key(i)) for position, i in enumerate(order) if i % 5 == 0]
+    found = [(row["step"], f"{Path(row['shard']).name}/{row['key']}") for row in rows]
+    assert set(wanted) <= set(found)
+    bad_keys = {batches.shards.key(i) for i in range(0, 300, 5)}
+    assert {key for _, key in found} <= bad_keys  # others are stand-ins that were bad too
+    assert len({key for _, key in found}) == len(found)
+    assert {(row["cause"], Path(row["shard"]).parent) for row in rows} == {("bad-image", data)}
+    delivered = [batches[step].keys for step in range(6)]
+    assert not bad_keys & {key for keys in delivered for key in keys}
+    assert {len(keys) for keys in delivered} == {8}
+
+    lines = read_log(Path(config.out) / "log.jsonl")
+    assert lines[-1]["bad_samples"] == len(rows)
+    assert lines[-1]["bad_causes"] == {"bad-image": len(rows)}
+    assert lines[0]["bad_samples"] == sum(row["step"] <= 5 for row in rows)
+    assert f"  {len(rows)} bad samples  " in capfd.readouterr().err
+    assert f"{len(rows)} samples could not be used: {len(rows)} bad-image; " in caplog.text
+
+
+def test_too_many_bad_samples_end_the_run_with_its_steps_saved(
+    config: PretrainConfig, spoiled_data: SpoiledData, tmp_path: Path
+):
+    data = spoiled_data(tmp_path / "data", broken=range(0, 300, 5))
+    config.data.train, config.train.save_every = [str(data)], 100
+    config.data.max_bad_fraction = 0.5
+    undisturbed = pretrain(config)
+    rows = read_log(Path(config.out) / "bad_samples.jsonl")
+    config.out, config.data.max_bad_fraction = str(tmp_path / "other"), 3 / 300
+    with pytest.raises(DataError, match="samples cannot be used") as caught:
+        pretrain(config)
+    assert "more than 3 end the run; the steps done are saved" in caught.value.meaning
+    saved = latest_checkpoint(Path(config.out)).step
+    assert saved == rows[3]["step"] - 1  # the fourth sample came with the step after it
+    assert saved > 0
+    config.data.max_bad_fraction = 0.5
+    model = pretrain(config)
+    for name in ("bad_samples.jsonl", "model/model.safetensors"):
+        assert (model.parent / name).read_bytes() == (undisturbed.parent / name).read_bytes(), name
+
+
+def test_what_the_shards_lost_before_the_run_is_in_the_account(
+    config: PretrainConfig, spoiled_data: SpoiledData, tmp_path: Path
+):
+    data = spoiled_data(tmp_path / "data", broken=())
+    (data / "train-00002.tar.idx").unlink()
+    with (data / "train-00002.tar").open("r+b") as file:
+        file.truncate((data / "train-00002.tar").stat().st_size - 12_000)
+    config.data.train, config.data.max_bad_fraction = [str(data)], 0.5
+    pretrain(config)
+    rows = read_log(Path(config.out) / "bad_samples.jsonl")
+    assert rows
+    assert {row["step"] for row in rows} == {0}
+    assert {row["shard"] for row in rows} == {str(data / "train-00002.tar")}
+    assert "truncated" in {row["cause"] for row in rows}
+    before = (Path(config.out) / "bad_samples.jsonl").read_bytes()
+    shutil.rmtree(Path(config.out) / "checkpoints" / "step-00000006")  # so that it has something to do
+    pretrain(config)
+    assert (Path(config.out) / "bad_samples.jsonl").read_bytes() == before
+
+
+def test_data_that_cannot_be_read_end_the_run_with_its_steps_saved(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+):
     config.train.save_every = 100
-    bad = TrainBatches.__getitem__
+    load = TrainBatches.load
 
-    def damaged_at_step_3(self: TrainBatches, step: int) -> Batch:
-        if step == 3:
-            raise DataError("image cannot be decoded", where="train-00000.tar/key")
-        return bad(self, step)
+    def gone_at_step_3(self: TrainBatches, number: int, note: Callable[[int], None]) -> Batch:
+        if number == 3:
+            raise DataError("the shard does not exist", where="train-00000.tar")
+        return load(self, number, note)
 
-    monkeypatch.setattr(TrainBatches, "__getitem__", damaged_at_step_3)
-    with pytest.raises(DataError, match="image cannot be decoded"):
+    monkeypatch.setattr(TrainBatches, "load", gone_at_step_3)
+    with pytest.raises(DataError, match="the shard does not exist"):
         pretrain(config)
     assert latest_checkpoint(Path(config.out)).step == 3
+
+
+def test_account_is_on_the_disk_before_a_checkpoint_counts_its_steps(
+    config: PretrainConfig, spoiled_data: SpoiledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Or a power failure would leave steps whose bad samples nobody knows."""
+    config.data.train = [str(spoiled_data(tmp_path / "data", broken=range(0, 300, 5)))]
+    config.data.max_bad_fraction = 0.5
+    account, synced, fsync, save = Path(config.out) / "bad_samples.jsonl", [], os.fsync, loop.save_checkpoint
+
+    def note(fd: int) -> None:
+        if account.exists() and os.path.samestat(os.fstat(fd), account.stat()):
+            synced.append(account.read_bytes())
+        fsync(fd)
+
+    def check(*args: object, **kwargs: object) -> None:
+        assert synced[-1] == account.read_bytes()
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(loop, "save_checkpoint", check)
+    pretrain(config)
+    assert len(synced) == 3
+
+
+def test_announcement_tells_how_far_ahead_is_read(config: PretrainConfig):
+    assert check(config).endswith("; batches are loaded between the steps")
+    config.data.num_workers, config.train.batch_size, config.model.image.image_size = 2, 64, 512
+    config.data.prefetch_mb = 400
+    assert check(config).endswith("; loader processes: 2, preparing 384 MiB of batches ahead")

@@ -1,0 +1,249 @@
+"""Measures the data path against webdataset and open_clip on the same shards, one thread, interleaved.
+
+    python benchmarks/data.py                       all parts, photo-like shards made in a temporary folder
+    python benchmarks/data.py decode --rounds 7     one part
+    python benchmarks/data.py --out results.json    also write the figures
+
+Each part runs A B A B ... and prints rates with the ratio of each pair: median, least, greatest. Files are in the page
+cache: what is compared is the work of a core, not the disk.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+import webdataset as wds
+
+from data_tools.shard_writer import ShardWriter
+from data_tools.synthetic import SyntheticPhotos, write_synthetic
+from data_tools.tar_index import open_indexes
+from mmvit.data.batches import DataConfig, TrainBatches
+from mmvit.data.shards import IndexedShards
+from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
+
+Part = tuple[str, str, Callable[[], float], Callable[[], float]]  # name, unit, ours, theirs: each returns a rate
+SIZES = {500: (500, 375), 1600: (1600, 1200)}
+
+
+def main() -> None:
+    """Run the parts that were asked for and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.parts or PARTS:
+            for part in PARTS[name](Path(folder)):
+                rows.append(measure(part, options.rounds))
+                print(told(rows[-1]), flush=True)
+    if options.out:
+        facts = {"date": time.strftime("%Y-%m-%d"), "machine": f"{cpu_name()}, {os.cpu_count()} cores"}
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "webdataset": wds.__version__}
+        options.out.write_text(json.dumps(facts | {"versions": versions, "rows": rows}, indent=1) + "\n")
+
+
+def measure(part: Part, rounds: int) -> dict[str, object]:
+    """Time both sides in turn, after one turn each to warm up."""
+    name, unit, ours, theirs = part
+    ours(), theirs()
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    ratios = sorted(a / b for a, b in pairs)
+    return {
+        "part": name,
+        "unit": unit,
+        "ours": statistics.median(a for a, _ in pairs),
+        "theirs": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "least": ratios[0],
+        "greatest": ratios[-1],
+    }
+
+
+def told(row: dict[str, object]) -> str:
+    """Return a row of the table."""
+    return "{part:48} {ours:9.1f} against {theirs:9.1f} {unit}: {ratio:.2f}x ({least:.2f} to {greatest:.2f})".format(
+        **row
+    )
+
+
+def decode(folder: Path) -> Iterator[Part]:
+    """Tar to training tensors: reading, decoding, random crop, tokens, batch; ours verifies hashes, as by default."""
+    import open_clip
+
+    tokenizer = build_tokenizer(TokenizerConfig(), 77)
+    preprocess = open_clip.image_transform(224, is_train=True)
+    for width, size in SIZES.items():
+        count, batch = (256, 32) if width == 500 else (48, 16)
+        tars = shards_of(folder, size, count)
+        batches = TrainBatches(IndexedShards(tars), DataConfig(), tokenizer, image_size=224, batch_size=batch, seed=0)
+
+        def ours(batches: TrainBatches = batches, count: int = count, batch: int = batch) -> float:
+            start = time.perf_counter()
+            for step in range(count // batch):
+                batches[step]
+            return count / (time.perf_counter() - start)
+
+        def theirs(tars: list[str] = tars, count: int = count, batch: int = batch) -> float:
+            pipeline = (
+                wds.WebDataset(tars, shardshuffle=False)
+                .shuffle(64, initial=16)
+                .decode("pilrgb")
+                .rename(image="jpg;png;jpeg;webp", text="txt")
+                .map_dict(image=preprocess, text=lambda text: open_clip.tokenize(text)[0])
+                .to_tuple("image", "text")
+                .batched(batch, collation_fn=torch.utils.data.default_collate)
+            )
+            start = time.perf_counter()
+            done = sum(len(images) for images, _ in pipeline)
+            assert done == count
+            return count / (time.perf_counter() - start)
+
+        yield f"tar to training tensors, {width}-px JPEG", "images/s", ours, theirs
+
+
+def read(folder: Path) -> Iterator[Part]:
+    """The stored bytes of each sample, in the order of an epoch, without decoding."""
+    for label, size, count in (("256-px JPEG", (256, 256), 4000), ("500-px JPEG", (500, 375), 2000)):
+        tars = with_metadata(shards_of(folder, size, count))
+        shards = IndexedShards(tars)
+
+        def ours(shards: IndexedShards = shards, count: int = count) -> float:
+            start = time.perf_counter()
+            for i in range(count):
+                shards.fields(i)
+            return count / (time.perf_counter() - start)
+
+        def theirs(tars: list[str] = tars, count: int = count) -> float:
+            start = time.perf_counter()
+            assert sum(1 for _ in wds.WebDataset(tars, shardshuffle=False)) == count
+            return count / (time.perf_counter() - start)
+
+        yield f"reading without decoding, {label}", "samples/s", ours, theirs
+
+
+def index(folder: Path) -> Iterator[Part]:
+    """Building the index of shards, all cores, against SHA-256 of the same bytes in memory, one core."""
+    tars = shards_of(folder, (1600, 1200), 1200)
+    data = b"".join(Path(tar).read_bytes() for tar in tars)
+
+    def ours() -> float:
+        start = time.perf_counter()
+        open_indexes([Path(tar) for tar in tars], rebuild=True)
+        return len(data) / 1e6 / (time.perf_counter() - start)
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        hashlib.sha256(data).digest()
+        return len(data) / 1e6 / (time.perf_counter() - start)
+
+    yield "building indexes, against SHA-256 alone", "MB/s", ours, theirs
+
+
+def start(folder: Path) -> Iterator[Part]:
+    """Opening 1,000 indexed shards and reading 256 samples of a batch, against webdataset up to its first sample."""
+    paths = []
+    (folder / "many").mkdir()
+    for i in range(1000):
+        paths.append(folder / "many" / f"{i:05d}.tar")
+        with tarfile.open(paths[-1], "w") as tar:
+            for j in range(100):
+                for field, content in (("jpg", b"picture"), ("txt", b"caption")):
+                    info = tarfile.TarInfo(f"{i:05d}{j:04d}.{field}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    open_indexes(paths)
+    tokenizer = build_tokenizer(TokenizerConfig(), 77)
+
+    def ours() -> float:
+        start = time.perf_counter()
+        shards = IndexedShards(paths)
+        batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=4096, seed=0)
+        ids = batches.order.ids(0, 4096).ids
+        [shards.fields(i) for i in ids[:256]]
+        return 1 / (time.perf_counter() - start)
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        next(iter(wds.WebDataset([str(path) for path in paths], shardshuffle=False)))
+        return 1 / (time.perf_counter() - start)
+
+    yield "starting on 1,000 shards (wds: first sample only)", "starts/s", ours, theirs
+
+
+def memory(folder: Path) -> Iterator[Part]:
+    """Peak memory of a process that makes batches, beyond one that has only imported what it needs, in MiB."""
+    tars = shards_of(folder, (1600, 1200), 48)
+    script = (
+        "import sys\n"
+        "import torch\n"
+        "from mmvit.data.batches import DataConfig, TrainBatches\n"
+        "from mmvit.data.shards import IndexedShards\n"
+        "from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer\n"
+        "tokenizer = build_tokenizer(TokenizerConfig(), 77)\n"
+        "def kib(name): return int(open('/proc/self/status').read().split(name + ':')[1].split()[0])\n"
+        "open('/proc/self/clear_refs', 'w').write('5')  # the peak begins anew: importing has one of its own\n"
+        "before = kib('VmRSS')\n"
+        "shards = IndexedShards(sys.argv[1:])\n"
+        "batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=256, seed=0)\n"
+        "for step in range(4): batches[step]\n"
+        "print((kib('VmHWM') - before) / 1024)\n"
+    )
+
+    def ours() -> float:
+        done = subprocess.run([sys.executable, "-c", script, *tars], check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
+    yield "memory of a worker, 1600-px JPEG (goal 300)", "MiB", ours, lambda: 300.0
+
+
+PARTS = {"decode": decode, "read": read, "index": index, "start": start, "memory": memory}
+
+
+def shards_of(folder: Path, size: tuple[int, int], count: int) -> list[str]:
+    """Make photo-like shards, or return those that were made before, read once into the page cache."""
+    out = folder / f"{size[0]}x{size[1]}-{count}"
+    if not out.exists():
+        write_synthetic(out, SyntheticPhotos(*size), num_shards=4, num_samples=count)
+    tars = sorted(out.glob("*.tar"))
+    return [str(tar) for tar in tars if tar.read_bytes()]
+
+
+def with_metadata(tars: list[str]) -> list[str]:
+    """Write the samples again with a JSON as img2dataset makes it: jpg, json and txt are the usual three members."""
+    out = Path(tars[0]).parent / "with-metadata"
+    if not out.exists():
+        shards = IndexedShards(tars)
+        with ShardWriter(out) as writer:
+            for i in range(len(shards)):
+                sample = shards.read(i)
+                meta = {"url": f"https://host/{i}.jpg", "caption": sample.caption, "status": "success", "exif": "{}"}
+                meta |= {"key": str(i), "sha256": hashlib.sha256(sample.image).hexdigest()}
+                writer.write(f"{i:09d}", {"jpg": sample.image, "txt": sample.caption, "json": meta})
+    return [str(tar) for tar in sorted(out.glob("*.tar"))]
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Training batches from shards that cannot be read by offset: each is fetched whole, one after the other, without end.
+
+A webdataset pipeline whose tar stage is the project's own: that of webdataset takes a damaged header for the end of the
+tar, unpacks compressed tars and fills the holes of sparse members. Nothing is decoded by it, so nothing is unpickled.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from torch.utils.data import get_worker_info
+
+from data_tools.errors import DataError, ResourceError, SampleError, UsageError
+from data_tools.remote import fetch
+from data_tools.storage import ByteFile, Place, UnindexableError, name_of, open_file, shown
+from data_tools.tar_index import open_index
+from data_tools.tar_scan import NOTICES, Member, Problem, ScannedTar, scan_tar
+from mmvit.data.batches import Batch, DataConfig, TrainBatches
+from mmvit.data.shards import IndexedShards
+
+logger = logging.getLogger(__name__)
+
+_BUFFER = 200  # samples that are mixed over the ends of shards; they wait on disk
+
+
+class Share(NamedTuple):
+    """One reader's part of a shard: sample `part` and every `num_parts`-th after it."""
+
+    shard: int
+    part: int
+    num_parts: int
+
+
+class _Item(NamedTuple):
+    """A sample that waits for its turn, or what was lost."""
+
+    shard: int
+    key: str
+    file: ByteFile
+    members: dict[str, Member]
+    problem: Problem | None
+
+
+def open_shards(
+    paths: Sequence[Place], verify: bool = False, require_caption: bool = True, announce: bool = True
+) -> IndexedShards:
+    """Open shards by their indexes, or `StreamedShards` where one of them cannot be read by offset.
+
+    Arguments and errors are those of `IndexedShards`; `announce` logs a stream, for one process of several.
+    """
+    try:
+        return IndexedShards(paths, verify, require_caption)
+    except UnindexableError as error:
+        if announce:
+            logger.warning(
+                "%s (%s): the shards are streamed, their order and resume are approximate\n"
+                "  meaning: each loader process keeps up to three shards in the temporary folder (TMPDIR)\n"
+                "  mend: copy the shards to a disk, or to a server with byte ranges",
+                *(error.what, error.where),
+            )
+        return StreamedShards(paths, require_caption)
+
+
+def split_shards(order: Sequence[int], epoch: int, reader: int, num_readers: int) -> list[Share]:
+    """Return what one of several readers takes of an epoch: together they take each sample once, and none goes idle.
+
+    More readers than shards share the samples of a shard, each having others every epoch.
+    """
+    if len(order) >= num_readers:
+        return [Share(shard, 0, 1) for shard in order[reader::num_readers]]
+    turn, place = divmod(reader, len(order))
+    num_parts = len(range(place, num_readers, len(order)))
+    return [Share(order[place], (turn + epoch) % num_parts, num_parts)]
+
+
+class StreamedShards(IndexedShards):
+    """Shards read from begin to end, again and again: to `TrainBatches` one sample, which is another one each time."""
+
+    def __init__(self, paths: Sequence[Place], require_caption: bool = True):
+        self.paths = list(paths)
+        self.require_caption = require_caption
+        self.shard_sizes = (1,)
+        self._stops = [1]
+        self.stream: Iterator[_Item] | None = None
+        self.note: Callable[[int], None] | None = None  # is told the shard that is waited for
+        self.last: _Item | None = None
+
+    def start(self, seed: int, first: int, reader: int, num_readers: int) -> None:
+        """Begin to read as one of several readers; the order of the shards follows from `seed` and `first`."""
+        os.environ["WDS_SECURE"] = "1"  # looked at when it is imported: no pickles, no commands
+        import webdataset
+
+        rng = random.Random(f"{seed} {first} {reader}")
+        orders = (
+            np.random.default_rng((seed, first, epoch)).permutation(len(self.paths)).tolist()
+            for epoch in itertools.count()
+        )
+        shares = (
+            share for epoch, order in enumerate(orders) for share in split_shards(order, epoch, reader, num_readers)
+        )
+        mixed = webdataset.shuffle(_BUFFER, rng=rng)
+        self.stream = iter(webdataset.DataPipeline(lambda: self._items(shares, rng), mixed))
+
+    def fields(self, i: SupportsIndex) -> dict[str, bytes]:
+        """Return the stored bytes of each field of the next sample.
+
+        Raises:
+            SampleError: it was lost.
+            DataError: a shard is missing or without samples.
+            ResourceError: a server does not answer.
+        """
+        assert self.stream is not None, "start() comes first"
+        item = self.last = next(self.stream)
+        if item.problem is not None:
+            raise self.error(item.problem.cause, item.problem.detail, i)
+        fields = {field: item.file.read(member.offset, member.size) for field, member in item.members.items()}
+        for field, data in fields.items():
+            if hashlib.sha256(data).digest() != item.members[field].sha256:
+                raise self.error("hash", f".{field} is damaged: it is not as it was scanned", i)
+        return fields
+
+    def key(self, i: SupportsIndex) -> str:
+        """Return "shard.tar/key" of the last sample."""
+        assert self.last is not None
+        return f"{name_of(self.paths[self.last.shard])}/{self.last.key}"
+
+    def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
+        """Return an error that names the last sample, or shard number `i` while none is there."""
+        shard, key = (self.last.shard, self.last.key) if self.last else (int(i), "")
+        return SampleError(cause, what, shard=shown(self.paths[shard]), key=key)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 (hex) of the shards' names; what is in them is not known."""
+        return hashlib.sha256(json.dumps(["streamed", *map(name_of, self.paths)]).encode()).hexdigest()
+
+    def lost(self) -> list[SampleError]:
+        """Return nothing: what is lost is told when its turn comes."""
+        return []
+
+    def _items(self, shares: Iterator[Share], rng: random.Random) -> Iterator[_Item]:
+        """Yield the samples of each share in random order, and what was lost; a thread fetches the next shard."""
+        share, box = self._begin(next(shares))
+        while True:
+            self.last = None
+            if self.note:
+                self.note(share.shard)
+            opened = box.get()
+            if isinstance(opened, Exception):
+                raise opened
+            file, scan = opened
+            pairs = zip(scan.keys, scan.samples, strict=True)
+            items = [_Item(share.shard, key, file, members, None) for key, members in pairs]
+            lost = [problem for problem in scan.problems if problem.cause not in (*NOTICES, "hash")]
+            items += [_Item(share.shard, problem.key, file, {}, problem) for problem in lost]
+            items = items[share.part :: share.num_parts]
+            rng.shuffle(items)
+            share, box = self._begin(next(shares))
+            yield from items
+
+    def _begin(self, share: Share) -> "tuple[Share, queue.SimpleQueue[tuple[ByteFile, ScannedTar] | Exception]]":
+        box: queue.SimpleQueue[tuple[ByteFile, ScannedTar] | Exception] = queue.SimpleQueue()
+
+        def open_it() -> None:
+            try:
+                box.put(_open(self.paths[share.shard]))
+            except Exception as error:  # raised again where the shard is waited for
+                box.put(error)
+
+        threading.Thread(target=open_it, daemon=True).start()
+        return share, box
+
+
+def _open(place: Place) -> tuple[ByteFile, ScannedTar]:
+    try:
+        return open_file(place), open_index(place).scanned()
+    except UnindexableError:
+        file, broken = fetch(str(place))
+    try:
+        scan = scan_tar(place, file)
+    except DataError as error:
+        if broken:
+            raise ResourceError(f"the shard cannot be fetched: {broken}", where=shown(place)) from error
+        raise
+    reason = f" ({broken})" if broken else ""
+    return file, scan._replace(problems=[each._replace(detail=each.detail + reason) for each in scan.problems])
+
+
+class StreamBatches(TrainBatches):
+    """Batches of `StreamedShards`; a run that goes on at a later step begins a new pass over the shards."""
+
+    shards: StreamedShards
+
+    def __init__(self, shards: StreamedShards, config: DataConfig, *arguments: Any, **options: Any):
+        if config.weights:
+            raise UsageError("data sets that are streamed cannot be mixed", where="data.weights")
+        super().__init__(shards, config, *arguments, **options)
+        self.cache_room = 0  # there is no second time
+
+    def load(self, number: int, note: Callable[[int], None]) -> Batch:
+        """Return the next micro-batch of this process; `note` is called with the number of the shard that is read."""
+        self.shards.note = note
+        if self.shards.stream is None:
+            worker = get_worker_info()
+            mine, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+            # Worker w begins with the w-th number of the run: the run's first one is the same for all of them.
+            reader, num_readers = self.rank * num_workers + mine, self.world_size * num_workers
+            self.shards.start(self.seed, number - mine, reader, num_readers)
+        return super().load(number, lambda sample_id: note(self.shards.last.shard) if self.shards.last else None)
