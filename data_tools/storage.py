@@ -72,8 +72,8 @@ def is_url(spec: str) -> bool:
     match = _URL.match(spec)
     try:
         urlsplit(spec if match else "")
-    except ValueError as error:
-        raise UsageError(f"a URL is not valid: {error}", mend="check its brackets") from None
+    except ValueError:  # whose text may hold a password
+        raise UsageError("a URL is not valid", mend="check its host's name and brackets") from None
     if match is None and not spec.startswith("pipe:"):
         return False
     if match is None or match.group(1).lower() not in SCHEMES or "::" in spec:

@@ -241,7 +241,7 @@ def _no_member(window: Window, position: int, last: Entry | None) -> Damage | No
     left = window.size - position
     if left < _BLOCK:
         detail = "the archive stops without its end mark" if window.size else "the file is empty"
-        return Damage(position, window.size, detail, truncated=True)
+        return Damage(min(position, window.size), window.size, detail, truncated=True)
     zeros = _zeros(window, position)
     if zeros == left:
         if left > _MAX_PADDING:

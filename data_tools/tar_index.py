@@ -261,7 +261,8 @@ def _is_missing(path: Path) -> bool:
 
 def _renewed(index: ShardIndex) -> ShardIndex:
     """Return the index of a tar that was touched: renewed, or the old one with the places where samples are now."""
-    old, new, file = index.scanned(), scan_tar(index.tar), open_file(index.tar)
+    file = open_file(index.tar)
+    old, new = index.scanned(), scan_tar(index.tar, file, may_be_empty=True)
     found = dict(zip(new.keys, new.samples, strict=True))
     samples, lost = [], []
     unseen = 0  # by the scan: without an index they would be lost

@@ -1,7 +1,8 @@
 """Reads a tar from end to end and groups its members into samples; whatever would be lost is told as a `Problem`.
 
-What no scan of a tar can see is a change inside a member's bytes, or a last sample that was overwritten with zeros from
-its header on; only an index made before shows these.
+What no scan of a tar can see is a change inside a member's bytes, a whole header in place of another, or a last sample
+that was overwritten with zeros from its header on; only an index made before shows these. Of the sample at a cut, it
+cannot know fields that fewer than half of the samples have.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ class ScannedTar(NamedTuple):
     problems: list[Problem]
 
 
-def scan_tar(tar: Place, file: ByteFile | None = None) -> ScannedTar:
+def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = False) -> ScannedTar:
     """Read the tar once, from `file` where it is open already; return its samples and all that is wrong with it.
 
     After damage the scan goes on at the next whole header, so that a fault costs the one or two samples it lies in.
     Members whose suffix is not in `FIELDS`, links and files without a suffix are ignored and counted by suffix.
 
     Raises:
-        DataError: missing, compressed, or no sample at all.
+        DataError: missing, compressed, or no sample at all unless it `may_be_empty`.
     """
     file = file or open_file(tar)
     _refuse_compressed(tar, file.read(0, 8))
@@ -81,7 +82,7 @@ def scan_tar(tar: Place, file: ByteFile | None = None) -> ScannedTar:
         else:
             grouping.add(found)
     samples = grouping.finish()
-    if not samples:
+    if not samples and not may_be_empty:
         ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.most_common(5)) or "none"
         first = f"; {grouping.problems[0].detail}" if grouping.problems else ""
         raise DataError(

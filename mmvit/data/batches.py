@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_tools.decode import decode_image
-from data_tools.errors import DataError, SampleError
+from data_tools.errors import DataError, SampleError, UsageError
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
 from mmvit.data.order import MixedOrder, SampleOrder
 from mmvit.data.shards import IndexedShards, RawSample
@@ -92,6 +92,10 @@ class TrainBatches(Dataset[Batch]):
         micro_batches: int = 1,
         shards_per_set: Sequence[int] = (),
     ):
+        if batch_size % (world_size * micro_batches):
+            parts = f"{world_size} processes x {micro_batches} micro-batches"
+            what = f"a batch of {batch_size} does not divide over {parts}"
+            raise UsageError(what, where="train.batch_size")
         self.shards = shards
         self.config = config
         self.tokenizer = tokenizer

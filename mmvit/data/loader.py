@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.errors import MmvitError, ResourceError
+from data_tools.storage import shown
 from mmvit.data.batches import Batch, TrainBatches
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -31,6 +32,7 @@ _CHECK_S = 0.5  # between two looks at the workers while a batch is waited for
 _MEND = "check the disk or the network it reads from, then run again"
 
 Loaded = Batch | MmvitError
+_NAME_LIMIT_S = 5.0
 
 
 class Prefetch(NamedTuple):
@@ -101,13 +103,24 @@ class LoadedBatches(Dataset[Loaded]):
             self.reading[slot + 1] = 0
 
     def last_read(self, pids: Collection[int] = ()) -> str:
-        """Name the sample that is being read for the longest time, by the processes `pids` or by any."""
+        """Name the sample that is being read for the longest time, by the processes `pids` or by any.
+
+        Its key stands in the index, on the disk that may be what hangs: after a while the shard alone is named.
+        """
         slots = [self.reading[i : i + 3] for i in range(0, len(self.reading), 3)]
         begun = [(since, int(sample) - 1) for pid, sample, since in slots if sample and (not pids or pid in pids)]
         if not begun:
             return "no sample was being read"
         since, sample_id = min(begun)
-        return f"{self.batches.shards.error('damaged', '', sample_id).where}, for {time.monotonic() - since:.0f} s"
+        shards = self.batches.shards
+        names: queue.SimpleQueue[str] = queue.SimpleQueue()
+        ask = threading.Thread(target=lambda: names.put(str(shards.error("damaged", "", sample_id).where)), daemon=True)
+        ask.start()
+        try:
+            name = names.get(timeout=_NAME_LIMIT_S)
+        except queue.Empty:
+            name = shown(shards.paths[shards.place(sample_id)[0]])
+        return f"{name}, for {time.monotonic() - since:.0f} s"
 
 
 class Loader:

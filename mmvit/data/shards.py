@@ -144,7 +144,12 @@ class IndexedShards:
         if "json" not in fields:
             return None
         try:
-            meta = json.loads(self._text(fields, "json", i))
+            text = self._text(fields, "json", i)
+            meta = json.loads(text)
+            if "\\u" in text:  # escapes can spell what no text may hold: half a surrogate pair, or NUL
+                if "\\u0000" in text:
+                    raise ValueError("it holds a NUL character")
+                json.dumps(meta, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise self.error("bad-json", f"the metadata is not JSON ({error})", i) from error
         if not isinstance(meta, dict):

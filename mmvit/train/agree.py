@@ -1,9 +1,11 @@
 """What one process of a run finds, all know: so none waits for one that is gone."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -11,6 +13,24 @@ from data_tools.errors import MmvitError
 
 T = TypeVar("T")
 Failure = MmvitError | OSError
+
+
+@contextlib.contextmanager
+def leaving_group() -> Iterator[None]:
+    """Leave the group of processes after the block, or after an error that all of them raise.
+
+    Left to the end of the process, connections that another one closes abort it now and then, over its exit code.
+    """
+    agreed = False
+    try:
+        yield
+        agreed = True
+    except MmvitError:
+        agreed = True
+        raise
+    finally:
+        if agreed and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def gather_errors(accelerator: Accelerator, mine: Sequence[Failure], wished: bool) -> tuple[list[Failure], bool]:

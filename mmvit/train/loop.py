@@ -5,15 +5,25 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.optim import Optimizer
 
-from data_tools.errors import CheckpointError, DataError, DivergedError, MmvitError, SampleError, UsageError
+from data_tools.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    MmvitError,
+    ResourceError,
+    SampleError,
+    UsageError,
+)
 from data_tools.expand import expand_shards
 from mmvit.checkpoint import file_sha256, latest_checkpoint, load_weights, save_checkpoint, save_model
 from mmvit.config import PretrainConfig, ZeroShotConfig
@@ -27,7 +37,7 @@ from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.models.build import build_dual_encoder
 from mmvit.towers.text import TextConfig
-from mmvit.train.agree import gather_errors, on_main
+from mmvit.train.agree import gather_errors, leaving_group, on_main
 from mmvit.train.bad_samples import BadSamples
 from mmvit.train.log import CutCaptions, RunLog, Throughput
 from mmvit.train.optim import build_optimizers, flatten_state, restore_state, schedule_factor, set_learning_rates
@@ -54,7 +64,11 @@ class Run:
         config.check()
         self.config = config
         self.folder = Path(config.out)
-        self.accelerator = Accelerator(mixed_precision=_mixed_precision(config.train.precision))
+        # The others wait while the main process indexes shards or evaluates, which may take hours.
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+        self.accelerator = Accelerator(
+            mixed_precision=_mixed_precision(config.train.precision), kwargs_handlers=[patience]
+        )
         if config.train.batch_size % self.accelerator.num_processes:
             raise UsageError(
                 f"a batch of {config.train.batch_size} does not divide over {self.accelerator.num_processes} processes",
@@ -149,6 +163,7 @@ class Run:
         return {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5} if result else {}
 
 
+@leaving_group()
 def pretrain(config: PretrainConfig) -> Path:
     """Train a dual encoder, or go on with a run that was interrupted; returns the model folder.
 
@@ -182,6 +197,7 @@ def pretrain(config: PretrainConfig) -> Path:
     return run.folder / "model"
 
 
+@leaving_group()
 def check(config: PretrainConfig) -> str:
     """Build everything that the run needs, take no step and write nothing; returns what would be trained."""
     run = Run(config)
@@ -293,7 +309,7 @@ def _agreed(run: Run, loader: Loader, bad: BadSamples, stop: StopFlag, start: in
             assert isinstance(loaded, Batch)
             yield loaded, stopping
             done += 1
-    except DataError:
+    except (DataError, ResourceError):
         if done > start:
             bad.sync()
             run.save(done)

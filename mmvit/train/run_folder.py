@@ -12,7 +12,7 @@ CONFIG = "config.yaml"
 # What may change when a run goes on: none of it changes a weight. Shards and tokenizer may move; their content
 # is compared.
 FREE = (
-    *("out", "data.train", "data.num_workers", "data.prefetch_mb", "data.stall_timeout_s", "data.cache_mb"),
+    *("out", "data.train", "data.num_workers", "data.prefetch_mb", "data.stall_timeout_s"),
     *("data.max_bad_fraction", "tokenizer.path", "zero_shot."),
     *("train.log_every", "train.save_every", "train.keep_last"),
 )

@@ -1,5 +1,6 @@
 """No member of a tar runs code, is followed, or is written where its name says; each is told or ignored."""
 
+import io
 import os
 import pickle
 import tarfile
@@ -7,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from data_tools.check import check_shards
 from data_tools.errors import DataError, SampleError
+from data_tools.repair import repair_shards
 from data_tools.tar_index import build_index, open_index
 from mmvit.data.shards import IndexedShards
 
@@ -106,3 +110,24 @@ def test_keys_with_control_characters_stay_data(hostile_tar: HostileTar):
         raise IndexedShards([tar]).error("hash", "what", 1)
     assert "\x1b" not in str(caught.value)
     assert "\n\u202e" not in str(caught.value)
+
+
+def test_the_tools_write_nothing_of_it_anywhere(hostile_tar: HostileTar, canary: Path, tmp_path: Path):
+    attack = pickle.dumps(Payload(canary))
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    tar = hostile_tar(
+        [
+            ("real.png", picture.getvalue()),
+            ("real.txt", b"a caption"),
+            ("real.pkl", attack),
+            (f"../{canary.name}.jpg", b"picture"),
+            (str(canary), b"picture"),
+            header("link.jpg", tarfile.SYMTYPE, str(canary)),
+            header(f"../{canary.name}", tarfile.DIRTYPE),
+        ]
+    )
+    assert check_shards([tar], num_workers=1).shards[0].samples == 2
+    assert repair_shards([tar], tmp_path / "out", num_workers=1).kept == 1  # the other picture is none
+    assert {path.name for path in tmp_path.iterdir()} <= {"hostile.tar", "hostile.tar.idx", "out"}
+    assert all(path.suffix in (".tar", ".idx", ".jsonl") for path in (tmp_path / "out").iterdir())

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.errors import DataError, SampleError
+from data_tools.errors import DataError, SampleError, UsageError
 from data_tools.shard_writer import ShardWriter
 from mmvit.data.batches import MAX_BAD_IN_A_ROW, Batch, DataConfig, TrainBatches
 from mmvit.data.shards import IndexedShards
@@ -133,6 +133,11 @@ def test_groups_are_equal_where_the_bare_captions_are(squares: IndexedShards, ba
     assert torch.equal(by_caption[:, None] == by_caption[None, :], same_colour)
     assert torch.equal(by_name[:, None] == by_name[None, :], torch.eye(NUM_SAMPLES, dtype=torch.bool))
     assert len({tuple(row) for row in data.ids[:, 0].tolist()}) > len(set(colours))  # whatever the templates
+
+
+def test_a_batch_that_does_not_divide_is_refused(squares: IndexedShards, batches_of: BatchesOf):
+    with pytest.raises(UsageError, match="does not divide over 2 processes x 3 micro-batches"):
+        batches_of(squares, world_size=2, micro_batches=3)
 
 
 def test_pixels_of_a_batch_are_its_samples(

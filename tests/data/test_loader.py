@@ -217,6 +217,20 @@ def test_a_sample_that_kills_its_worker_is_named(
     assert error.where.startswith(f"{squares.paths[1]}, key 'key13', for ")
 
 
+def test_a_shard_is_named_where_its_index_cannot_be_read(
+    squares: IndexedShards, batches_of: BatchesOf, monkeypatch: pytest.MonkeyPatch
+):
+    hung = threading.Event()
+    late = SampleError("damaged", "", shard="s", key="k")
+    # Its disk does not answer.
+    monkeypatch.setattr(IndexedShards, "error", lambda *arguments: hung.wait() and late)
+    monkeypatch.setattr(loader_module, "_NAME_LIMIT_S", 0.05)
+    loaded = LoadedBatches(batches_of(squares, {"num_workers": 1}))
+    loaded.reading[:] = [101, 1 + 4, time.monotonic() - 20]
+    assert loaded.last_read() == f"{squares.paths[0]}, for 20 s"
+    hung.set()
+
+
 def test_the_process_that_is_gone_is_asked_for(squares: IndexedShards, batches_of: BatchesOf):
     loaded = LoadedBatches(batches_of(squares, {"num_workers": 3}))
     now = time.monotonic()

@@ -107,6 +107,12 @@ def test_text_is_strict(tmp_path: Path):
         "meta2.png": b"x",
         "meta2.txt": b"x",
         "meta2.json": b"{",
+        "half.png": b"x",
+        "half.txt": b"x",
+        "half.json": rb'{"c": "a dog \ud83d"}',
+        "escaped.png": b"x",
+        "escaped.txt": b"x",
+        "escaped.json": rb'{"c": "a\u0000b"}',
         "label.png": b"x",
         "label.txt": b"x",
         "label.cls": b"-1",
@@ -123,6 +129,8 @@ def test_text_is_strict(tmp_path: Path):
         ("zero", "empty file"),
         ("meta", "list instead of an object"),
         ("meta2", "not JSON"),
+        ("half", "not JSON .*surrogates"),
+        ("escaped", "NUL"),
         ("label", "'-1' is not a class index"),
     ]
     assert len(shards) == 1 + len(expected)

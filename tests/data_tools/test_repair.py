@@ -175,7 +175,7 @@ def test_a_shard_without_a_whole_sample_is_told_and_not_written(shards: list[Pat
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("key", ["folder/", "a\nb", "a//b"])
+@pytest.mark.parametrize("key", ["a\nb", "a//b"])
 def test_a_key_that_would_not_read_back_gets_another_name(tmp_path: Path, key: str):
     files = [("a.jpg", picture(1)), ("a.txt", b"one"), (f"{key}.jpg", picture(2)), (f"{key}.txt", b"two")]
     tar = write_tar(tmp_path / "a.tar", files)

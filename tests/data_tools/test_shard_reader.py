@@ -112,7 +112,7 @@ def test_a_shard_that_changed_after_indexing_is_always_verified(tar: Path):
     assert reader.fields(0, 5)["txt"] == FILES["k5.txt"]
 
 
-@pytest.mark.parametrize("how", ["shorter", "longer", "later", "gone"])
+@pytest.mark.parametrize("how", ["shorter", "longer", "longer at the same time", "later", "gone"])
 def test_a_shard_that_changes_after_it_was_opened(tar: Path, how: str):
     reader = ShardReader([build_index(tar)])
     data = tar.read_bytes()
@@ -121,7 +121,9 @@ def test_a_shard_that_changes_after_it_was_opened(tar: Path, how: str):
     elif how == "later":
         os.utime(tar, ns=(1, 1))
     else:
+        time_ns = tar.stat().st_mtime_ns
         tar.write_bytes(data[:3000] if how == "shorter" else data + bytes(512))
+        os.utime(tar, ns=(1, time_ns if "same time" in how else time_ns + 1))
     with pytest.raises(
         DataError, match="does not exist" if how == "gone" else "has changed since it was opened"
     ) as caught:

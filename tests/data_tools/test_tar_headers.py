@@ -144,7 +144,7 @@ def test_every_cut_is_told(walked):
         *entries, last = walked(whole[:size])
         assert isinstance(last, Damage), size
         assert last.truncated
-        assert last.stop == size
+        assert last.offset <= last.stop == size
         assert len(entries) == sum(size >= i * 1536 + BLOCK + 700 for i in range(4)), size
     for size in (data_end + BLOCK, data_end + 1024):  # all data and an end mark are there
         assert told(walked(whole[:size])) == ["0.txt", "1.txt", "2.txt", "3.txt"]
@@ -152,7 +152,7 @@ def test_every_cut_is_told(walked):
     assert "'3.txt' is cut" in walked(whole[: data_end - 600])[-1].detail
 
 
-@pytest.mark.parametrize("fault", [b"\xff", bytes(BLOCK), os.urandom(BLOCK)], ids=["byte", "zeros", "noise"])
+@pytest.mark.parametrize("fault", [b"\xff", bytes(BLOCK), b"\xaa\x01" * 256], ids=["byte", "zeros", "noise"])
 def test_a_damaged_header_costs_its_member_and_at_most_the_one_before(walked, fault: bytes):
     whole = b"".join(member(f"{i}.txt", b"x" * 700) for i in range(6)) + END
     for i in range(6):
@@ -168,7 +168,7 @@ def test_a_damaged_header_costs_its_member_and_at_most_the_one_before(walked, fa
 @pytest.mark.parametrize("shift", [1, 7, 511, 512, 700])
 def test_the_walk_goes_on_at_any_alignment(walked, shift: int):
     parts = [member(f"{i}.txt", b"x" * 700) for i in range(5)]
-    inserted = walked(b"".join(parts[:2]) + os.urandom(shift) + b"".join(parts[2:]) + END)
+    inserted = walked(b"".join(parts[:2]) + b"\xaa" * shift + b"".join(parts[2:]) + END)
     assert kept(inserted) == ["0.txt", "2.txt", "3.txt", "4.txt"]
     removed = walked(b"".join(parts[:2]) + parts[2][:-shift] + b"".join(parts[3:]) + END)
     names = kept(removed)

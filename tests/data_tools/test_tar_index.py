@@ -136,6 +136,14 @@ def test_damage_after_indexing_costs_only_what_it_hits(tar: Path, caplog: pytest
     assert "4 of 8 samples are gone" in caplog.text
 
 
+def test_an_index_finds_the_one_sample_that_a_scan_does_not(tmp_path: Path):
+    tar = write_tar(tmp_path / "one.tar", {"a.txt": b"caption"})
+    build_index(tar)
+    tar.write_bytes(b"\xff" + tar.read_bytes()[1:])
+    later(tar)
+    assert delivered(open_index(tar)) == {"a.txt": b"caption"}
+
+
 def test_another_tar_under_the_same_name(tar: Path):
     write_tar(tar, {name: b"other" + data for name, data in FILES.items()})
     later(tar)

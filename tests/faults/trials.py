@@ -99,12 +99,22 @@ def _broken(seed: Seed, fault: Fault, account: Account) -> Iterator[str]:
         yield f"with the index, picture and text of two samples: {account.wrong}"
     if fault.small and len(seed.samples) - len(account.intact) > 2:
         yield f"with the index, {len(seed.samples) - len(account.intact)} samples are lost"
+    if lost := _before(seed, fault) - set(account.intact):
+        yield f"with the index, samples are lost that lie before the fault: {lost}"
+
+
+def _before(seed: Seed, fault: Fault) -> set[str]:
+    """Return the samples that end before the first byte that was touched."""
+    first = min(start for start, _ in fault.spans)
+    return {key for key in seed.samples if all(stop <= first for _, stop in seed.span(key))}
 
 
 def _broken_without_index(seed: Seed, fault: Fault, account: Account) -> Iterator[str]:
     untold = [key for key in account.untold if not explained(seed, fault, key, key in account.torn)]
     if untold:
         yield f"without an index, in silence: {untold}"
+    if not fault.forged and len(lost := _before(seed, fault) - set(account.intact)) > 1:
+        yield f"without an index, samples are lost that lie before the fault: {lost}"
     if account.wrong and not fault.forged:
         yield f"without an index, picture and text of two samples: {account.wrong}"
     if fault.small and len(seed.samples) - len(account.intact) > 2:
