@@ -101,7 +101,11 @@ def open_file(place: Place) -> ByteFile:
     path = Path(place)
     if not path.is_file():
         raise DataError("the shard does not exist", where=str(place), mend="check the path and the spelling")
-    return LocalFile(path)
+    try:
+        return LocalFile(path)
+    except OSError as error:
+        what = f"the shard cannot be read: {error.strerror}"
+        raise DataError(what, where=str(place), mend="check who may read it") from error
 
 
 def name_of(place: Place) -> str:

@@ -108,7 +108,7 @@ class ShardIndex:
         try:
             rows = [json.loads(line) for line in lines]
             return [Problem(str(cause), int(offset), str(key), str(detail)) for cause, offset, key, detail in rows]
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise _damaged(self.tar, "its list of problems cannot be read") from error
 
     def scanned(self) -> ScannedTar:

@@ -71,16 +71,20 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
     Members whose suffix is not in `FIELDS`, links and files without a suffix are ignored and counted by suffix.
 
     Raises:
-        DataError: missing, compressed, or no sample at all unless it `may_be_empty`.
+        DataError: missing, compressed, unreadable, or no sample at all unless it `may_be_empty`.
     """
     file = file or open_file(tar)
-    _refuse_compressed(tar, file.read(0, 8))
     grouping = _Grouping()
-    for found in walk(Window(file)):
-        if isinstance(found, Damage):
-            grouping.add_damage(found)
-        else:
-            grouping.add(found)
+    try:
+        _refuse_compressed(tar, file.read(0, 8))
+        for found in walk(Window(file)):
+            if isinstance(found, Damage):
+                grouping.add_damage(found)
+            else:
+                grouping.add(found)
+    except OSError as error:
+        mend = "copy the shard to another disk"
+        raise DataError(f"the shard cannot be read: {error.strerror}", where=shown(tar), mend=mend) from error
     samples = grouping.finish()
     if not samples and not may_be_empty:
         ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.most_common(5)) or "none"

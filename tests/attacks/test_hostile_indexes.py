@@ -101,6 +101,7 @@ LIES: dict[str, Change] = {
     "a negative size": number(5, -1),
     "offset and size that overflow": lambda head, body: struct.pack_into("<qq", body, 32, 2**63 - 1, 2**63 - 1),
     "a list of problems that is none": lambda head, body: body.__setitem__(slice(-20, None), b"[1, 2]" + b"x" * 14),
+    "a problem at an infinite place": lambda head, body: append(head, body, b'["x", 1e999, "", ""]'),
     "a list of problems that is too deep": lambda head, body: append(head, body, b"[" * 99_999),
 }
 

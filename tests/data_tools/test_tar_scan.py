@@ -162,3 +162,17 @@ def test_what_is_no_tar_is_refused_with_the_reason(tmp_path: Path):
             scan_tar(path)
     with pytest.raises(DataError, match="does not exist"):
         scan_tar(tmp_path / "none.tar")
+
+
+def test_a_disk_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = write_tar(tmp_path / "a.tar", pair("a"))
+    for name in ("pread", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"data_tools.storage.os.{name}", fail)
+            with pytest.raises(DataError, match="cannot be read: Input/output error") as caught:
+                scan_tar(path)
+        assert caught.value.where == str(path)
+        assert caught.value.mend
