@@ -25,14 +25,19 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import webdataset as wds
 
 from data_tools.shard_writer import ShardWriter
 from data_tools.synthetic import SyntheticPhotos, write_synthetic
 from data_tools.tar_index import open_indexes
+from data_tools.tokenizer import train_tokenizer
 from mmvit.data.batches import DataConfig, TrainBatches
 from mmvit.data.shards import IndexedShards
+from mmvit.data.stored import MANIFEST
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 
 Part = tuple[str, str, Callable[[], float], Callable[[], float]]  # name, unit, ours, theirs: each returns a rate
@@ -92,7 +97,9 @@ def decode(folder: Path) -> Iterator[Part]:
     for width, size in SIZES.items():
         count, batch = (256, 32) if width == 500 else (48, 16)
         tars = shards_of(folder, size, count)
-        batches = TrainBatches(IndexedShards(tars), DataConfig(), tokenizer, image_size=224, batch_size=batch, seed=0)
+        batches = TrainBatches(
+            IndexedShards(tars), DataConfig(), tokenizer, image_size=224, batch_size=batch, num_steps=1, seed=0
+        )
 
         def ours(batches: TrainBatches = batches, count: int = count, batch: int = batch) -> float:
             start = time.perf_counter()
@@ -174,7 +181,7 @@ def start(folder: Path) -> Iterator[Part]:
     def ours() -> float:
         start = time.perf_counter()
         shards = IndexedShards(paths)
-        batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=4096, seed=0)
+        batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=4096, num_steps=1, seed=0)
         ids = batches.order.ids(0, 4096).ids
         [shards.fields(i) for i in ids[:256]]
         return 1 / (time.perf_counter() - start)
@@ -187,9 +194,40 @@ def start(folder: Path) -> Iterator[Part]:
     yield "starting on 1,000 shards (wds: first sample only)", "starts/s", ours, theirs
 
 
+def stored(folder: Path) -> Iterator[Part]:
+    """Batches of stored embeddings against our own of decoded images; both have their captions tokenised."""
+    tars = shards_of(folder, SIZES[500], 256)
+    shards = IndexedShards(tars)
+    train_tokenizer([shards.caption(i) for i in range(256)], folder / "tokenizer.json", vocab_size=1000)
+    tokenizer = build_tokenizer(TokenizerConfig("file", str(folder / "tokenizer.json")), 77)  # CLIP's takes 0.5 ms
+    out = folder / "embeddings"
+    for name in ("metadata", "img_emb"):
+        (out / name).mkdir(parents=True)
+    np.save(out / "img_emb" / "img_emb_0.npy", np.ones((len(shards), 512), np.float16))
+    keys = [shards.key(i) for i in range(len(shards))]
+    pq.write_table(pa.table({"image_path": keys}), out / "metadata" / "metadata_0.parquet")
+    source = hashlib.sha256(shards.fingerprint().encode()).hexdigest()
+    facts = {"format_version": 1, "modality": "image", "dim": 512, "num_rows": len(shards)}
+    (out / MANIFEST).write_text(json.dumps(facts | {"model_sha256": "", "source_sha256": source}))
+
+    def rate(config: DataConfig) -> Callable[[], float]:
+        batches = TrainBatches(shards, config, tokenizer, image_size=224, batch_size=64, num_steps=4, seed=0)
+
+        def samples_per_s() -> float:
+            start = time.perf_counter()
+            for step in range(4):
+                batches[step]
+            return 256 / (time.perf_counter() - start)
+
+        return samples_per_s
+
+    name = "stored embeddings against decoded 500-px JPEG"
+    yield name, "samples/s", rate(DataConfig(image_embeddings=str(out))), rate(DataConfig())
+
+
 def memory(folder: Path) -> Iterator[Part]:
     """Peak memory of a process that makes batches, beyond one that has only imported what it needs, in MiB."""
-    tars = shards_of(folder, (1600, 1200), 48)
+    tars = shards_of(folder, (1600, 1200), 256)
     script = (
         "import sys\n"
         "import torch\n"
@@ -201,7 +239,7 @@ def memory(folder: Path) -> Iterator[Part]:
         "open('/proc/self/clear_refs', 'w').write('5')  # the peak begins anew: importing has one of its own\n"
         "before = kib('VmRSS')\n"
         "shards = IndexedShards(sys.argv[1:])\n"
-        "batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=256, seed=0)\n"
+        "batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=256, num_steps=1, seed=0)\n"
         "for step in range(4): batches[step]\n"
         "print((kib('VmHWM') - before) / 1024)\n"
     )
@@ -213,7 +251,7 @@ def memory(folder: Path) -> Iterator[Part]:
     yield "memory of a worker, 1600-px JPEG (goal 300)", "MiB", ours, lambda: 300.0
 
 
-PARTS = {"decode": decode, "read": read, "index": index, "start": start, "memory": memory}
+PARTS = {"decode": decode, "read": read, "index": index, "start": start, "stored": stored, "memory": memory}
 
 
 def shards_of(folder: Path, size: tuple[int, int], count: int) -> list[str]:

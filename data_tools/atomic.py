@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.errors import UsageError
+
+# Containers that share a disk count their processes alike, so a number alone does not name one.
+_TOKEN = secrets.token_hex(4)
 
 
 def fsync_file(path: str | os.PathLike[str]) -> None:
@@ -29,10 +33,18 @@ def fsync_dir(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def fsync_tree(folder: str | os.PathLike[str]) -> None:
+    """Force a folder and all that is in it to disk."""
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            fsync_file(Path(root, name))
+        fsync_dir(root)
+
+
 def temporary_name(path: str | os.PathLike[str]) -> Path:
-    """Return `.NAME.tmp-PID` in the folder of `path`: the name under which `path` is built."""
+    """Return `.NAME.tmp-PROCESS` in the folder of `path`: the name under which this process builds `path`."""
     final = Path(path)
-    return final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    return final.with_name(f".{final.name}.tmp-{os.getpid()}-{_TOKEN}")
 
 
 def rename_synced(temporary: Path, final: Path) -> None:
@@ -56,14 +68,36 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; after a crash it is whole, gone, or hidden under a name for `remove_leftovers`."""
+    hidden = temporary_name(folder)
+    shutil.rmtree(hidden, ignore_errors=True)
+    rename_synced(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed processes left of files and folders called `name`, a pattern, that nobody builds now."""
+    for path in folder.glob(f".{name}.tmp-*"):  # what cannot be removed harms nothing
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Make a folder, and those above it, unless it is there; what is made survives a power cut.
 
     Raises:
         UsageError: one of them is a file, or cannot be made in this place.
     """
+    folder = Path(path)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in reversed(missing):
+            fsync_dir(made.parent)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         where = os.fspath(path)
         raise UsageError("the folder cannot be made", where=where, mend="choose another folder") from error
@@ -101,20 +135,12 @@ def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
         )
     make_folder(target.parent)
     temporary = temporary_name(target)
-    if temporary.exists():  # left by a killed process whose number came again
-        shutil.rmtree(temporary)
-    make_folder(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)  # an earlier try of this process, which could not remove it
+    temporary.mkdir()
     try:
         yield temporary
-        _fsync_tree(temporary)
+        fsync_tree(temporary)
         rename_synced(temporary, target)  # POSIX rename replaces an empty folder
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _fsync_tree(folder: Path) -> None:
-    for root, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            fsync_file(Path(root, name))
-        fsync_dir(root)

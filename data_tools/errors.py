@@ -20,6 +20,7 @@ CAUSES = {
     "bad-json": "the metadata is not a JSON object",
     "bad-label": "the label is not a class index",
     "bad-image": "the image cannot be decoded",
+    "no-embedding": "the stored embeddings have no row for it",
     "too-large": "the image has too many pixels, or a file too many bytes",
 }
 

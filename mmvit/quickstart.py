@@ -140,20 +140,26 @@ def _planned_config(out: Path, minutes: float, seed: int) -> PretrainConfig:
     config.tokenizer.path = str(out / "tokenizer.json")
     if planned:
         return config  # with the paths as they are seen from here: the folder may have moved
-    texts = [
-        fill(template, name)
-        for caption in config.data.captions
-        for template in caption.templates
-        for name in _names(out, caption.source.removeprefix("names."))
-    ]
-    train_tokenizer(texts, Path(config.tokenizer.path))
-    tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
-    config.model.text.vocab_size, config.model.text.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
+    prepare_tokenizer(config, data, Path(config.tokenizer.path))
     seconds = measure_step_time(config)
     config.train.steps = max(MIN_STEPS, round(minutes * 60 / seconds))
     logger.info("%.0f samples/s: %d steps", config.train.batch_size / seconds, config.train.steps)
     write_atomic(plan, to_yaml(config).encode())
     return config
+
+
+def prepare_tokenizer(config: PretrainConfig, data: Path, path: Path) -> None:
+    """Train a tokenizer on the texts that the config makes of the names in `data`, and fit the text tower to it."""
+    texts = [
+        fill(template, name)
+        for caption in config.data.captions
+        for template in caption.templates
+        for name in (data / f"names.{caption.source.removeprefix('names.')}.txt").read_text("utf-8").splitlines()
+    ]
+    train_tokenizer(texts, path)
+    config.tokenizer.path = str(path)
+    tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
+    config.model.text.vocab_size, config.model.text.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
 
 
 def _evaluate(encoder: Encoder, out: Path) -> dict[str, ZeroShotResult]:

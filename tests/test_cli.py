@@ -166,7 +166,7 @@ def test_help_of_each_verb(told: Told, verb: str):
 
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
-    assert VERBS == ["doctor", "embed", "pretrain", "quickstart", "search", "zero-shot"]
+    assert VERBS == ["doctor", "embed", "plot", "pretrain", "quickstart", "search", "zero-shot"]
     done = mmvit("--help")
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in VERBS)

@@ -8,18 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Float32, Int
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_tools.decode import decode_image
 from data_tools.errors import DataError, SampleError, UsageError
+from data_tools.expand import expand_shards
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
+from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.order import MixedOrder, SampleOrder
+from mmvit.data.patches import PatchBudget, pack_patches
 from mmvit.data.shards import IndexedShards, RawSample
+from mmvit.data.stored import StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer
-from mmvit.data.transforms import AugmentConfig, Pixels, train_pixels, train_pixels_from_bytes
+from mmvit.data.transforms import AugmentConfig, Pixels, Size, train_pixels, train_pixels_from_bytes
+from mmvit.layers.patch_embedding import Patches
 
 
 @dataclass
@@ -36,21 +41,33 @@ class DataConfig:
     num_workers: int = 1  # loader processes for each training process; 0 loads between the steps
     prefetch_mb: int = 2048  # memory for batches that are prepared ahead, of each training process
     stall_timeout_s: float = 300.0  # longest wait for a batch
+    patch_budget: int | None = None  # patches of an image that keeps its shape; null: images are cut to a square
+    image_embeddings: str = ""  # folder that `mmvit embed` made of the training data, in the place of a frozen tower
     cache_mb: int = 0  # pictures, decoded exactly, that each loader process keeps in memory, for small data sets
 
 
+Vector = Float32[np.ndarray, "E"]
 MAX_BAD_IN_A_ROW = 100  # a sample and those that were to stand in for it
+
+
+class Teacher(NamedTuple):
+    """Stored embeddings, by another model, of a batch's images and of the captions in their `txt`."""
+
+    image: Float[Tensor, "b T"]
+    text: Float[Tensor, "b T"]
 
 
 class Batch(NamedTuple):
     """One process's part of a global batch: b images with V texts each, cut to the longest text L."""
 
-    images: UInt8[Tensor, "b 3 H W"]
+    images: Tensor | Patches  # uint8 [b, 3, H, W], patches, or stored embeddings [b, E]
     ids: Int[Tensor, "b V L"]
     groups: Int[Tensor, "b V"]  # equal where the bare text is equal
     keys: list[str]
+    positions: Int[Tensor, "b"]  # in the endless stream of samples: equal for every layout, and never repeated
     bad: Sequence[SampleError] = ()  # samples that others stand in for
-    num_cut: int = 0  # captions that were too long for the text tower and lost their tail
+    num_cut: int = 0  # captions that were too long for the text tower, or for the step, and lost their tail
+    teacher: Teacher | None = None
 
 
 class Decoded(NamedTuple):
@@ -61,21 +78,48 @@ class Decoded(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A sample as a step sees it."""
+    """A sample as a step sees it; `teacher` embedded its image and its text."""
 
     key: str
-    pixels: Pixels
+    image: Pixels | Vector
     captions: list[Caption]
+    teacher: tuple[Vector, Vector] | None
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """Which part of each global batch a process loads, and in how many micro-batches."""
+
+    rank: int = 0
+    world_size: int = 1
+    micro_batches: int = 1
 
 
 class TrainBatches(Dataset[Batch]):
     """The batch of any training step, a function of (seed, step) alone.
 
-    `shards_per_set` is the number of shards of each data set that `config.weights` mixes.
-
     Batch `number` is micro-batch number % micro_batches of step number // micro_batches. Order, augmentation and
     captions depend on nothing else: not on workers, on the number of processes or on what was read before. Resuming at
     a step therefore needs no state.
+
+    Args:
+        shards: the samples.
+        config: what is made of them.
+        tokenizer: of the text tower.
+        image_size: side of the images, px, where neither a stage nor `config` says otherwise.
+        batch_size: of the global batch.
+        num_steps: of the whole run, of which the stages are shares.
+        seed: of order, augmentation and captions.
+        split: this process's part.
+        stages: sizes of images and lengths of texts in the course of the run.
+        patch_size: of the image tower, px; needed for `config.patch_budget` only.
+        teacher: embeddings that every batch brings along.
+
+    Raises:
+        UsageError: a batch that does not divide, or more samples in it than there are; a stage's image size where
+            images have none; stored embeddings that lack a side.
+        DataError: stored embeddings of other samples.
+        CheckpointError: a folder that holds no embeddings.
     """
 
     def __init__(
@@ -86,14 +130,15 @@ class TrainBatches(Dataset[Batch]):
         *,
         image_size: int,
         batch_size: int,
+        num_steps: int,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        micro_batches: int = 1,
-        shards_per_set: Sequence[int] = (),
+        split: BatchSplit = BatchSplit(),
+        stages: Sequence[Stage] = (),
+        patch_size: int | None = None,
+        teacher: StoredEmbeddings | None = None,
     ):
-        if batch_size % (world_size * micro_batches):
-            parts = f"{world_size} processes x {micro_batches} micro-batches"
+        if batch_size % (split.world_size * split.micro_batches):
+            parts = f"{split.world_size} processes x {split.micro_batches} micro-batches"
             what = f"a batch of {batch_size} does not divide over {parts}"
             raise UsageError(what, where="train.batch_size")
         self.shards = shards
@@ -101,20 +146,39 @@ class TrainBatches(Dataset[Batch]):
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.batch_size = batch_size
+        self.num_steps = num_steps
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.micro_batches = micro_batches
-        self.order = _order(shards.shard_sizes, shards_per_set, config.weights, seed)
+        self.split = split
+        self.stages = stages
+        self.budget = PatchBudget(config.patch_budget, patch_size or 0) if config.patch_budget else None
+        assert patch_size or not self.budget
+        self.stored_images = StoredEmbeddings(config.image_embeddings) if config.image_embeddings else None
+        self.teacher = teacher
+        self._check_sides()
+        self._check_samples()
+        self.order = _order(shards.shard_sizes, config, seed)
         self.cache: dict[int, Decoded] = {}
         self.cache_room = config.cache_mb * 2**20  # bytes
 
+    @property
+    def share(self) -> int:
+        """Samples of this process in a micro-batch."""
+        return self.batch_size // self.split.world_size // self.split.micro_batches
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the images of the largest micro-batch."""
+        if self.stored_images:
+            return 4 * self.stored_images.dim * self.share
+        if self.budget:
+            return 3 * self.budget.num_patches * self.budget.patch_size**2 * self.share
+        return 3 * max(stage.image_size or self.image_size for stage in [*self.stages, Stage()]) ** 2 * self.share
+
     def positions(self, number: int) -> range:
         """Positions of this process's samples in the endless stream of epochs, for micro-batch `number`."""
-        step, micro = divmod(number, self.micro_batches)
-        share = self.batch_size // self.world_size // self.micro_batches
-        start = step * self.batch_size + (self.rank * self.micro_batches + micro) * share
-        return range(start, start + share)
+        step, micro = divmod(number, self.split.micro_batches)
+        start = step * self.batch_size + (self.split.rank * self.split.micro_batches + micro) * self.share
+        return range(start, start + self.share)
 
     def __getitem__(self, number: int) -> Batch:
         """Read, decode, change and tokenise this process's samples of one micro-batch."""
@@ -122,21 +186,64 @@ class TrainBatches(Dataset[Batch]):
 
     def load(self, number: int, note: Callable[[int], None]) -> Batch:
         """Return a micro-batch; `note` is called with each sample before it is read."""
+        stage = stage_at(number // self.split.micro_batches, self.num_steps, self.stages)
+        size = self.budget or stage.image_size or self.image_size
         mine = self.positions(number)
         epochs, sample_ids = self.order.ids(mine.start, mine.stop)
-        images, texts, groups, keys, bad = [], [], [], [], []
+        samples: list[Drawn] = []
+        bad: list[SampleError] = []
         for epoch, sample_id in zip(epochs.tolist(), sample_ids.tolist(), strict=True):
-            (key, pixels, captions), errors = self._good(epoch, sample_id, note)
+            sample, errors = self._good(epoch, sample_id, size, note)
+            samples.append(sample)
             bad += errors
-            images.append(pixels)
-            texts += [caption.text for caption in captions]
-            groups.append([_group(caption.bare) for caption in captions])
-            keys.append(key)
-        tokens = self.tokenizer.tokenize(texts)
-        ids = tokens.ids.unflatten(0, (len(keys), -1))
-        return Batch(torch.from_numpy(np.stack(images)), ids, torch.tensor(groups), keys, bad, tokens.num_cut)
+        texts = [caption.text for sample in samples for caption in sample.captions]
+        tokens = self.tokenizer.tokenize(texts, stage.text_tokens)
+        images = [sample.image for sample in samples]
+        rows = [sample.teacher for sample in samples if sample.teacher]
+        return Batch(
+            pack_patches(images, self.budget) if self.budget else _stacked(images),
+            tokens.ids.unflatten(0, (len(samples), -1)),
+            torch.tensor([[_group(caption.bare) for caption in sample.captions] for sample in samples]),
+            [sample.key for sample in samples],
+            torch.tensor(mine),
+            bad,
+            tokens.num_cut,
+            Teacher(*map(_stacked, zip(*rows, strict=True))) if rows else None,
+        )
 
-    def _good(self, epoch: int, sample_id: int, note: Callable[[int], None]) -> tuple[Drawn, list[SampleError]]:
+    def _check_sides(self) -> None:
+        """Refuse sizes and stored embeddings that contradict each other."""
+        if self.config.patch_budget and self.config.image_embeddings:
+            what = "data.image_embeddings leaves no image to which data.patch_budget could apply"
+            raise UsageError(what, where="data.patch_budget", mend="set one of them to null")
+        unsized = "data.patch_budget" if self.budget else "data.image_embeddings" if self.stored_images else ""
+        if unsized and any(stage.image_size for stage in self.stages):
+            what = f"a stage has an image_size, and with {unsized} images have none"
+            raise UsageError(what, where="curriculum", mend=f"leave out image_size, or {unsized}")
+        for key, stored, kinds in (
+            ("data.image_embeddings", self.stored_images, {"img"}),
+            ("loss.teacher", self.teacher, {"img", "text"}),
+        ):
+            if stored and not kinds <= set(stored.kinds):
+                what = f"the embeddings in {stored.folder} are of {stored.manifest['modality']}s alone"
+                raise UsageError(what, where=key, mend="embed with --modality both")
+
+    def _check_samples(self) -> None:
+        """Refuse a batch that would hold a sample twice, and embeddings of other samples."""
+        if self.batch_size > len(self.shards):
+            raise UsageError(
+                f"a global batch of {self.batch_size} is larger than the data set of {len(self.shards)} samples",
+                where="train.batch_size",
+                meaning="nothing was started: a sample would be its own negative",
+                mend=f"train.batch_size={len(self.shards)} or less, or more data",
+            )
+        for stored in (self.stored_images, self.teacher):
+            if stored:
+                stored.check_made_of(self.shards)
+
+    def _good(
+        self, epoch: int, sample_id: int, size: Size, note: Callable[[int], None]
+    ) -> tuple[Drawn, list[SampleError]]:
         """Return a sample, or the one that stands in for it where it is bad: drawn by (seed, epoch, sample) alone.
 
         So a batch keeps its size and stays a function of (seed, step), whatever the number of processes.
@@ -146,7 +253,7 @@ class TrainBatches(Dataset[Batch]):
         while True:
             note(chosen)
             try:
-                return self._draw(chosen, np.random.default_rng((self.seed, epoch, sample_id))), bad
+                return self._draw(chosen, size, np.random.default_rng((self.seed, epoch, sample_id))), bad
             except SampleError as error:
                 bad.append(error)
             if len(bad) == MAX_BAD_IN_A_ROW:
@@ -158,25 +265,33 @@ class TrainBatches(Dataset[Batch]):
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
             chosen = int(stand_in[0]) % len(self.shards)
 
-    def _draw(self, sample_id: int, rng: np.random.Generator) -> Drawn:
+    def _draw(self, sample_id: int, size: Size, rng: np.random.Generator) -> Drawn:
         """Read a sample, or take it from memory, and draw its crop, its changes and its texts."""
-        decoded = self.cache.get(sample_id)
-        sample = decoded.sample if decoded else self.shards.read(sample_id)
+        decoded, teacher = self.cache.get(sample_id), None
+        sample = decoded.sample if decoded else self.shards.read(sample_id, image=self.stored_images is None)
         try:
             candidates = [caption_texts(sample, caption) for caption in self.config.captions]
-            if self.config.cache_mb and decoded is None:
-                decoded = self._cached(sample_id, sample)
-            if decoded:
-                pixels = train_pixels(decoded.image, self.image_size, self.config.augment, rng)
+            if self.teacher:
+                row = self.teacher.row(sample.key)
+                teacher = self.teacher.image(row), self.teacher.text(row)
+            if self.stored_images:
+                image = self.stored_images.image(self.stored_images.row(sample.key))
             else:
-                fast = self.config.decode == "fast"
-                pixels = train_pixels_from_bytes(
-                    sample.image, self.image_size, self.config.augment, rng, fast=fast, where=sample.key
-                )
+                image = self._pixels(sample_id, sample, decoded, size, rng)
         except DataError as error:
             raise self.shards.error(getattr(error, "cause", "bad-image"), error.what, sample_id) from error
         drawn = [draw_caption(*choice, rng) for choice in zip(candidates, self.config.captions, strict=True)]
-        return Drawn(sample.key, pixels, drawn)
+        return Drawn(sample.key, image, drawn, teacher)
+
+    def _pixels(
+        self, sample_id: int, sample: RawSample, decoded: Decoded | None, size: Size, rng: np.random.Generator
+    ) -> Pixels:
+        augment, fast = self.config.augment, self.config.decode == "fast"
+        if self.config.cache_mb and decoded is None:
+            decoded = self._cached(sample_id, sample)
+        if decoded:
+            return train_pixels(decoded.image, size, augment, rng)
+        return train_pixels_from_bytes(sample.image, size, augment, rng, fast=fast, where=sample.key)
 
     def _cached(self, sample_id: int, sample: RawSample) -> Decoded:
         """Decode a sample, exactly, and keep it where there is room."""
@@ -188,14 +303,16 @@ class TrainBatches(Dataset[Batch]):
         return decoded
 
 
-def _order(
-    shard_sizes: Sequence[int], shards_per_set: Sequence[int], weights: Sequence[float], seed: int
-) -> SampleOrder | MixedOrder:
+def _order(shard_sizes: Sequence[int], config: DataConfig, seed: int) -> SampleOrder | MixedOrder:
     """Return the order of one data set, or of several whose shards follow each other."""
-    if len(weights) < 2:
+    if len(config.weights) < 2:
         return SampleOrder(sum(shard_sizes), seed, shard_sizes)
     sizes = iter(shard_sizes)
-    return MixedOrder([list(islice(sizes, count)) for count in shards_per_set], weights, seed)
+    return MixedOrder([list(islice(sizes, len(expand_shards(spec)))) for spec in config.train], config.weights, seed)
+
+
+def _stacked(rows: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))
 
 
 def _group(text: str) -> int:

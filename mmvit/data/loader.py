@@ -29,7 +29,15 @@ _MAX_PREFETCH = 4  # batches that a worker prepares ahead
 _GRACE_S = 1.0  # for a worker to end by itself
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _CHECK_S = 0.5  # between two looks at the workers while a batch is waited for
+_STOP_S = 3.0  # wait for a batch that a stop request lets go on, so that the step that is under way is finished
 _MEND = "check the disk or the network it reads from, then run again"
+
+
+class Interrupted(ResourceError):  # noqa: N818 - it reports a state, not an error
+    """The run was asked to stop while it waited for a batch that does not come."""
+
+    exit_code = 143
+
 
 Loaded = Batch | MmvitError
 _NAME_LIMIT_S = 5.0
@@ -57,7 +65,7 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
     config = batches.config
     if not config.num_workers:
         return Prefetch(0, 0, 0)
-    item = 3 * batches.image_size**2 * batches.batch_size // batches.world_size // batches.micro_batches
+    item = batches.num_bytes
     room = config.prefetch_mb * 2**20 // item  # batches
     num_workers = max(1, min(config.num_workers, room))
     factor = max(1, min(_MAX_PREFETCH, room // num_workers))
@@ -103,14 +111,14 @@ class LoadedBatches(Dataset[Loaded]):
             self.reading[slot + 1] = 0
 
     def last_read(self, pids: Collection[int] = ()) -> str:
-        """Name the sample that is being read for the longest time, by the processes `pids` or by any.
+        """Name the sample that is being read for the longest time, by the processes `pids` or by any; "" for none.
 
         Its key stands in the index, on the disk that may be what hangs: after a while the shard alone is named.
         """
         slots = [self.reading[i : i + 3] for i in range(0, len(self.reading), 3)]
         begun = [(since, int(sample) - 1) for pid, sample, since in slots if sample and (not pids or pid in pids)]
         if not begun:
-            return "no sample was being read"
+            return ""
         since, sample_id = min(begun)
         shards = self.batches.shards
         names: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -126,14 +134,18 @@ class LoadedBatches(Dataset[Loaded]):
 class Loader:
     """Gives the batches of `numbers` in their order, once; in place of one that cannot be made, the error.
 
-    A stalled reader and a killed worker are errors too, ResourceErrors that name the sample that was being read. Used
-    in a `with` block, at whose end all workers are gone.
+    A stalled reader and a killed worker are errors too, ResourceErrors that name the sample that was being read, and so
+    is `Interrupted`, where `stop_wished` comes true and no batch does. Used in a `with` block, at whose end all workers
+    are gone.
     """
 
-    def __init__(self, batches: TrainBatches, numbers: Sequence[int]):
+    def __init__(self, batches: TrainBatches, numbers: Sequence[int], stop_wished: Callable[[], bool] = lambda: False):
         self.loaded = LoadedBatches(batches)
         self.numbers = numbers
+        self.stop_wished = stop_wished
         self.limit = batches.config.stall_timeout_s
+        self._waited_s = 0.0
+        self._first_key = ""
         self.prefetch = plan_prefetch(batches)
         self._stream = self._from_workers() if self.prefetch.num_workers else self._between_steps()
 
@@ -145,6 +157,15 @@ class Loader:
 
     def __iter__(self) -> Iterator[Loaded]:
         return self._stream
+
+    def waited_s(self) -> float:
+        """Return the time spent waiting for batches since this was last asked."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
+    def reading(self) -> str:
+        """Name the sample that is being read for the longest time, or else the first one of the last batch."""
+        return self.loaded.last_read() or self._first_key
 
     def _between_steps(self) -> Generator[Loaded, None, None]:
         for number in self.numbers:
@@ -180,9 +201,18 @@ class Loader:
 
     def _watched(self, load: Callable[[], Loaded], workers: Sequence[BaseProcess]) -> Loaded:
         """Return what `load` returns. It runs in a thread, which can be left behind when it hangs."""
+        start = time.monotonic()
+        try:
+            loaded = self._awaited(load, workers, start)
+        finally:
+            self._waited_s += time.monotonic() - start
+        if isinstance(loaded, Batch):
+            self._first_key = loaded.keys[0]
+        return loaded
+
+    def _awaited(self, load: Callable[[], Loaded], workers: Sequence[BaseProcess], start: float) -> Loaded:
         box: queue.SimpleQueue[Loaded | BaseException] = queue.SimpleQueue()
         threading.Thread(target=_put_result, args=(box, load), daemon=True).start()
-        start = time.monotonic()
         while True:
             result: Loaded | BaseException | None = None
             with contextlib.suppress(queue.Empty):
@@ -195,7 +225,10 @@ class Loader:
                 return self._killed([worker for worker in workers if worker.sentinel in ended])
             if result is not None:
                 raise result
-            if time.monotonic() - start >= self.limit:
+            waited_s = time.monotonic() - start
+            if waited_s >= _STOP_S and self.stop_wished():
+                return Interrupted("asked to stop while no batch came", where=self.reading())
+            if waited_s >= self.limit:
                 what = f"no batch came for {self.limit:.0f} s: a reader hangs"
                 return _broken(what, self.loaded.last_read(), f"{_MEND}; data.stall_timeout_s is the limit")
 
@@ -219,13 +252,14 @@ def _put_result(box: "queue.SimpleQueue[Loaded | BaseException]", load: Callable
 
 
 def _broken(what: str, where: str, mend: str) -> ResourceError:
+    where = where or "no sample was being read"
     return ResourceError(what, where=where, meaning="the run stopped; what is saved is whole", mend=mend)
 
 
 def _begin_worker(worker_id: int) -> None:
     """Leave signals that reach a whole group of processes to the main process, which has to save; and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere a worker may outlive a main process that is killed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

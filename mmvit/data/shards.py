@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class RawSample(NamedTuple):
-    """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file, `label` the class index."""
+    """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file, `label` the class index.
+
+    `image` is empty where it was left out.
+    """
 
     key: str
     image: bytes
@@ -69,37 +72,36 @@ class IndexedShards:
         shard, local = self.place(i)
         return f"{name_of(self.paths[shard])}/{self.reader.indexes[shard].key(local)}"
 
-    def fields(self, i: SupportsIndex) -> dict[str, bytes]:
+    def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the stored bytes of each field of sample `i`; raises as `ShardReader.fields`."""
-        return self.reader.fields(*self.place(i))
+        return self.reader.fields(*self.place(i), wanted)
 
-    def read(self, i: SupportsIndex) -> RawSample:
-        """Return sample `i`.
+    def read(self, i: SupportsIndex, *, image: bool = True) -> RawSample:
+        """Return sample `i`; False for `image` reads nothing of its image, whether there is one or not.
 
         Raises:
             SampleError: naming shard and key: no image, an empty caption, text that is not UTF-8 or holds NUL, bad
                 metadata or label, or bytes that are not those that were indexed.
         """
-        fields = self.fields(i)
-        image = next((fields[field] for field in IMAGE_FIELDS if field in fields), None)
-        if not image:
-            what = (
-                "the image is an empty file" if image is not None else f"its fields are: {' '.join(fields) or 'none'}"
-            )
+        fields = self.fields(i, None if image else ("txt", "json", "cls"))
+        data = next((fields[field] for field in IMAGE_FIELDS if field in fields), None)
+        if image and not data:
+            what = "the image is an empty file" if data is not None else f"its fields are: {' '.join(fields) or 'none'}"
             raise self.error("no-image", f"the sample has no image: {what}", i)
-        return RawSample(self.key(i), image, self._caption(fields, i), self._meta(fields, i), self._label(fields, i))
+        rest = self._caption(fields, i), self._meta(fields, i), self._label(fields, i)
+        return RawSample(self.key(i), data or b"", *rest)
 
     def caption(self, i: SupportsIndex) -> str:
         """Return the caption of sample `i` without reading its image."""
-        return self._caption(self.reader.fields(*self.place(i), ("txt",)), i)
+        return self._caption(self.fields(i, ("txt",)), i)
 
     def meta(self, i: SupportsIndex) -> dict[str, Any] | None:
         """Return the JSON object of sample `i`, None where it has none, without reading its image."""
-        return self._meta(self.reader.fields(*self.place(i), ("json",)), i)
+        return self._meta(self.fields(i, ("json",)), i)
 
     def label(self, i: SupportsIndex) -> int | None:
         """Return the class index of sample `i`, None where it has none, without reading its image."""
-        return self._label(self.reader.fields(*self.place(i), ("cls",)), i)
+        return self._label(self.fields(i, ("cls",)), i)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the shards' names and contents, from the headers of their indexes.

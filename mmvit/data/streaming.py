@@ -109,7 +109,7 @@ class StreamedShards(IndexedShards):
         mixed = webdataset.shuffle(_BUFFER, rng=rng)
         self.stream = iter(webdataset.DataPipeline(lambda: self._items(shares, rng), mixed))
 
-    def fields(self, i: SupportsIndex) -> dict[str, bytes]:
+    def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the stored bytes of each field of the next sample.
 
         Raises:
@@ -121,7 +121,11 @@ class StreamedShards(IndexedShards):
         item = self.last = next(self.stream)
         if item.problem is not None:
             raise self.error(item.problem.cause, item.problem.detail, i)
-        fields = {field: item.file.read(member.offset, member.size) for field, member in item.members.items()}
+        fields = {
+            field: item.file.read(member.offset, member.size)
+            for field, member in item.members.items()
+            if wanted is None or field in wanted
+        }
         for field, data in fields.items():
             if hashlib.sha256(data).digest() != item.members[field].sha256:
                 raise self.error("hash", f".{field} is damaged: it is not as it was scanned", i)
@@ -204,6 +208,9 @@ class StreamBatches(TrainBatches):
         super().__init__(shards, config, *arguments, **options)
         self.cache_room = 0  # there is no second time
 
+    def _check_samples(self) -> None:
+        """Nobody knows how many samples there are, or which."""
+
     def load(self, number: int, note: Callable[[int], None]) -> Batch:
         """Return the next micro-batch of this process; `note` is called with the number of the shard that is read."""
         self.shards.note = note
@@ -211,6 +218,6 @@ class StreamBatches(TrainBatches):
             worker = get_worker_info()
             mine, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
             # Worker w begins with the w-th number of the run: the run's first one is the same for all of them.
-            reader, num_readers = self.rank * num_workers + mine, self.world_size * num_workers
+            reader, num_readers = self.split.rank * num_workers + mine, self.split.world_size * num_workers
             self.shards.start(self.seed, number - mine, reader, num_readers)
         return super().load(number, lambda sample_id: note(self.shards.last.shard) if self.shards.last else None)

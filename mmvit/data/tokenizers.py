@@ -73,10 +73,10 @@ class Tokenizer:
         """Encode texts and pad them to the longest of them, which is at most the context length."""
         return self.tokenize(texts).ids
 
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Do the same and count the texts that were cut."""
+    def tokenize(self, texts: Sequence[str], limit: int | None = None) -> Tokens:
+        """Do the same and count the texts that were cut; `limit` may be shorter than the context length."""
         head = [] if self.start_of_text is None else [self.start_of_text]
-        room = self.context_length - len(head) - 1
+        room = min(self.context_length, limit or self.context_length) - len(head) - 1
         rows = self.encode(list(texts))
         num_cut = sum(len(row) > room for row in rows)
         rows = [[*head, *row[:room], self.end_of_text] for row in rows]

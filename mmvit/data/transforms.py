@@ -1,4 +1,4 @@
-"""From a picture to uint8 pixels of a fixed size."""
+"""From a picture to uint8 pixels: a square of a fixed size, or the whole picture in a budget of patches."""
 
 import functools
 import math
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from data_tools.decode import Jpeg, decode_image, open_jpeg
+from mmvit.data.patches import PatchBudget
 from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 
 _IDENTITY = np.eye(3)
@@ -24,7 +25,9 @@ _LOG_ASPECTS = np.log(3 / 4), np.log(4 / 3)
 _MAX_ASPECT = 256
 
 Pixels = UInt8[np.ndarray, "3 H W"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 Rows = UInt8[np.ndarray, "_ _ 3"]
+Size = int | PatchBudget  # side of a square, px; or the most patches of a picture that keeps its shape
 
 
 @dataclass
@@ -37,7 +40,10 @@ class PreprocessConfig:
 
 @dataclass
 class AugmentConfig:
-    """Random changes of training images; None turns one off. The default is CLIP's: a random square crop."""
+    """Random changes of training images; None turns one off. The default is CLIP's: a random square crop.
+
+    A picture that keeps its shape is not cropped; all else is done to it as to a square.
+    """
 
     crop_area: list[float] | None = field(default_factory=lambda: [0.9, 1.0])  # share of the image's area
     zoom: list[float] | None = None  # factors, for drawings on a white ground
@@ -51,23 +57,30 @@ class AugmentConfig:
     rand_augment: list[int] | None = None  # number of changes, their magnitude (0 to 30): RandAugment, [2, 9] is usual
 
 
-def eval_pixels(image: Image.Image, size: int) -> Pixels:
-    """Resize the shorter side (bicubic), cut out the centre: pixel for pixel what open_clip's PIL pipeline does."""
+def eval_pixels(image: Image.Image, size: Size) -> Pixels:
+    """Resize the shorter side (bicubic), cut out the centre: pixel for pixel what open_clip's PIL pipeline does.
+
+    With a budget of patches, resize the whole picture to what fits.
+    """
+    if isinstance(size, PatchBudget):
+        height, width = size.size(*image.size)
+        return _to_pixels(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
     longest = _MAX_ASPECT * min(image.size)
     if max(image.size) > longest:
         left, top = max(0, image.width - longest) // 2, max(0, image.height - longest) // 2
         image = image.crop((left, top, image.width - left, image.height - top))
-    image = image.resize(_resized(*image.size, size), Image.Resampling.BICUBIC)
+    height, width = _resized(*image.size, size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = _centre(*image.size, size)
     return _to_pixels(np.asarray(image.crop((left, top, left + size, top + size))))
 
 
-def eval_pixels_from_bytes(data: bytes, size: int, *, fast: bool = False, where: str = "image") -> Pixels:
+def eval_pixels_from_bytes(data: bytes, size: Size, *, fast: bool = False, where: str = "image") -> Pixels:
     """Return the `eval_pixels` of a picture file.
 
     Args:
         data: the file's content.
-        size: side of the result, px.
+        size: of the result.
         fast: decode a JPEG at a reduced scale where it is much larger: within 2/255 of the exact pixels in the mean.
         where: name of the picture in errors.
 
@@ -78,23 +91,25 @@ def eval_pixels_from_bytes(data: bytes, size: int, *, fast: bool = False, where:
     if jpeg is None or max(jpeg.width, jpeg.height) > _MAX_ASPECT * min(jpeg.width, jpeg.height):
         return eval_pixels(decode_image(data, where), size)
     # At twice the size that is needed, what the reduced decoding leaves out is no longer to be seen.
-    shrink = _shrink(min(jpeg.width, jpeg.height), 2 * size)
-    width, height = _resized(jpeg.width, jpeg.height, size)
+    height, width = _resized(jpeg.width, jpeg.height, size)
+    shrink = _shrink((jpeg.height, jpeg.width), (2 * height, 2 * width))
     rows = _resize(jpeg.decode(shrink), (jpeg.height / shrink, jpeg.width / shrink), (height, width))
+    if isinstance(size, PatchBudget):
+        return _to_pixels(rows)
     left, top = _centre(width, height, size)
     return _to_pixels(rows[top : top + size, left : left + size])
 
 
-def train_pixels(image: Image.Image, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Pixels:
+def train_pixels(image: Image.Image, size: Size, augment: AugmentConfig, rng: np.random.Generator) -> Pixels:
     """Cut, move and recolour at random, all drawn from `rng`, the sample's own random state."""
-    box = _draw_box(image.width, image.height, augment, rng)
-    cut = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    box, (height, width) = _frame(image.width, image.height, size, augment, rng)
+    cut = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return _to_pixels(_vary(np.asarray(cut), augment, rng))
 
 
 def train_pixels_from_bytes(
     data: bytes,
-    size: int,
+    size: Size,
     augment: AugmentConfig,
     rng: np.random.Generator,
     *,
@@ -105,7 +120,7 @@ def train_pixels_from_bytes(
 
     Args:
         data: the file's content.
-        size: side of the result, px.
+        size: of the result.
         augment: the changes.
         rng: the sample's own random state; it draws the same whether `fast` or not.
         fast: decode a JPEG at a reduced scale, at least as large as what is needed of it, and resize it in one pass.
@@ -117,11 +132,20 @@ def train_pixels_from_bytes(
     jpeg = open_jpeg(data, where) if fast else None
     if jpeg is None:
         return train_pixels(decode_image(data, where), size, augment, rng)
-    box = _draw_box(jpeg.width, jpeg.height, augment, rng)
-    return _to_pixels(_vary(_cut(jpeg, box, size), augment, rng))
+    box, out = _frame(jpeg.width, jpeg.height, size, augment, rng)
+    return _to_pixels(_vary(_cut(jpeg, box, out), augment, rng))
 
 
-def _draw_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _frame(
+    width: int, height: int, size: Size, augment: AugmentConfig, rng: np.random.Generator
+) -> tuple[Box, tuple[int, int]]:
+    """Return the part of a picture to be taken, and the height and width that it is resized to."""
+    if isinstance(size, PatchBudget):
+        return (0, 0, width, height), size.size(width, height)
+    return _draw_box(width, height, augment, rng), (size, size)
+
+
+def _draw_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
     """Random resized crop: area and aspect ratio (3:4 to 4:3) at random (Szegedy et al. 2015)."""
     if not augment.crop_area:
         return 0, 0, width, height
@@ -137,20 +161,21 @@ def _draw_box(width: int, height: int, augment: AugmentConfig, rng: np.random.Ge
     return left, top, left + w, top + h
 
 
-def _cut(jpeg: Jpeg, box: tuple[int, int, int, int], size: int) -> Rows:
+def _cut(jpeg: Jpeg, box: Box, size: tuple[int, int]) -> Rows:
     """Decode, cut and resize; the cut moves to the nearest whole pixel of the reduced scale."""
     left, top, right, bottom = box
-    shrink = _shrink(min(right - left, bottom - top), size)
+    shrink = _shrink((bottom - top, right - left), size)
     height, width = (bottom - top) / shrink, (right - left) / shrink
     top = min(round(top / shrink), (jpeg.height - bottom + top) // shrink)
     left = min(round(left / shrink), (jpeg.width - right + left) // shrink)
     rows = jpeg.decode(shrink, rough=True)[top : top + math.ceil(height), left : left + math.ceil(width)]
-    return _resize(rows, (height, width), (size, size))
+    return _resize(rows, (height, width), size)
 
 
-def _shrink(side: int, size: int) -> int:
-    """Return the strongest reduction that leaves `side` at `size` or more."""
-    return next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or side >= size * shrink)
+def _shrink(extent: tuple[int, int], size: tuple[int, int]) -> int:
+    """Return the strongest reduction that leaves both sides of `extent` at those of `size` or more."""
+    reduction = min(side // out for side, out in zip(extent, size, strict=True))
+    return next(shrink for shrink in (8, 4, 2, 1) if shrink == 1 or reduction >= shrink)
 
 
 def _resize(rows: Rows, extent: tuple[float, float], size: tuple[int, int]) -> Rows:
@@ -167,9 +192,11 @@ def _resize(rows: Rows, extent: tuple[float, float], size: tuple[int, int]) -> R
     return resized[0].permute(1, 2, 0).numpy()[: size[0], : size[1]]
 
 
-def _resized(width: int, height: int, size: int) -> tuple[int, int]:
-    """Return width and height when the shorter side is `size`."""
-    return (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+def _resized(width: int, height: int, size: Size) -> tuple[int, int]:
+    """Return height and width when the shorter side is `size`, or when the budget is used up."""
+    if isinstance(size, PatchBudget):
+        return size.size(width, height)
+    return (int(size * height / width), size) if width <= height else (size, int(size * width / height))
 
 
 def _centre(width: int, height: int, size: int) -> tuple[int, int]:
@@ -181,7 +208,7 @@ def _vary(rows: Rows, augment: AugmentConfig, rng: np.random.Generator) -> Rows:
     """Mirror, move, recolour: what is on, in this order."""
     if augment.flip and rng.random() < augment.flip:
         rows = np.ascontiguousarray(rows[:, ::-1])
-    affine = _draw_affine(len(rows), augment, rng)
+    affine = _draw_affine(rows.shape[0], rows.shape[1], augment, rng)
     colours = _draw_colours(augment, rng)
     if not (affine or colours or augment.rand_augment):
         return rows
@@ -201,7 +228,7 @@ def _vary(rows: Rows, augment: AugmentConfig, rng: np.random.Generator) -> Rows:
     return np.asarray(image)
 
 
-def _draw_affine(side: int, augment: AugmentConfig, rng: np.random.Generator) -> tuple[float, ...] | None:
+def _draw_affine(height: int, width: int, augment: AugmentConfig, rng: np.random.Generator) -> tuple[float, ...] | None:
     """Zoom, rotate and shift about the centre in one pass; what comes in from outside is white.
 
     Returns the map from output to input pixels.
@@ -212,8 +239,8 @@ def _draw_affine(side: int, augment: AugmentConfig, rng: np.random.Generator) ->
     angle = np.deg2rad(rng.uniform(-1, 1) * (augment.rotate or 0))
     shift_x, shift_y = rng.uniform(-1, 1, size=2) * (augment.shift or 0)
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-    left = side * (0.5 + shift_x) - (cos * side - sin * side) / 2
-    top = side * (0.5 + shift_y) - (sin * side + cos * side) / 2
+    left = width * (0.5 + shift_x) - (cos * width - sin * height) / 2
+    top = height * (0.5 + shift_y) - (sin * width + cos * height) / 2
     return cos, -sin, left, sin, cos, top
 
 

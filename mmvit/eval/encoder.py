@@ -43,7 +43,7 @@ class Encoder:
     @property
     def embed_dim(self) -> int:
         """Width of the shared space."""
-        return self.model.image_projection.out_features
+        return self.model.embed_dim
 
     @property
     def logit_scale(self) -> float:

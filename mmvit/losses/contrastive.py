@@ -1,41 +1,95 @@
 """The softmax contrastive loss of CLIP over the global batch."""
 
+import math
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmvit.losses.gather import gather_rows, world
+from mmvit.losses.gather import logsumexp_over_processes
+from mmvit.losses.pairs import Layout, Pairs, Tile, differentiable
 
 
 def contrastive_loss(
-    image: Float[Tensor, "b E"],
-    text: Float[Tensor, "b E"],
+    image: Float[Tensor, "m E"],
+    text: Float[Tensor, "n E"],
     logit_scale: Float[Tensor, ""],
-    groups: Int[Tensor, " b"] | None = None,
+    image_groups: Int[Tensor, " m"] | None = None,
+    text_groups: Int[Tensor, " n"] | None = None,
+    *,
+    layout: Layout = "auto",
 ) -> Float[Tensor, ""]:
     """Symmetric cross-entropy over image-text cosines (Radford et al. 2021, figure 3).
 
-    Takes this process's unit-length rows; the negatives are the rows of all processes. Each process scores its own
-    rows only, and the mean of the processes' values is the loss of the whole batch. Logits are float32 even under
-    autocast. Rows with equal `groups` (say, with the same caption) count as positives of one another in equal
-    parts, so that a caption that stands twice in a batch is not its own negative.
+    The negatives are the rows of all processes. Logits are float32 even under autocast.
+
+    Args:
+        image: This process's images, of unit length.
+        text: Its texts; without groups, row i's partner is row i.
+        logit_scale: What cosines are multiplied by.
+        image_groups: Rows of one group are positives of one another in equal parts, so that an image may have several
+            captions, and a caption that stands twice in the batch is not its own negative. Each group needs both an
+            image and a text in the global batch.
+        text_groups: Groups of the texts; those of the images where not given.
+        layout: How the pairs are walked through (see `pairs`); the numbers are the same.
     """
-    with torch.autocast(image.device.type, enabled=False):
-        image, text = image.float(), text.float()
-        all_image, all_text = gather_rows(image), gather_rows(text)
-        image_logits = logit_scale * image @ all_text.T  # [b, B]
-        text_logits = logit_scale * text @ all_image.T  # [b, B]
-        targets = _diagonal(image) if groups is None else _shares(groups)
-        return (F.cross_entropy(image_logits, targets) + F.cross_entropy(text_logits, targets)) / 2
+
+    def compute(needed: bool, image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return _softmax(Pairs(image, text, scale, image_groups, text_groups, layout=layout), needed)
+
+    return differentiable(compute, image, text, logit_scale)
 
 
-def _diagonal(rows: Tensor) -> Int[Tensor, " b"]:
-    """Column of each local row's own partner."""
-    return torch.arange(len(rows), device=rows.device) + world()[0] * len(rows)
+def _softmax(pairs: Pairs, needed: bool) -> tuple[Tensor, list[Tensor]]:
+    # sum_i -log softmax of row i's targets = log-normaliser of row i - the targets' logits; the same for columns.
+    targets, positives = _target_weights(pairs), torch.zeros_like(pairs.logit_scale)
+
+    def add_positives(tile: Tile) -> None:
+        if tile.positive is not None:
+            positives.add_((tile.logits * tile.positive * targets[tile.rows, None]).sum())
+
+    rows, columns = log_normalisers(pairs, add_positives)
+    value = (rows.mean() + columns.mean()) / 2 - positives
+    if not needed:
+        return value, []
+    add_log_weights(pairs, rows, columns)
+
+    def slope(tile: Tile) -> Tensor:
+        by_row = torch.sub(tile.logits, rows[tile.rows, None], out=tile.space).exp_()
+        slopes = by_row.add_(tile.logits.sub_(columns[tile.columns]).exp_())
+        return slopes if tile.positive is None else slopes.sub_(tile.positive * targets[tile.rows, None])
+
+    return value, pairs.gradients(slope, columns)
 
 
-def _shares(groups: Int[Tensor, " b"]) -> Float[Tensor, "b B"]:
-    """Target probabilities: equal shares over the columns of the row's own group."""
-    same = (groups[:, None] == gather_rows(groups)[None, :]).float()
-    return same / same.sum(dim=1, keepdim=True)
+def _target_weights(pairs: Pairs) -> Float[Tensor, " m"]:
+    """Weight of each positive of a row: its share of the row's target and of the column's."""
+    num_texts = _count(pairs.image_groups, pairs.all_text_groups)
+    num_images = _count(pairs.image_groups, pairs.all_image_groups)
+    return 0.5 / (len(pairs.image) * num_texts) + 0.5 / (pairs.num_texts * num_images)
+
+
+def _count(groups: Int[Tensor, " m"], among: Int[Tensor, " N"]) -> Int[Tensor, " m"]:
+    among, groups = among.sort().values, groups.contiguous()
+    return torch.searchsorted(among, groups, right=True) - torch.searchsorted(among, groups)
+
+
+def log_normalisers(pairs: Pairs, visit: Callable[[Tile], None] | None = None) -> tuple[Tensor, Tensor]:
+    """Return log(sum(exp(logits))) of own images and of the held texts, over all pairs of the global batch."""
+    rows = pairs.image.new_full((len(pairs.image),), -math.inf)
+    columns = pairs.text.new_full((len(pairs.text),), -math.inf)
+    for tile in pairs.walk(columns):
+        for sums, dim in ((rows[tile.rows], 1), (columns[tile.columns], 0)):
+            top = tile.logits.amax(dim, keepdim=True)  # exp neither overflows nor vanishes
+            total = torch.sub(tile.logits, top, out=tile.space).exp_().sum(dim).log_()
+            torch.logaddexp(sums, total.add_(top.squeeze(dim)), out=sums)
+        if visit is not None:
+            visit(tile)
+    return rows, logsumexp_over_processes(columns) if pairs.adds_over_processes else columns
+
+
+def add_log_weights(pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
+    """Turn normalisers into those with which exp(logit - normaliser) is a probability by its weight in the loss."""
+    rows.add_(math.log(2 * len(pairs.image)))
+    columns.add_(math.log(2 * pairs.num_texts))

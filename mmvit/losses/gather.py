@@ -1,10 +1,8 @@
-"""Gathering rows from all processes with the gradient kept."""
-
-from typing import Any
+"""Rows on their way between processes; where no process group runs, everything is already at home."""
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -16,26 +14,45 @@ def world() -> tuple[int, int]:
 
 
 def gather_rows(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "B *rest"]:
-    """Stack the equally many rows of all processes in rank order.
+    """Stack the equally many rows of all processes in rank order, without gradient."""
+    if world()[1] == 1:
+        return rows.detach()
+    gathered = rows.new_empty((world()[1] * len(rows), *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows.detach().contiguous())
+    return gathered
 
-    The gradient of float rows flows back to the process that owns them, summed over all processes' losses. With a
-    loss that each process averages over its own rows, DDP's mean over processes then gives exactly the gradient of
-    the whole batch; a gather without gradient gives 1/W of it, or a wrong direction.
-    """
-    return rows if world()[1] == 1 else _GatherRows.apply(rows)
+
+def scatter_sum(rows: Float[Tensor, "B *rest"]) -> Float[Tensor, "b *rest"]:
+    """Sum the processes' tensors and return this process's share of the rows: the way back of `gather_rows`."""
+    if world()[1] == 1:
+        return rows
+    own = rows.new_empty((len(rows) // world()[1], *rows.shape[1:]))
+    dist.reduce_scatter_tensor(own, rows.contiguous())
+    return own
 
 
-class _GatherRows(torch.autograd.Function):
-    # torch.distributed.nn.functional.all_gather did this and is deprecated in favour of a private module.
+def logsumexp_over_processes(values: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return log(sum(exp(values))) over the processes, element by element."""
+    if world()[1] == 1:
+        return values
+    top = values.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX)
+    total = (values - top).exp_()
+    dist.all_reduce(total)
+    return total.log_().add_(top)
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty((world()[1] * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        own = gradient.new_empty((len(gradient) // world()[1], *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
-        return own
+def pass_on(*tensors: Tensor) -> list[Tensor]:
+    """Send the tensors to the next process of the ring and return those of the one before."""
+    rank, size = world()
+    if size == 1:
+        return list(tensors)
+    sent = [tensor.contiguous() for tensor in tensors]
+    received = [torch.empty_like(tensor) for tensor in sent]
+    moves = []
+    for tag, (tensor, space) in enumerate(zip(sent, received, strict=True)):
+        moves.append(dist.P2POp(dist.isend, tensor, (rank + 1) % size, tag=tag))
+        moves.append(dist.P2POp(dist.irecv, space, (rank - 1) % size, tag=tag))
+    for move in dist.batch_isend_irecv(moves):
+        move.wait()
+    return received

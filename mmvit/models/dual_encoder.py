@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmvit.layers.patch_embedding import Patches, patch_grid
+from mmvit.models.caption_decoder import CaptionDecoder
 from mmvit.models.pixels import PixelNorm
-from mmvit.towers.contract import Tower
+from mmvit.towers.contract import Tower, TowerOutput
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
-
-# CLIP: the temperature starts at 0.07 and its inverse never exceeds 100 (Radford et al. 2021, section 2.5).
-MAX_LOGIT_SCALE = math.log(100)
 
 
 @dataclass
@@ -24,20 +23,35 @@ class DualEncoderConfig:
 
     embed_dim: int = 512
     initial_logit_scale: float = 1 / 0.07  # the factor itself, not its logarithm
+    initial_logit_bias: float | None = None  # of the sigmoid loss, -10 in SigLIP; null: there is none
+    image_projection: bool = True  # false: the tower's own output, of width embed_dim, is the embedding
+    text_projection_bias: bool = False
+    caption_depth: int = 0  # blocks of the caption decoder (CoCa); 0: there is none
+    token_head: bool = False  # a linear map from the pooled image to the vocabulary (SuperClass)
     image: ViTConfig = field(default_factory=ViTConfig)
     text: TextConfig = field(default_factory=TextConfig)
 
 
 class Embeddings(NamedTuple):
-    """Unit-length embeddings of a batch: V texts for each image, and the factor for their cosines."""
+    """Unit-length embeddings of a batch: V texts for each image, and what makes logits of their cosines.
+
+    The logits of captions are those of the first text, for each of its ids but the first one.
+    """
 
     image: Float[Tensor, "B E"]
     text: Float[Tensor, "B V E"]
     logit_scale: Float[Tensor, ""]
+    logit_bias: Float[Tensor, ""] | None = None
+    caption_logits: Float[Tensor, "B L vocab"] | None = None
+    token_logits: Float[Tensor, "B vocab"] | None = None
 
 
 class DualEncoder(nn.Module):
-    """CLIP: two towers, two bias-free projections, one learned temperature (Radford et al. 2021, figure 3)."""
+    """CLIP: two towers, two projections, one learned temperature (Radford et al. 2021, figure 3).
+
+    With a logit bias it is SigLIP (Zhai et al. 2023, section 3.2), with a caption decoder CoCa (Yu et al. 2022); the
+    token head scores which ids the caption holds, from the pooled image (SuperClass, Huang et al. 2024).
+    """
 
     def __init__(
         self,
@@ -47,33 +61,99 @@ class DualEncoder(nn.Module):
         pixel_norm: PixelNorm,
         *,
         initial_logit_scale: float = 1 / 0.07,
+        initial_logit_bias: float | None = None,
+        image_projection: bool = True,
+        text_projection_bias: bool = False,
+        caption_decoder: CaptionDecoder | None = None,
+        token_head: nn.Linear | None = None,
     ):
         super().__init__()
+        if not image_projection and image_tower.width != embed_dim:
+            what = f"without an image projection embed_dim {embed_dim} must be the image tower's width"
+            raise ValueError(f"{what}, {image_tower.width}")
+        self.embed_dim = embed_dim
         self.pixel_norm = pixel_norm
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.image_projection = nn.Linear(image_tower.width, embed_dim, bias=False)
-        self.text_projection = nn.Linear(text_tower.width, embed_dim, bias=False)
+        self.image_projection: nn.Module = nn.Identity()
+        if image_projection:
+            self.image_projection = nn.Linear(image_tower.width, embed_dim, bias=False)
+        self.text_projection = nn.Linear(text_tower.width, embed_dim, bias=text_projection_bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(initial_logit_scale)))  # a logarithm
+        self.logit_bias = None if initial_logit_bias is None else nn.Parameter(torch.tensor(initial_logit_bias))
+        self.caption_decoder = caption_decoder
+        self.token_head = token_head
         for projection in (self.image_projection, self.text_projection):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            if isinstance(projection, nn.Linear):
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        if text_projection_bias:
+            nn.init.zeros_(self.text_projection.bias)
 
-    def encode_image(self, images: Tensor, normalize: bool = True) -> Float[Tensor, "B E"]:
-        """Encode images [B, 3, H, W]: uint8 pixels, or floats that are normalised already; float32 out."""
-        features = self.image_projection(self.image_tower(self.pixel_norm(images)).pooled).float()
-        return F.normalize(features, dim=-1) if normalize else features
+    def encode_image(self, images: Tensor | Patches, normalize: bool = True) -> Float[Tensor, "B E"]:
+        """Encode images [B, 3, H, W], or `Patches`: uint8 pixels, or floats that are normalised already; float32 out.
+
+        Any size will do that the patch size divides: positions are resampled where it is not the tower's own.
+        """
+        return self._embed_image(self.image_tower(self.pixel_norm(images), None), normalize)
 
     def encode_text(self, ids: Int[Tensor, "B L"], normalize: bool = True) -> Float[Tensor, "B E"]:
         """Encode token ids, each row with an end-of-text id; float32 out."""
-        features = self.text_projection(self.text_tower(ids).pooled).float()
-        return F.normalize(features, dim=-1) if normalize else features
+        return self._embed_text(self.text_tower(ids), normalize)
 
-    def forward(self, images: Tensor, ids: Int[Tensor, "B V L"]) -> Embeddings:
-        """Encode a training batch in one call, as wrappers such as DDP need it."""
-        text = self.encode_text(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
-        return Embeddings(self.encode_image(images), text, self.logit_scale.exp())
+    def forward(
+        self,
+        images: Tensor | Patches,
+        ids: Int[Tensor, "B V L"],
+        keep: Int[Tensor, "B K"] | None = None,
+        heads: bool = True,
+    ) -> Embeddings:
+        """Encode a training batch in one call, as wrappers such as DDP need it.
+
+        Args:
+            images: as for `encode_image`; or stored embeddings [B, E], which are taken as they are, at unit length.
+            ids: V texts for each image.
+            keep: the patches of each image that the tower sees, see `kept_patches`; None for all.
+            heads: whether the caption decoder and the token head, where there are some, are wanted too.
+
+        Raises:
+            ValueError: stored embeddings where patches are dropped, or for a caption decoder or a token head.
+        """
+        text = self.text_tower(ids.flatten(0, 1))
+        text_embeddings = self._embed_text(text).unflatten(0, ids.shape[:2])
+        scale = self.logit_scale.exp().sum()  # of one number: under FSDP2 it has a dimension, and a view would not do
+        bias = None if self.logit_bias is None else self.logit_bias.sum()
+        if isinstance(images, Tensor) and images.ndim == 2:
+            if keep is not None or self.caption_decoder or self.token_head:
+                raise ValueError("stored image embeddings have no patches to drop and no tokens for further heads")
+            return Embeddings(F.normalize(images.float(), dim=-1), text_embeddings, scale, bias)
+        image = self.image_tower(self.pixel_norm(images), keep)
+        captions = tokens = None
+        if self.caption_decoder is not None and heads:
+            first = text.tokens.unflatten(0, ids.shape[:2])[:, 0, : ids.shape[2] - 1]  # [B, L - 1, D]
+            captions = self.caption_decoder(first, image.tokens, image.mask)
+        if self.token_head is not None and heads:
+            tokens = self.token_head(image.pooled)
+        return Embeddings(self._embed_image(image), text_embeddings, scale, bias, captions, tokens)
+
+    def num_patches(self, images: Tensor | Patches) -> int:
+        """Count the patches that the image tower makes of an image; none of stored embeddings."""
+        if isinstance(images, Patches):
+            return images.pixels.shape[1]
+        if images.ndim == 2:
+            return 0
+        rows, columns = patch_grid(images.shape[2], images.shape[3], self.image_tower.patch_size)
+        return rows * columns
 
     @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep the factor within [1, 100]; call after each optimiser step."""
-        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+    def clamp_logit_scale(self, max: float | None = 100.0) -> None:
+        """Keep the factor within [1, max], as CLIP does (section 2.5); None leaves it free. Call after each update."""
+        if max is not None:
+            self.logit_scale.clamp_(0, math.log(max))
+
+    def _embed_image(self, output: TowerOutput, normalize: bool = True) -> Float[Tensor, "B E"]:
+        features = self.image_projection(output.pooled).float()
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def _embed_text(self, output: TowerOutput, normalize: bool = True) -> Float[Tensor, "B E"]:
+        features = self.text_projection(output.pooled).float()
+        return F.normalize(features, dim=-1) if normalize else features

@@ -1,9 +1,14 @@
 """From uint8 pixels to what a tower expects, on the model's own device."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from mmvit.layers.patch_embedding import Patches
+
+Images = TypeVar("Images", Tensor, Patches)
 
 # The pixel statistics of OpenAI's CLIP (its published preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,6 +29,11 @@ class PixelNorm(nn.Module):
         self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise images [B, 3, H, W]."""
+    def forward(self, images: Images) -> Images:
+        """Normalise images [B, 3, H, W], or `Patches`, in which the channel varies fastest."""
+        if isinstance(images, Patches):
+            if images.pixels.dtype != torch.uint8:
+                return images
+            pixels = images.pixels.unflatten(2, (-1, 3)) * self.scale.flatten() + self.shift.flatten()
+            return Patches(pixels.flatten(2), images.grids)
         return images * self.scale + self.shift if images.dtype == torch.uint8 else images

@@ -12,10 +12,6 @@ from mmvit.data.shards import IndexedShards
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-# What is embedded, and the stems of its folders.
-MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}
-
-
 class Item(NamedTuple):
     """One thing to embed; `image` and `caption` are None where the source has none."""
 

@@ -14,15 +14,22 @@ import pyarrow.parquet as pq
 
 from data_tools.atomic import write_atomic
 from data_tools.decode import decode_image
-from data_tools.errors import CheckpointError, DataError, UsageError
+from data_tools.errors import DataError, UsageError
 from data_tools.progress import track
+from mmvit.data.stored import (
+    FORMAT_VERSION,
+    JOB,
+    MANIFEST,
+    MODALITIES,
+    check_shapes,
+    list_parts,
+    read_manifest,
+    read_part,
+)
 from mmvit.data.transforms import Pixels
 from mmvit.eval.encoder import Encoder
-from mmvit.retrieval.sources import MODALITIES, Item, Source
+from mmvit.retrieval.sources import Item, Source
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-JOB = "job.json"  # what an unfinished folder is being made of
 PART_SIZE = 65_536  # rows of one file
 MAX_REJECTED = 0.01  # share of the items; one item may always be bad
 # image_path and caption as clip-retrieval names them, then the sample's JSON as text.
@@ -68,7 +75,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         name = f"{part:0{digits}d}"
         if not (out / "metadata" / f"metadata_{name}.parquet").exists():  # written last in a part
             _embed_part(encoder, source, range(start, min(start + PART_SIZE, len(source))), kinds, out, name)
-    num_rows = sum(pq.read_metadata(path).num_rows for path in _parts(out, "metadata", "parquet"))
+    num_rows = sum(pq.read_metadata(path).num_rows for path in list_parts(out, "metadata"))
     summary = EmbedSummary(num_rows, len(source) - num_rows)
     if summary.num_rejected > max(1, MAX_REJECTED * len(source)) or 0 < summary.num_rejected == len(source):
         raise DataError(
@@ -80,6 +87,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
     # Both resolved: "../model" starts from where a folder really is, not from a link to it.
     relative_model = os.path.relpath(model.resolve(), out.resolve())
     facts = {"format_version": FORMAT_VERSION, "model": relative_model, "dim": encoder.embed_dim}
+    facts |= {"logit_scale": encoder.logit_scale}
     manifest = job | facts | {"num_rows": num_rows, "num_rejected": summary.num_rejected, "dtype": "float16"}
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1).encode())
     return summary
@@ -87,31 +95,13 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
 
 def open_embeddings(folder: Path) -> EmbeddingFolder:
     """Read an embedding folder; raises CheckpointError where it is none, unfinished, or its parts do not agree."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version, kinds = manifest["format_version"], MODALITIES[manifest["modality"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        unfinished = (folder / JOB).exists()
-        raise CheckpointError(
-            "the embeddings are not finished" if unfinished else "this is not an embedding folder",
-            where=str(folder),
-            mend="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
-        ) from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))
-    tables = [_read_part(path) for path in _parts(folder, "metadata", "parquet")]
+    manifest = read_manifest(folder)
+    tables = [read_part(path) for path in list_parts(folder, "metadata")]
     metadata = pa.concat_tables([COLUMNS.empty_table(), *tables])
-    vectors = {kind: [_read_part(path) for path in _parts(folder, f"{kind}_emb", "npy")] for kind in kinds}
+    kinds = MODALITIES[manifest["modality"]]
+    vectors = {kind: [read_part(path) for path in list_parts(folder, f"{kind}_emb")] for kind in kinds}
     for kind, parts in vectors.items():
-        rows = sum(len(part) for part in parts)
-        wide = all(part.shape[1] == manifest["dim"] for part in parts)
-        if not (rows == len(metadata) == manifest["num_rows"] and wide):
-            raise CheckpointError(
-                f"{kind}_emb has {rows} rows and the metadata {len(metadata)}, where the manifest says "
-                f"{manifest['num_rows']} rows of {manifest['dim']}, or the width differs",
-                where=str(folder),
-                mend="embed again into another folder",
-            )
+        check_shapes(folder, manifest, kind, [part.shape for part in parts], len(metadata))
     return EmbeddingFolder(manifest, vectors, metadata)
 
 
@@ -196,16 +186,3 @@ def _write_numpy(path: Path, array: np.ndarray) -> None:
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
-
-
-def _read_part(path: Path) -> Any:
-    try:
-        return pq.read_table(path) if path.suffix == ".parquet" else np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"a file of the embeddings is damaged: {error}", where=str(path), mend="embed again into another folder"
-        ) from error
-
-
-def _parts(folder: Path, name: str, suffix: str) -> list[Path]:
-    return sorted((folder / name).glob(f"*_[0-9]*.{suffix}"))

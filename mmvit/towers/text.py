@@ -1,8 +1,9 @@
-"""The causal text transformer."""
+"""The text transformer."""
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -26,21 +27,26 @@ class TextConfig:
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     norm_eps: float = 1e-5
+    causal: bool = True  # false: every token sees every other, as in SigLIP
+    pool: str = "end_of_text"  # end_of_text | last
     identity_start: bool = False  # zero the blocks' output maps at the start
 
 
 class TextTransformer(Tower):
-    """Causal transformer over token ids, pooled at end-of-text (Radford et al. 2021, section 2.4).
+    """Transformer over token ids (Radford et al. 2021, section 2.4; SigLIP, Zhai et al. 2023, section 4).
 
-    Attention is causal, so that what follows end-of-text cannot change the result: callers may cut the
-    ids to the longest text of the batch.
+    Nothing that follows end-of-text can change the result, so that callers may cut the ids to the longest text of the
+    batch and fill up shorter ones with any id:
+
+    - pooled at end-of-text, a causal tower does not see it, and in one that is not it is masked;
+    - pooled at the last position, it becomes end-of-text ids up to the context length, which all tokens see: SigLIP is
+      trained so, with one id that ends texts and fills up. Such a tower always works on the whole context length.
     """
 
     def __init__(
         self,
-        vocab_size: int,
+        embed: nn.Embedding,
         context_length: int,
-        width: int,
         depth: int,
         num_heads: int,
         *,
@@ -48,15 +54,21 @@ class TextTransformer(Tower):
         mlp_ratio: float,
         activation: str,
         norm_eps: float,
+        causal: bool,
+        pool: str,
     ):
         super().__init__()
-        self.width = width
+        if pool not in ("end_of_text", "last"):
+            raise ValueError(f"pool {pool!r} is unknown; choose from ['end_of_text', 'last']")
+        self.width = width = embed.embedding_dim
         self.context_length = context_length
         self.end_of_text = end_of_text
-        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.causal = causal
+        self.pool = pool
+        self.token_embedding = embed
         self.positions = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps, causal=True)
+            Block(width, num_heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps, causal=causal)
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
@@ -80,8 +92,17 @@ class TextTransformer(Tower):
 
     def forward(self, ids: Int[Tensor, "B L"]) -> TowerOutput:
         """Encode ids; each row holds an end-of-text id, and L is at most the context length."""
+        ends = (ids == self.end_of_text).long()
+        follows = ends.cumsum(dim=1) > ends  # [B, L], True after the first end-of-text
+        mask = None
+        if self.pool == "last":
+            ids = ids.masked_fill(follows, self.end_of_text)
+            ids = F.pad(ids, (0, self.context_length - ids.shape[1]), value=self.end_of_text)
+        elif not self.causal:
+            mask = ~follows[:, None, None]  # [B, 1, 1, L]
         x = self.token_embedding(ids) + self.positions[: ids.shape[1]]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, mask)
         tokens = self.norm(x)
-        return TowerOutput(pool_end_of_text(tokens, ids, self.end_of_text), tokens)
+        pooled = tokens[:, -1] if self.pool == "last" else pool_end_of_text(tokens, ids, self.end_of_text)
+        return TowerOutput(pooled, tokens)

@@ -76,8 +76,8 @@ class BadSamples:
         return {"bad_samples": self.counts.total(), "bad_causes": dict(self.counts)} if self.counts else {}
 
     def _count(self, row: dict[str, object]) -> bool:
-        """Count a sample that was not known yet; one without a key is known by its text."""
-        name = (str(row["shard"]), str(row["key"] or row["what"]))
+        """Count a sample that was not known yet, wherever its shard lies now; one without a key goes by its text."""
+        name = (str(row["shard"]).rpartition("/")[2], str(row["key"] or row["what"]))
         if name in self._known:
             return False
         self._known.add(name)

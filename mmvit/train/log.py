@@ -1,26 +1,38 @@
-"""What a run tells: a JSON line a logged step, and progress on the terminal."""
+"""What a run tells: a JSON line a logged step, trackers, and progress on the terminal."""
 
 import json
+import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch.distributed.tensor import DTensor
 
 from data_tools.atomic import write_atomic
+from data_tools.errors import ResourceError
+from mmvit.train.trackers import Trackers
+
+T = TypeVar("T")
+
+# Numbers that tell of the machine: they differ between two runs that compute the same.
+OF_THE_MACHINE = ("time_s", "samples_per_s", "data_wait", "memory_mib", "tflops", "mfu")
 
 
 class RunLog:
     """Writes `log.jsonl` and shows progress; does nothing on any process but the main one.
 
-    `start_step` is where a resumed run goes on: lines of steps that will be repeated are taken out.
+    `start_step` is where a resumed run goes on: lines of steps that will be repeated are taken out, and trackers,
+    which can take nothing back, are not told of those steps again. `time_s` in a line is the time of the whole run,
+    without what was lost and what lay between its starts.
     """
 
-    def __init__(self, path: Path, *, num_steps: int, start_step: int, active: bool):
+    def __init__(self, path: Path, *, num_steps: int, start_step: int, active: bool, trackers: Trackers | None = None):
         self.active = active
         self.num_steps = num_steps
         self.start_step = start_step
@@ -28,23 +40,33 @@ class RunLog:
         self.latest: dict[str, Any] = {}
         if not active:
             return
-        kept = [line for line in read_log(path) if line["step"] <= start_step]
+        lines = read_log(path)
+        kept = [line for line in lines if line["step"] <= start_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.file = path.open("a", buffering=1)
+        self.trackers = trackers
+        self.tracked = lines[-1]["step"] if lines else 0
+        self.before = kept[-1].get("time_s", 0.0) if kept else 0.0
+        self.file = path.open("ab", buffering=0)
         self.progress = _progress() if sys.stderr.isatty() else None
         if self.progress:
             self.progress.start()
             self.task = self.progress.add_task("training", total=num_steps, completed=start_step, numbers="")
 
     def write(self, step: int, numbers: dict[str, Any]) -> None:
-        """Log the numbers of a step; they stay on the terminal until newer ones come."""
+        """Log the numbers of a step; they stay on the terminal until newer ones come.
+
+        Raises:
+            ResourceError: the line cannot be written.
+        """
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self.latest |= numbers
         spent = time.perf_counter() - self.started
+        self._append({"step": step, "time_s": round(self.before + spent, 3), **numbers})
+        if self.trackers and step > self.tracked:
+            self.trackers.log(step, numbers)
+        self.latest |= numbers
         left = int(spent / max(step - self.start_step, 1) * (self.num_steps - step))
-        shown = [form.format(self.latest[name]) for name, form in SHOWN.items() if name in self.latest]
+        shown = [form.format(self.latest[name]) for name, form in SHOWN.items() if self.latest.get(name) is not None]
         text = "  ".join([*shown, f"{left // 60}:{left % 60:02d} left"])
         if self.progress:
             self.progress.update(self.task, completed=step, numbers=text)
@@ -56,26 +78,64 @@ class RunLog:
         if self.active:
             if self.progress:
                 self.progress.stop()
+            if self.trackers:
+                self.trackers.close()
             self.file.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            while data:  # a nearly full disk takes a part
+                data = data[self.file.write(data) :]
+        except OSError as error:
+            raise ResourceError(
+                f"the log cannot be written: {error.strerror}",
+                where=str(self.file.name),
+                meaning="the run stopped; its checkpoints are whole",
+                mend="make room, then run the same command again to go on",
+            ) from error
 
 
 class Throughput:
-    """Samples a second since the last reading, without the time of pauses."""
+    """Speed since the last reading, without the time of pauses."""
 
     def __init__(self) -> None:
         self.samples = 0
+        self.flops = self.waited = 0.0
         self.since = time.perf_counter()
 
-    def count(self, samples: int) -> None:
-        """Add samples that a step has used."""
+    def count(self, samples: int, flops: float = 0.0) -> None:
+        """Add the samples that a step has used and the floating-point operations that they took."""
         self.samples += samples
+        self.flops += flops
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches and count the time for which each was waited."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield batch
 
     def rate(self) -> float:
         """Return samples a second and begin anew."""
+        return self.numbers()["samples_per_s"]
+
+    def numbers(self, peak_flops: float | None = None) -> dict[str, float]:
+        """Return what is logged of the speed and begin anew; `peak_flops` is what all devices can do in a second."""
         now = time.perf_counter()
-        rate = self.samples / (now - self.since)
-        self.samples, self.since = 0, now
-        return rate
+        elapsed = now - self.since
+        numbers = {"samples_per_s": self.samples / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
+        if self.flops:
+            numbers["tflops"] = self.flops / elapsed / 1e12
+            if peak_flops:
+                numbers["mfu"] = self.flops / elapsed / peak_flops
+        self.samples, self.flops, self.waited, self.since = 0, 0.0, 0.0, now
+        return numbers
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -110,6 +170,7 @@ SHOWN = {
     "zero_shot_acc1": "zero-shot top-1 {:.1%}",
     "cut_captions": "{:.1%} of captions cut",
     "bad_samples": "{} bad samples",
+    "skipped_steps": "{} steps skipped",
 }
 
 
@@ -118,6 +179,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that this process has held so far, in MiB: of the GPU, or else of the process itself."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def parameter_norm(model: torch.nn.Module) -> float:
+    """Return the Euclidean norm of all parameters together; where they are sharded, every process must call it."""
+    norm = torch.nn.utils.get_total_norm([parameter.detach() for parameter in model.parameters()])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _progress() -> Progress:

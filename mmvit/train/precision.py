@@ -18,14 +18,14 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(wish: str, device: torch.device) -> tuple[str, str]:
-    """Return ("bf16" or "fp32", the reason in words); raises UsageError for bf16 where it would be emulated."""
+    """Return what `wish` comes to, and why in words; raises UsageError for bf16 where it would be emulated."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     units = has_bf16_units(device)
     if wish == "auto":
         return ("bf16", f"{name} has bfloat16 units") if units else ("fp32", f"{name} has no bfloat16 units")
-    if wish == "bf16" and not units:
+    if wish.startswith("bf16") and not units:
         raise UsageError(
-            f"bf16 was asked for, but {name} has no units for it",
+            f"{wish} was asked for, but {name} has no units for it",
             where="train.precision",
             meaning="bf16 would be emulated, many times slower than fp32",
             mend="train.precision=auto",

@@ -1,6 +1,7 @@
 """One training step."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -8,41 +9,143 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmvit.data.batches import Batch
-from mmvit.losses.contrastive import contrastive_loss
+from mmvit.layers.patch_embedding import Patches
+from mmvit.models.dual_encoder import Embeddings
+from mmvit.train.bf16 import Bf16Copy
+from mmvit.train.objective import Objective, Targets, Totals, concatenated
+from mmvit.train.parallel import syncing, whole
 
 
 class StepResult(NamedTuple):
-    """What a step yields, still on the device."""
+    """What a step yields, equal on all processes."""
 
-    loss: Tensor
-    grad_norm: Tensor
+    losses: dict[str, float]  # of the global batch, weighted, by name
+    grad_norm: float
+    skipped: str | None  # why the weights were left as they were
+
+    @property
+    def loss(self) -> float:
+        """The sum of the losses."""
+        return sum(self.losses.values())
+
+
+class Part(NamedTuple):
+    """A micro-batch on the device."""
+
+    images: Tensor | Patches
+    ids: Tensor
+    keep: Tensor | None
+    targets: Targets
 
 
 def train_step(
     accelerator: Accelerator,
     model: nn.Module,
     optimizers: list[Optimizer],
-    batch: Batch,
+    objective: Objective,
+    parts: Sequence[Part],
     *,
     clip_norm: float | None,
-    same_caption_positives: bool,
+    refuse: Callable[[float, float], str | None],
+    bf16: Bf16Copy | None = None,
 ) -> StepResult:
-    """Forward, loss over the global batch, backward, clip, update, clamp; the loss is this process's share."""
-    device = accelerator.device
-    images, ids = batch.images.to(device, non_blocking=True), batch.ids.to(device, non_blocking=True)
-    groups = batch.groups.to(device, non_blocking=True) if same_caption_positives else None
+    """Forward, losses over the global batch, backward, clip, and update, unless `refuse` gives a reason not to.
 
-    embeddings = model(images, ids)
-    losses = [
-        contrastive_loss(embeddings.image, text, embeddings.logit_scale, None if groups is None else groups[:, view])
-        for view, text in enumerate(embeddings.text.unbind(dim=1))
-    ]
-    loss = torch.stack(losses).mean()
-
-    accelerator.backward(loss)
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), float("inf") if clip_norm is None else clip_norm)
+    Several parts give the gradients of the one batch that they are parts of. `refuse` is asked with the loss and the
+    norm of the gradient.
+    """
+    totals = objective.totals([part.ids for part in parts])
+    backward = _backward_whole if len(parts) == 1 else _backward_in_parts
+    losses = backward(accelerator, model, objective, parts, totals)
+    if bf16 is not None:
+        bf16.pull_gradients()
+    trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    norm = whole(nn.utils.clip_grad_norm_(trained, float("inf") if clip_norm is None else clip_norm))
+    *values, grad_norm = accelerator.reduce(torch.stack([*losses.values(), norm]), "mean").tolist()
+    skipped = refuse(sum(values), grad_norm)
     for optimizer in optimizers:
-        optimizer.step()
+        if skipped is None:
+            optimizer.step()
         optimizer.zero_grad()
-    accelerator.unwrap_model(model).clamp_logit_scale()
-    return StepResult(loss.detach(), grad_norm)
+    return StepResult(dict(zip(losses, values, strict=True)), grad_norm, skipped)
+
+
+def to_part(batch: Batch, objective: Objective, device: torch.device, keep: Tensor | None) -> Part:
+    """Move a micro-batch to the device; `keep` names the patches that the image tower sees."""
+    images = batch.images
+    if isinstance(images, Patches):
+        moved: Tensor | Patches = images._replace(pixels=images.pixels.to(device, non_blocking=True))
+    else:
+        moved = images.to(device, non_blocking=True)
+    return Part(moved, batch.ids.to(device, non_blocking=True), keep, objective.targets(batch, device))
+
+
+def _backward_whole(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Part], totals: Totals
+) -> dict[str, Tensor]:
+    (part,) = parts
+    rows: Embeddings = model(part.images, part.ids, part.keep)
+    losses = objective.between(rows, part.targets) | objective.within(rows, part.ids, totals)
+    accelerator.backward(torch.stack(list(losses.values())).sum())
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def _backward_in_parts(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Part], totals: Totals
+) -> dict[str, Tensor]:
+    """GradCache (Gao et al. 2021, section 3.2): embed all parts, take the loss of all, then send its gradient back.
+
+    Negatives are those of the whole batch, and the second pass draws what the first drew. Plain accumulation would
+    compare only samples of the same part: another loss.
+    """
+    states, embedded = [], []
+    for part in parts:
+        states.append(_random_state(accelerator.device))
+        with torch.no_grad():
+            embedded.append(model(part.images, part.ids, part.keep, heads=False)[:4])
+    after = _random_state(accelerator.device)
+
+    rows = Embeddings(*map(_leaf, zip(*embedded, strict=True)))
+    losses = objective.between(rows, concatenated([part.targets for part in parts]))
+    torch.stack(list(losses.values())).sum().backward()
+    values = {name: value.detach() for name, value in losses.items()}
+
+    sizes = [len(part.ids) for part in parts]
+    cached = [_shares(leaf, sizes) for leaf in rows if leaf is not None]
+    for i, part in enumerate(parts):
+        _set_random_state(states[i], accelerator.device)
+        with syncing(model, i == len(parts) - 1):
+            again: Embeddings = model(part.images, part.ids, part.keep)
+            inner = objective.within(again, part.ids, totals)
+            outputs = [output for output in again[:4] if output is not None]
+            sent = [(output * shares[i]).sum() for output, shares in zip(outputs, cached, strict=True)]
+            accelerator.backward(torch.stack([*sent, *inner.values()]).sum())
+        for name, value in inner.items():
+            values[name] = values.get(name, 0) + value.detach()
+    _set_random_state(after, accelerator.device)
+    return values
+
+
+def _leaf(parts: Sequence[Tensor | None]) -> Any:
+    """Put the rows of all parts under each other, as a leaf whose gradient can be read; a number is the same in all."""
+    first = parts[0]
+    if first is None:
+        return None
+    whole = torch.cat([part for part in parts if part is not None]) if first.ndim else first.clone()
+    return whole.requires_grad_()
+
+
+def _shares(leaf: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Return the gradient of a leaf by parts; that of a number goes to the first."""
+    gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return gradient.split(list(sizes)) if leaf.ndim else [gradient, *[torch.zeros_like(leaf)] * (len(sizes) - 1)]
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -8,7 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_tools.shard_writer import ShardWriter
@@ -17,7 +19,10 @@ from mmvit.data.batches import DataConfig, TrainBatches
 from mmvit.data.captions import CaptionConfig
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
-from mmvit.data.transforms import AugmentConfig
+from mmvit.data.transforms import AugmentConfig, eval_pixels
+from mmvit.eval.encoder import Encoder
+from mmvit.retrieval import store
+from mmvit.retrieval.sources import open_source
 
 NUM_SQUARES = 22
 COLOURS = ("red", "green", "blue", "Red")
@@ -72,10 +77,51 @@ def batches_of(square_words: Tokenizer) -> Callable[..., TrainBatches]:
         config = DataConfig(captions=captions, augment=AugmentConfig(rotate=20.0, shift=0.1, brightness=0.2))
         for name, value in (data or {}).items():
             setattr(config, name, value)
-        settings = {"image_size": 16, "batch_size": 8, "seed": 5} | changes
+        settings = {"image_size": 16, "batch_size": 8, "num_steps": 40, "seed": 5} | changes
         return TrainBatches(shards, config, square_words, **settings)
 
     return build
+
+
+class MeanColours(Encoder):
+    """Stands in for a model: mean colours of a picture's halves, and lengths of a text."""
+
+    batch_size, fingerprint, logit_scale = 4, "c" * 64, 50.0
+
+    def __init__(self) -> None:
+        """It has no weights."""
+
+    @property
+    def embed_dim(self) -> int:
+        return 6
+
+    def preprocess(self, image: Image.Image) -> Any:
+        return eval_pixels(image, 8)
+
+    def encode_pixels(self, pixels: Any) -> torch.Tensor:
+        halves = torch.from_numpy(np.stack(pixels)).float().unflatten(2, (2, 4))  # [B, 3, 2, 4, 8]
+        return torch.nn.functional.normalize(halves.mean(dim=(3, 4)).flatten(1) + 1)
+
+    def encode_text(self, texts: Any) -> torch.Tensor:
+        return torch.tensor([[len(text), *text.encode()[:5].ljust(5)] for text in texts]) / 100
+
+
+@pytest.fixture(scope="session")
+def embed() -> Callable[..., Path]:
+    """Store embeddings as `mmvit embed` does, in parts of seven rows."""
+
+    def write(source: str, out: Path, modality: str | None = None) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "PART_SIZE", 7)
+            store.embed_source(MeanColours(), out.parent / "model", open_source(source), out, modality)
+        return out
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def embedded_squares(squares: IndexedShards, embed: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    return embed(str(Path(squares.paths[0]).parent), tmp_path_factory.mktemp("embedded") / "squares")
 
 
 class ShardServer(ThreadingHTTPServer):

@@ -22,19 +22,29 @@ from data_tools import shard_reader
 from data_tools.errors import DataError, MmvitError, ResourceError, SampleError
 from data_tools.synthetic import SyntheticPhotos, write_synthetic
 from mmvit.data import loader as loader_module
-from mmvit.data.batches import Batch, TrainBatches
-from mmvit.data.loader import LoadedBatches, Loader, Prefetch, plan_prefetch
+from mmvit.data.batches import Batch, BatchSplit, Teacher, TrainBatches
+from mmvit.data.curriculum import Stage
+from mmvit.data.loader import Interrupted, LoadedBatches, Loader, Prefetch, plan_prefetch
 from mmvit.data.shards import IndexedShards
+from mmvit.data.stored import StoredEmbeddings
+from mmvit.layers.patch_embedding import Patches
 
 BatchesOf = Callable[..., TrainBatches]
 WriteSquares = Callable[..., list[Path]]
 
 
 def assert_equal(first: Batch, second: Batch) -> None:
-    for a, b in zip(first[:3], second[:3], strict=True):
+    for a, b in zip(tensors(first), tensors(second), strict=True):
         assert torch.equal(a, b)
     assert first.keys == second.keys
     assert [(error.shard, error.key) for error in first.bad] == [(error.shard, error.key) for error in second.bad]
+
+
+def tensors(value: object) -> list[torch.Tensor]:
+    """The tensors of a batch, of its patches and of its teacher."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for part in value for tensor in tensors(part)] if isinstance(value, tuple) else []
 
 
 def take_until_error(loader: Loader) -> list[Batch | MmvitError]:
@@ -64,6 +74,90 @@ def test_workers_change_nothing(write_squares: WriteSquares, tmp_path: Path, bat
         assert isinstance(batch, Batch)
         assert_equal(batch, data[step])
     assert sum(len(batch.bad) for batch in found) >= 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", ["patches", "embeddings"])
+def test_what_is_no_square_comes_through_workers_too(
+    squares: IndexedShards, batches_of: BatchesOf, embedded_squares: Path, kind: str, num_workers: int
+):
+    own = {"patch_budget": 20} if kind == "patches" else {"image_embeddings": str(embedded_squares)}
+    teacher = StoredEmbeddings(embedded_squares)
+    data = batches_of(squares, own | {"num_workers": num_workers}, patch_size=4, teacher=teacher)
+    with Loader(data, range(3)) as loader:
+        for step, batch in enumerate(loader):
+            assert type(batch.images) is (Patches if kind == "patches" else torch.Tensor)
+            assert type(batch.teacher) is Teacher
+            assert len(tensors(batch)) == (7 if kind == "patches" else 6)
+            assert_equal(batch, data[step])
+
+
+@pytest.mark.gpu
+def test_all_of_a_batch_is_pinned(squares: IndexedShards, batches_of: BatchesOf, embedded_squares: Path):
+    """Whatever is not would be copied to the device while the step waits."""
+    teacher = StoredEmbeddings(embedded_squares)
+    with Loader(batches_of(squares, {"patch_budget": 20}, patch_size=4, teacher=teacher), range(1)) as loader:
+        (batch,) = loader
+    assert len(tensors(batch)) == 7
+    assert all(tensor.is_pinned() for tensor in tensors(batch))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stop_request_is_heard_while_no_batch_comes(
+    write_squares: WriteSquares,
+    serve: Callable[[Path], Any],
+    tmp_path: Path,
+    batches_of: BatchesOf,
+    monkeypatch: pytest.MonkeyPatch,
+    num_workers: int,
+):
+    monkeypatch.setattr(loader_module, "_STOP_S", 0.6)
+    paths = write_squares(tmp_path / "shards")
+    server = serve(tmp_path / "shards")
+    shards = IndexedShards([f"{server.url}/{path.name}" for path in paths])
+    server.fault = lambda path, times: "stall" if path == "/shard-00001.tar" else ""
+    wished = threading.Event()
+    data = batches_of(shards, {"num_workers": num_workers, "stall_timeout_s": 20.0}, batch_size=2)
+    with Loader(data, range(11), wished.is_set) as loader:
+        threading.Timer(1.0, wished.set).start()
+        *found, error = take_until_error(loader)
+    assert type(error) is Interrupted
+    assert error.exit_code == 143
+    assert wished.is_set()
+    assert re.fullmatch(r"http.*/shard-00001.tar, key 'key\d+', for \d+ s", error.where)
+    assert all(isinstance(batch, Batch) for batch in found)
+
+
+def test_a_stop_request_takes_no_batch_that_comes(
+    squares: IndexedShards, batches_of: BatchesOf, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loader_module, "_CHECK_S", 0.001)  # it is looked for many times while a batch is awaited
+    with Loader(batches_of(squares, {"num_workers": 1}), range(3), lambda: True) as loader:
+        assert all(isinstance(batch, Batch) for batch in loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_time_of_waiting_is_counted_and_the_sample_is_named(
+    squares: IndexedShards, batches_of: BatchesOf, monkeypatch: pytest.MonkeyPatch, num_workers: int
+):
+    load = TrainBatches.load
+
+    def slow(self: TrainBatches, number: int, note: Callable[[int], None]) -> Batch:
+        time.sleep(0.2)
+        return load(self, number, note)
+
+    monkeypatch.setattr(TrainBatches, "load", slow)
+    with Loader(batches_of(squares, {"num_workers": num_workers}), range(4)) as loader:
+        assert loader.waited_s() == 0
+        stream = iter(loader)
+        first = next(stream)
+        assert loader.waited_s() >= 0.2
+        assert loader.waited_s() == 0
+        last = list(stream)[-1]
+        assert 0.55 <= loader.waited_s() < 20
+        assert loader.reading() == last.keys[0] != first.keys[0]
+        loader.loaded.reading[:] = [101, 1 + 5, time.monotonic()]
+        assert loader.reading() == f"{squares.paths[0]}, key 'key5', for 0 s"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -150,9 +244,10 @@ def test_a_stalled_reader_is_named_and_left(
 
 def test_a_stopped_worker_cannot_hold_the_run(squares: IndexedShards, batches_of: BatchesOf):
     """As in a read that no signal interrupts: the workers do not end when they are asked to."""
-    data = batches_of(squares, {"num_workers": 2, "stall_timeout_s": 1.0}, batch_size=2)
+    data = batches_of(squares, {"num_workers": 2}, batch_size=2)
     with Loader(data, range(1000)) as loader:
         assert isinstance(next(iter(loader)), Batch)
+        loader.limit = 1.0
         children = multiprocessing.active_children()
         for child in children:
             os.kill(child.pid, signal.SIGSTOP)
@@ -204,10 +299,10 @@ def test_a_sample_that_kills_its_worker_is_named(
 ):
     read = IndexedShards.read
 
-    def deadly(self: IndexedShards, i: int) -> object:
+    def deadly(self: IndexedShards, i: int, **options: bool) -> object:
         if i == 13:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(self, i)
+        return read(self, i, **options)
 
     monkeypatch.setattr(IndexedShards, "read", deadly)
     data = batches_of(squares, {"num_workers": 2}, batch_size=2)
@@ -237,25 +332,25 @@ def test_the_process_that_is_gone_is_asked_for(squares: IndexedShards, batches_o
     loaded.reading[:] = [101, 1 + 4, now - 20, 102, 1 + 5, now - 60, 103, 0, now - 90]  # the third reads nothing
     assert loaded.last_read() == f"{squares.paths[0]}, key 'key5', for 60 s"
     assert loaded.last_read([101, 103]) == f"{squares.paths[0]}, key 'key4', for 20 s"
-    assert loaded.last_read([103]) == "no sample was being read"
+    assert loaded.last_read([103]) == ""
 
 
 def test_nobody_is_blamed_for_what_is_done(squares: IndexedShards, batches_of: BatchesOf):
     loaded = LoadedBatches(batches_of(squares))
     seen = []
     real = loaded.batches.shards.read
-    loaded.batches.shards = SpyingShards(squares, lambda i: (seen.append((i, loaded.last_read())), real(i))[1])
+    loaded.batches.shards = SpyingShards(squares, lambda i, **_: (seen.append((i, loaded.last_read())), real(i))[1])
     assert isinstance(loaded[0], Batch)
     for i, where in seen:
         assert where == f"{squares.paths[i // 9]}, key 'key{i}', for 0 s"
     assert len(seen) == 8
-    assert loaded.last_read() == "no sample was being read"
+    assert loaded.last_read() == ""
 
 
 class SpyingShards:
     """Shards whose `read` is another."""
 
-    def __init__(self, shards: IndexedShards, read: Callable[[int], object]):
+    def __init__(self, shards: IndexedShards, read: Callable[..., object]):
         self.shards, self.read = shards, read
 
     def __len__(self) -> int:
@@ -278,7 +373,7 @@ def test_workers_leave_signals_to_the_main_process(squares: IndexedShards, batch
 
 
 MIB = 2**20
-ITEM = 12 * MIB  # 64 pictures of 256 x 256
+ITEM = 12 * MIB  # 16 pictures of 512 x 512
 
 
 @pytest.mark.parametrize(
@@ -292,7 +387,7 @@ ITEM = 12 * MIB  # 64 pictures of 256 x 256
         (2, 23, {}, Prefetch(1, 1, ITEM)),
         (8, 60, {}, Prefetch(5, 1, 5 * ITEM)),
         (2, 1, {}, Prefetch(1, 1, ITEM)),  # less than one batch ahead is none
-        (2, 24, {"world_size": 2, "micro_batches": 2}, Prefetch(2, 4, 8 * ITEM // 4)),
+        (2, 24, {"split": BatchSplit(0, 2, 2)}, Prefetch(2, 4, 8 * ITEM // 4)),
     ],
 )
 def test_reading_ahead_is_bounded(
@@ -300,13 +395,22 @@ def test_reading_ahead_is_bounded(
     batches_of: BatchesOf,
     num_workers: int,
     prefetch_mb: int,
-    layout: dict[str, int],
+    layout: dict[str, BatchSplit],
     expected: Prefetch,
 ):
     data = {"num_workers": num_workers, "prefetch_mb": prefetch_mb}
-    plan = plan_prefetch(batches_of(squares, data, image_size=256, batch_size=64, **layout))
+    plan = plan_prefetch(batches_of(squares, data, image_size=512, batch_size=16, **layout))
     assert plan == expected
     assert plan.size <= max(prefetch_mb * MIB, ITEM)
+
+
+def test_what_a_batch_takes_is_known_ahead(squares: IndexedShards, batches_of: BatchesOf, embedded_squares: Path):
+    stages = [Stage(0.5, image_size=8), Stage(1.0, image_size=32)]
+    assert batches_of(squares, stages=stages).num_bytes == batches_of(squares, stages=stages)[39].images.nbytes
+    assert batches_of(squares, stages=stages[:1]).num_bytes == batches_of(squares)[0].images.nbytes
+    for own in ({"patch_budget": 20}, {"image_embeddings": str(embedded_squares)}):
+        data = batches_of(squares, own, patch_size=4, split=BatchSplit(0, 2, 2))
+        assert data.num_bytes == tensors(data[0].images)[0].nbytes
 
 
 def test_no_more_is_read_ahead_than_planned(squares: IndexedShards, batches_of: BatchesOf):
@@ -333,7 +437,7 @@ def test_too_little_shared_memory_is_told_before_the_start(
     squares: IndexedShards, batches_of: BatchesOf, monkeypatch: pytest.MonkeyPatch
 ):
     usage = namedtuple("usage", "free")
-    data = batches_of(squares, {"num_workers": 2}, image_size=256, batch_size=64)
+    data = batches_of(squares, {"num_workers": 2}, image_size=512, batch_size=16)
     monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda path: usage(9 * ITEM))
     assert plan_prefetch(data).size == 8 * ITEM  # and the one in use
     with monkeypatch.context() as patch:
@@ -358,7 +462,7 @@ def test_memory_of_a_worker_is_bounded(
     tmp_path: Path, one_thread: dict[str, str], width: int, height: int, decode: str
 ):
     """Batches of 256 x 224 px, made of photographs."""
-    write_synthetic(tmp_path / "shards", SyntheticPhotos(width, height), num_shards=1, num_samples=64)
+    write_synthetic(tmp_path / "shards", SyntheticPhotos(width, height), num_shards=1, num_samples=256)
     program = Path(__file__).with_name("worker_memory.py")
     command = [sys.executable, str(program), str(tmp_path / "shards"), decode]
     done = subprocess.run(command, env=one_thread, capture_output=True, text=True, check=True, timeout=300)

@@ -62,7 +62,7 @@ def stream_batches(
     like = batches_of(squares)
     for name, value in changes.pop("data", {}).items():
         setattr(like.config, name, value)
-    settings = {"image_size": 16, "batch_size": 8, "seed": 5} | changes
+    settings = {"image_size": 16, "batch_size": 8, "num_steps": 40, "seed": 5} | changes
     return StreamBatches(shards, like.config, like.tokenizer, **settings)
 
 

@@ -66,6 +66,10 @@ def test_cut_texts_are_counted(clip: Tokenizer):
     assert num_cut == 2
     assert ids.tolist() == clip([LONG, "short", exact, f"{exact} cat"]).tolist()
     assert clip.tokenize([]).num_cut == 0
+    assert clip.tokenize([LONG], limit=500).ids.tolist() == clip.tokenize([LONG]).ids.tolist()
+    short, one_cut = clip.tokenize([LONG, "cat"], limit=5)
+    assert (tuple(short.shape), one_cut) == ((2, 5), 1)
+    assert short[0].tolist() == [*clip.tokenize([LONG]).ids[0, :4].tolist(), clip.end_of_text]
 
 
 def test_ids_are_cut_to_the_longest_text(clip: Tokenizer):

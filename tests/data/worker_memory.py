@@ -31,7 +31,9 @@ def main(folder: str, decode: str) -> None:
 
     config = DataConfig(decode=decode, num_workers=1)
     shards, tokenizer = IndexedShards(expand_shards(folder), verify=True), build_tokenizer(TokenizerConfig(), 77)
-    batches = TrainBatches(shards, config, tokenizer, image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, seed=0)
+    batches = TrainBatches(
+        shards, config, tokenizer, image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, num_steps=NUM_BATCHES, seed=0
+    )
     seen: list[tuple[float, float]] = []
     done = threading.Event()
 

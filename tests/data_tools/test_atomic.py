@@ -1,5 +1,8 @@
 """Files and folders appear whole or not at all."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,41 @@ def test_atomic_folder_refuses_a_full_folder_and_takes_an_empty_one(tmp_path: Pa
     with pytest.raises(UsageError, match="not empty"), atomic.atomic_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "a").read_text() == "mine"
+
+
+def test_temporary_names_differ_between_processes_of_one_number(tmp_path: Path):
+    code = "import os, sys; os.getpid = lambda: 7; from data_tools.atomic import temporary_name as t; print(t('a'))"
+    names = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(names) == 2
+    assert atomic.temporary_name("a") == atomic.temporary_name("a")  # one process finds its own again
+
+
+def test_made_folders_are_synced_up_to_the_first_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(atomic, "fsync_dir", synced.append)
+    atomic.make_folder(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    atomic.make_folder(tmp_path / "a" / "b" / "c")
+    assert len(synced) == 3
+
+
+def test_folder_is_hidden_before_it_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a").write_text("x")
+
+    def killed(path: Path, ignore_errors: bool) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            atomic.remove_folder(folder)
+    (hidden,) = tmp_path.iterdir()
+    assert hidden.name.startswith(".out.tmp-")
+    (tmp_path / ".other.tmp-1").touch()
+    atomic.remove_leftovers(tmp_path, "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".other.tmp-1"]
+    atomic.remove_leftovers(tmp_path, "*")
+    assert list(tmp_path.iterdir()) == []

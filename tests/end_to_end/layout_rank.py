@@ -1,7 +1,7 @@
 """One process of several layouts: python layout_rank.py CONFIG RANK WORLD_SIZE OUT; not a test itself.
 
 Loads its parts of some steps with each number of workers and micro-batches, and writes to OUT, as JSON,
-{"WORKERS MICRO": {step: [digest of each sample]}}. The digest is of key, pixels, tokens and group.
+{"WORKERS MICRO": {step: [digest of each sample]}}. The digest is of all that a sample has.
 """
 
 import hashlib
@@ -12,24 +12,25 @@ from pathlib import Path
 
 from data_tools.expand import expand_shards
 from mmvit.config import PretrainConfig, load_config
-from mmvit.data.batches import Batch, TrainBatches
+from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.loader import Loader
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import build_tokenizer
+from mmvit.layers.patch_embedding import Patches
 
 STEPS = (0, 1, 2, 12, 13, 1000)  # 12.5 steps are an epoch
 
 
 def digests(batch: Batch, pad: int) -> list[str]:
-    rows = zip(batch.keys, batch.images, batch.ids, batch.groups, strict=True)
+    images = batch.images if isinstance(batch.images, Patches) else [batch.images]
+    columns = (batch.keys, batch.positions.tolist(), batch.groups.tolist(), batch.ids, *images)
     contents = [
         [
-            key,
-            hashlib.sha256(image.numpy().tobytes()).hexdigest(),
+            *(key, position, groups),
             [text[text != pad].tolist() for text in ids],
-            groups.tolist(),
+            [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in image],
         ]
-        for key, image, ids, groups in rows
+        for key, position, groups, ids, *image in zip(*columns, strict=True)
     ]
     return [hashlib.sha256(json.dumps(content).encode()).hexdigest() for content in contents]
 
@@ -48,11 +49,11 @@ def main(config_path: str, rank: int, world_size: int, out: str) -> None:
                 tokenizer,
                 image_size=config.model.image.image_size,
                 batch_size=config.train.batch_size,
+                num_steps=config.train.steps,
                 seed=config.seed,
-                rank=rank,
-                world_size=world_size,
-                micro_batches=micro_batches,
-                shards_per_set=[len(expand_shards(spec)) for spec in config.data.train] if config.data.weights else (),
+                split=BatchSplit(rank, world_size, micro_batches),
+                stages=config.curriculum,
+                patch_size=config.model.image.patch_size,
             )
             numbers = [step * micro_batches + micro for step in STEPS for micro in range(micro_batches)]
             parts = found[f"{num_workers} {micro_batches}"] = {}

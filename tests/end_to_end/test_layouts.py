@@ -44,7 +44,7 @@ def load_all(config: Path, folder: Path, environment: dict[str, str]) -> dict[tu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixed", [False, True], ids=["one data set", "two data sets"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["one data set in stages", "two data sets in patches"])
 def test_24_layouts_have_the_same_batches(
     tiny_config: Path,
     tiny_data: Path,
@@ -53,15 +53,19 @@ def test_24_layouts_have_the_same_batches(
     tmp_path: Path,
     mixed: bool,
 ):
-    """Order and contents, some samples being bad."""
+    """Order and contents, some samples being bad; steps 0, 1 and 12 are in different stages."""
     data = spoiled_data(tmp_path / "data", broken=range(0, 300, 7), max_samples=30)
     sets = [f'"{data}/train-0000[0-4].tar"', f'"{data}/train-0000[5-9].tar"'] if mixed else [f'"{data}"']
-    weights = "\n  weights: [1.0, 2.5]" if mixed else ""
+    weights = "\n  weights: [1.0, 2.5]\n  patch_budget: 20" if mixed else ""
+    stages = "{until: 0.05, image_size: 16}, {until: 0.52, text_tokens: 5}, {until: 1.0, patch_dropout: 0.5}"
+    curriculum = "" if mixed else f"curriculum: [{stages}]\n"
     told = f'train: ["{tiny_data}/train-*.tar"]'
-    text = tiny_config.read_text().replace(told, f"train: [{', '.join(sets)}]{weights}")
+    text = (
+        tiny_config.read_text().replace("steps: 20", "steps: 24").replace(told, f"train: [{', '.join(sets)}]{weights}")
+    )
     assert told not in text
     config = tmp_path / "config.yaml"
-    config.write_text(text.replace("batch_size: 32", f"batch_size: {BATCH_SIZE}"))
+    config.write_text(curriculum + text.replace("batch_size: 32", f"batch_size: {BATCH_SIZE}"))
     hashes = load_all(config, tmp_path, one_thread)
     assert len(hashes) == 24
     assert len(set(hashes.values())) == 1, hashes

@@ -83,3 +83,18 @@ def test_a_later_token_cannot_change_an_earlier_output():
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="width 10 is not divisible by num_heads 3"):
         Attention(10, 3)
+
+
+def test_a_context_of_another_width_is_attended_to():
+    torch.manual_seed(0)
+    ours = Attention(24, 4, context_width=10)
+    theirs = nn.MultiheadAttention(24, 4, kdim=10, vdim=10, batch_first=True)
+    with torch.no_grad():
+        for name, linear, bias in zip("qkv", (ours.q, ours.k, ours.v), theirs.in_proj_bias.chunk(3), strict=True):
+            getattr(theirs, f"{name}_proj_weight").copy_(linear.weight)
+            bias.copy_(linear.bias)
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+        x, context, hidden = torch.randn(2, 5, 24), torch.randn(2, 7, 10), torch.rand(2, 7) < 0.4
+        expected = theirs(x, context, context, key_padding_mask=hidden, need_weights=False)[0]
+        assert (ours(x, ~hidden[:, None, None], context) - expected).abs().max() <= 1e-6
+        assert (ours(x, None, context) - expected).abs().max() > 1e-3

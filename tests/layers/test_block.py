@@ -1,4 +1,4 @@
-"""The block is torch's pre-norm encoder layer."""
+"""The block is torch's pre-norm encoder layer, and with a context its decoder layer."""
 
 import pytest
 import torch
@@ -41,3 +41,27 @@ def test_a_mask_reaches_the_attention():
     changed[:, 3] += 1
     mask = torch.tensor([[True, True, True, False]])  # [1, N]: for every query
     assert torch.equal(block(x, mask)[:, :3], block(changed, mask)[:, :3])
+
+
+def test_equals_the_pre_norm_decoder_layer():
+    torch.manual_seed(0)
+    theirs = nn.TransformerDecoderLayer(24, 4, 96, 0.0, "gelu", batch_first=True, norm_first=True)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = Block(24, 4, norm_eps=1e-5, causal=True, context_width=24)
+    for name, part in (("norm1", "attention_norm"), ("norm2", "context_norm"), ("norm3", "feed_forward_norm")):
+        ours.get_submodule(part).load_state_dict(theirs.get_submodule(name).state_dict())
+    for name, part in (("linear1", "feed_forward.up"), ("linear2", "feed_forward.down")):
+        ours.get_submodule(part).load_state_dict(theirs.get_submodule(name).state_dict())
+    for name, part in (("self_attn", "attention"), ("multihead_attn", "context_attention")):
+        state = theirs.get_submodule(name).state_dict()
+        for kind in ("weight", "bias"):
+            for letter, rows in zip("qkv", state[f"in_proj_{kind}"].chunk(3), strict=True):
+                ours.get_parameter(f"{part}.{letter}.{kind}").data.copy_(rows)
+            ours.get_parameter(f"{part}.out.{kind}").data.copy_(state[f"out_proj.{kind}"])
+    x, context, hidden = torch.randn(2, 6, 24), torch.randn(2, 9, 24), torch.rand(2, 9) < 0.4
+    causal = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    expected = theirs(x, context, tgt_mask=causal, memory_key_padding_mask=hidden)
+    assert (ours(x, context=context, context_mask=~hidden[:, None, None]) - expected).abs().max() <= 1e-5
+    assert (ours(x, context=context) - expected).abs().max() > 1e-3

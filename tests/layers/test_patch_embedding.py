@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mmvit.layers.patch_embedding import PatchEmbedding, patchify, unpatchify
+from mmvit.layers.patch_embedding import PatchEmbedding, Patches, patch_grid, patchify, unpatchify
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(224, 224, 16), (8, 12, 4), (6, 2, 2)])
@@ -26,9 +26,7 @@ def test_patches_go_row_by_row_with_the_channel_fastest():
 def test_the_convolution_is_a_linear_map_of_the_patches(bias: bool):
     torch.manual_seed(0)
     embed, images = PatchEmbedding(4, 10, bias=bias), torch.randn(2, 3, 8, 12)
-    weight = embed.projection.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P*P*C]
-    expected = torch.nn.functional.linear(patchify(images, 4), weight, embed.projection.bias)
-    assert (embed(images) - expected).abs().max() <= 1e-5
+    assert (embed(images) - embed.embed_patches(patchify(images, 4))).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("cut", [lambda x: patchify(x, 16), PatchEmbedding(16, 8)], ids=["patchify", "embedding"])
@@ -38,3 +36,13 @@ def test_a_size_that_does_not_divide_is_refused_with_one_that_fits(cut):
     height, width = map(int, re.search(r"(\d+)x(\d+) px or", str(caught.value)).groups())
     assert (height, width) == (96, 16)
     cut(torch.zeros(1, 3, height, width))
+
+
+def test_the_mask_tells_patches_from_what_fills_up():
+    patches = Patches(torch.zeros(3, 6, 12, dtype=torch.uint8), torch.tensor([[2, 3], [1, 1], [2, 2]]))
+    assert patches.mask().sum(dim=1).tolist() == [6, 1, 4]
+    assert patches.mask()[2].tolist() == [True] * 4 + [False] * 2
+
+
+def test_the_grid_is_rows_by_columns():
+    assert patch_grid(32, 48, 16) == (2, 3)

@@ -1,149 +1,167 @@
-"""The contrastive loss is the formula, in one process and over several, with its gradients."""
+"""What the contrastive losses do in one process, beside the table of contracts: softmax and sigmoid alike."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss
-from safetensors.torch import load_file, save_file
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmvit.losses import pairs
 from mmvit.losses.contrastive import contrastive_loss
+from mmvit.losses.sigmoid import sigmoid_loss
 
 TOLERANCE = 1e-6
 NUM_ROWS = 16
 SCALE = 14.3
+BIAS = -3.0
 
 
 def unit_rows(seed: int, rows: int = NUM_ROWS) -> Tensor:
     return F.normalize(torch.randn(rows, 12, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def some_groups() -> Tensor:
-    """Groups of 1 to 4 rows, scattered over the batch and over the shares of four processes."""
-    return torch.tensor([5, 1, 2, 5, 3, 2, 9, 5, 7, 3, 8, 2, 5, 6, 4, 0])
-
-
-def with_gradients(loss_function, image: Tensor, text: Tensor, scale: float, *rest) -> dict[str, Tensor]:
+def with_gradients(loss: Callable[..., Tensor], image: Tensor, text: Tensor, *scalars: float) -> list[Tensor]:
     leaves = [image.clone().requires_grad_(), text.clone().requires_grad_()]
-    leaves.append(torch.tensor(scale, dtype=image.dtype, requires_grad=True))
-    loss = loss_function(*leaves, *rest)
-    loss.backward()
-    return dict(zip(("image", "text", "logit_scale"), (leaf.grad for leaf in leaves), strict=True)) | {
-        "loss": loss.detach()
-    }
+    leaves += [torch.tensor(scalar, requires_grad=True) for scalar in scalars]
+    value = loss(*leaves)
+    value.backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def naive_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor | None = None) -> Tensor:
-    """The definition, term by term: the mean of -log softmax over each row's positives, both ways."""
-    logits = scale * image @ text.T
-    groups = torch.arange(len(image)) if groups is None else groups
-    terms = []
-    for scores in (logits, logits.T):
-        for i in range(len(scores)):
-            positives = [j for j in range(len(scores)) if groups[j] == groups[i]]
-            log_sum = scores[i].exp().sum().log()
-            terms.append(sum(log_sum - scores[i, j] for j in positives) / len(positives))
-    return sum(terms) / len(terms)
+LOSSES = {
+    "softmax": (contrastive_loss, ClipLoss(), (SCALE,)),
+    "sigmoid": (sigmoid_loss, SigLipLoss(), (SCALE, BIAS)),
+}
+every_loss = pytest.mark.parametrize(("loss", "open_clip_loss", "scalars"), LOSSES.values(), ids=LOSSES)
 
 
-def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    return max((found[name] - expected[name]).abs().max().item() for name in expected)
+@every_loss
+def test_equals_open_clip_with_its_gradients(loss, open_clip_loss, scalars):
+    expected = with_gradients(open_clip_loss, unit_rows(0), unit_rows(1), *scalars)
+    for ours, theirs in zip(with_gradients(loss, unit_rows(0), unit_rows(1), *scalars), expected, strict=True):
+        assert (ours - theirs).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("groups", [None, some_groups()], ids=["plain", "groups"])
-@pytest.mark.parametrize("scale", [1.0, SCALE, 100.0])
-def test_equals_the_formula_in_float64_with_its_gradients(scale: float, groups: Tensor | None):
-    image, text = unit_rows(0), unit_rows(1)
-    expected = with_gradients(naive_loss, image.double(), text.double(), scale, groups)
-    found = with_gradients(contrastive_loss, image, text, scale, groups)
-    relative = {name: value / max(1.0, scale) for name, value in expected.items()}  # gradients grow with the scale
-    assert worst({name: value / max(1.0, scale) for name, value in found.items()}, relative) <= TOLERANCE
+@every_loss
+def test_groups_of_one_are_the_plain_loss(loss, open_clip_loss, scalars):
+    order = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(2))
+    plain = with_gradients(loss, unit_rows(0), unit_rows(1), *scalars)
+    grouped = with_gradients(lambda *r: loss(*r, torch.arange(NUM_ROWS)[order]), unit_rows(0), unit_rows(1), *scalars)
+    for a, b in zip(plain, grouped, strict=True):
+        assert (a - b).abs().max() <= TOLERANCE
 
 
-def test_equals_open_clip():
-    image, text = unit_rows(0), unit_rows(1)
-    expected = with_gradients(ClipLoss(), image, text, SCALE)
-    assert worst(with_gradients(contrastive_loss, image, text, SCALE), expected) <= TOLERANCE
+@every_loss
+def test_logits_are_float32_under_autocast(loss, open_clip_loss, scalars):
+    image, text, scalars = unit_rows(0), unit_rows(1), [torch.tensor(scalar) for scalar in scalars]
+    expected = loss(image, text, *scalars)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (image @ text.T).dtype == torch.bfloat16
+        assert torch.equal(loss(image, text, *scalars), expected)
+        half = image.bfloat16().requires_grad_()
+        rounded = loss(half, text.bfloat16(), *scalars)
+        rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert half.grad.dtype == torch.bfloat16
+
+
+@every_loss
+def test_no_gradient_no_second_walk(loss, open_clip_loss, scalars):
+    image, text, scalars = unit_rows(0), unit_rows(1), [torch.tensor(scalar) for scalar in scalars]
+    with patch.object(pairs.Pairs, "gradients", side_effect=AssertionError):
+        value = loss(image, text, *scalars)
+        with torch.no_grad():
+            loss(image.requires_grad_(), text, *scalars)
+        with pytest.raises(AssertionError):  # the patch is seen
+            loss(image, text, *scalars)
+    assert value.item() == loss(image, text, *scalars).item()
+
+
+@every_loss
+def test_weights_of_the_loss_reach_the_gradients_and_a_second_backward_is_refused(loss, open_clip_loss, scalars):
+    expected = with_gradients(loss, unit_rows(0), unit_rows(1), *scalars)[1]
+    image = unit_rows(0).requires_grad_()
+    value = loss(image, unit_rows(1), *map(torch.tensor, scalars))
+    (0.3 * value).backward(retain_graph=True)
+    assert (image.grad - 0.3 * expected).abs().max() <= TOLERANCE
+    with pytest.raises(RuntimeError, match="compute it again"):
+        value.backward()
+
+
+@every_loss
+@pytest.mark.parametrize("layout", ["auto", "tiles", "ring"])
+def test_no_more_logits_than_a_tile_are_held(loss, open_clip_loss, scalars, layout):
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, Tensor):
+                    self.size = max(self.size, tensor.numel())
+            return result
+
+    def largest(layout: str) -> int:
+        with patch.object(pairs, "CPU_TILE", (30, 40)), Largest() as mode:
+            loss(image, text, *map(torch.tensor, scalars), layout=layout).backward()
+        return mode.size
+
+    image, text = unit_rows(0, 300).requires_grad_(), unit_rows(1, 300).requires_grad_()
+    assert largest(layout) <= 300 * 12  # a gradient; two tiles in one piece are 2,400
+    assert largest("rows") >= 300 * 300
+
+
+@every_loss
+def test_rows_without_a_partner_are_refused(loss, open_clip_loss, scalars):
+    scalars = [torch.tensor(scalar) for scalar in scalars]
+    with pytest.raises(ValueError, match="16 images and 32 texts: give the groups of both"):
+        loss(unit_rows(0), unit_rows(1, 32), *scalars)
+    with pytest.raises(ValueError, match="give the groups of both"):
+        loss(unit_rows(0), unit_rows(1, 32), *scalars, torch.arange(16))
+    with pytest.raises(ValueError, match="give the groups of both"):
+        loss(unit_rows(0), unit_rows(1), *scalars, None, torch.arange(16))
 
 
 def test_identical_rows_give_log_n():
     row = unit_rows(0, 1).expand(NUM_ROWS, -1)
-    assert contrastive_loss(row, row, torch.tensor(SCALE)).item() == pytest.approx(math.log(NUM_ROWS), abs=TOLERANCE)
+    value = contrastive_loss(row, row, torch.tensor(SCALE)).item()
+    assert value == pytest.approx(math.log(NUM_ROWS), abs=TOLERANCE * SCALE)
 
 
-@pytest.mark.parametrize("groups", [None, some_groups()], ids=["plain", "groups"])
-def test_towers_can_be_swapped(groups: Tensor | None):
-    image, text, scale = unit_rows(0), unit_rows(1), torch.tensor(SCALE)
-    assert contrastive_loss(image, text, scale, groups).item() == pytest.approx(
-        contrastive_loss(text, image, scale, groups).item(), abs=TOLERANCE
+def test_towers_can_be_swapped():
+    scale = torch.tensor(SCALE)
+    groups = torch.tensor([5, 1, 2, 5, 3, 2, 9, 5, 7, 3, 8, 2, 5, 6, 4, 0])
+    assert contrastive_loss(unit_rows(0), unit_rows(1), scale, groups).item() == pytest.approx(
+        contrastive_loss(unit_rows(1), unit_rows(0), scale, groups).item(), abs=TOLERANCE
     )
 
 
-def test_groups_of_one_are_the_plain_loss():
-    image, text, scale = unit_rows(0), unit_rows(1), torch.tensor(SCALE)
-    plain = contrastive_loss(image, text, scale)
-    single = contrastive_loss(image, text, scale, torch.randperm(NUM_ROWS))
-    assert single.item() == pytest.approx(plain.item(), abs=TOLERANCE)
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("layout", ["rows", "tiles"])
+def test_opposite_rows_at_the_largest_scale_neither_overflow_nor_vanish(layout: str, swapped: bool):
+    """One row's logits are all near -100, the others' near 100: a common exponent would lose that row."""
+    axis = F.normalize(torch.ones(1, 12), dim=1)
+    image = F.normalize(torch.cat([axis, -axis.expand(NUM_ROWS - 1, -1)]) + 0.02 * unit_rows(0), dim=1)
+    text = F.normalize(0.02 * unit_rows(1) - axis, dim=1)
+    image, text = (text, image) if swapped else (image, text)
+    logits = (100 * image.double() @ text.double().T).requires_grad_()
+    own = torch.arange(NUM_ROWS)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    (slope,) = torch.autograd.grad(expected, logits)
+    with patch.object(pairs, "CPU_TILE", (5, 7)):
+        found = with_gradients(lambda *r: contrastive_loss(*r, layout=layout), image, text, 100.0)
+    assert found[0].item() == pytest.approx(expected.item(), abs=100 * TOLERANCE)
+    assert (found[1] - 100 * slope @ text.double()).abs().max() <= 100 * TOLERANCE
+    assert (found[2] - 100 * slope.T @ image.double()).abs().max() <= 100 * TOLERANCE
 
 
-def test_logits_are_float32_under_autocast():
-    image, text, scale = unit_rows(0), unit_rows(1), torch.tensor(100.0)
-    expected = contrastive_loss(image, text, scale)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert (image @ text.T).dtype == torch.bfloat16
-        assert torch.equal(contrastive_loss(image, text, scale), expected)
-        rounded = contrastive_loss(image.bfloat16(), text.bfloat16(), scale)
-    assert rounded.dtype == torch.float32
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with what four and two processes computed on shares of the same rows."""
-    folder = tmp_path_factory.mktemp("gloo")
-    rows = {"image": unit_rows(0), "text": unit_rows(1), "groups": some_groups(), "logit_scale": torch.tensor(SCALE)}
-    save_file(rows, folder / "rows.safetensors")
-    script = Path(__file__).with_name("gloo_rank.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(4)
-    ]
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    return folder
-
-
-def joined(folder: Path, world_size: int, case: str) -> dict[str, Tensor]:
-    """What DDP makes of the processes' results: means over them, so that a row's own gradient counts 1 / W."""
-    parts = [load_file(folder / f"{world_size}-{case}-{rank}.safetensors") for rank in range(world_size)]
-    means = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in ("loss", "logit_scale")}
-    return means | {name: torch.cat([part[name] for part in parts]) / world_size for name in ("image", "text")}
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_several_processes_equal_one(processes: Path, world_size: int):
-    for case, groups in (("plain", None), ("groups", some_groups())):
-        expected = with_gradients(contrastive_loss, unit_rows(0), unit_rows(1), SCALE, groups)
-        assert worst(joined(processes, world_size, case), expected) <= TOLERANCE
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_a_gather_without_gradient_is_seen(processes: Path, world_size: int):
-    expected = with_gradients(contrastive_loss, unit_rows(0), unit_rows(1), SCALE)
-    found = joined(processes, world_size, "detached")
-    assert abs(found["loss"] - expected["loss"]) <= TOLERANCE  # the values alone would not show it
-    assert worst(found, expected) > 1000 * TOLERANCE
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_not_finite_stays_visible(wrong: float):
+    image = unit_rows(0)
+    image[3, 4] = wrong
+    assert not contrastive_loss(image, unit_rows(1), torch.tensor(SCALE)).isfinite()

@@ -75,3 +75,17 @@ def test_blocks_start_as_the_identity_only_where_asked(identity_start: bool):
     for block in (*image.blocks, *text.blocks):
         for part in (block, lambda tokens, block=block: tokens + block.feed_forward(tokens)):
             assert torch.equal(part(x), x) == identity_start
+
+
+def test_further_heads_leave_the_drawn_weights_of_the_towers_alone():
+    """A run with a captioning loss starts from the same towers as one without."""
+    image = ViTConfig(image_size=16, patch_size=8, width=16, depth=1, num_heads=2)
+    text = TextConfig(vocab_size=20, width=16, depth=1, num_heads=2)
+    states = []
+    for extra in ({}, {"caption_depth": 1, "token_head": True, "initial_logit_bias": -10.0}):
+        torch.manual_seed(0)
+        states.append(build_dual_encoder(DualEncoderConfig(16, image=image, text=text, **extra)).state_dict())
+    plain, extended = states
+    assert [name for name in plain if "_tower." in name and not torch.equal(plain[name], extended[name])] == []
+    new = {name.split(".")[0] for name in extended.keys() - plain.keys()}
+    assert new == {"caption_decoder", "token_head", "logit_bias"}

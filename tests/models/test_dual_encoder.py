@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from mmvit.layers.patch_embedding import Patches, patchify
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
 from mmvit.towers.text import TextConfig
@@ -82,3 +84,97 @@ def test_a_huge_gradient_cannot_push_it_out(model: DualEncoder):
 def test_the_initial_factor_is_the_configs():
     model = build_dual_encoder(DualEncoderConfig(24, initial_logit_scale=10.0, image=IMAGE, text=TEXT))
     assert model.logit_scale.item() == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, 1000.0), (50.0, 50.0)])
+def test_the_bound_of_the_factor_is_an_option(model: DualEncoder, limit: float | None, kept: float):
+    torch.nn.init.constant_(model.logit_scale, math.log(1000))
+    model.clamp_logit_scale(limit)
+    assert model.logit_scale.exp().item() == pytest.approx(kept, rel=1e-5)
+
+
+def test_a_plain_clip_has_no_other_parameters(model: DualEncoder):
+    names = {name for name in model.state_dict() if "_tower." not in name}
+    assert names == {"image_projection.weight", "text_projection.weight", "logit_scale"}
+    assert model.logit_scale.shape == ()
+    assert model(*batch())[3:] == (None, None, None)
+
+
+def test_a_logit_bias_is_learned_where_it_has_a_start():
+    model = build_dual_encoder(DualEncoderConfig(24, initial_logit_bias=-10.0, image=IMAGE, text=TEXT))
+    bias = model(*batch()).logit_bias
+    assert (bias.item(), bias.shape, model.logit_bias.shape) == (-10.0, (), ())
+    bias.backward()
+    assert model.logit_bias.grad == 1
+
+
+def test_without_an_image_projection_the_towers_output_is_the_embedding():
+    model = build_dual_encoder(DualEncoderConfig(32, image_projection=False, image=IMAGE, text=TEXT))
+    images, _ = batch()
+    pooled = model.image_tower(model.pixel_norm(images)).pooled
+    assert torch.equal(model.encode_image(images, normalize=False), pooled)
+    assert "image_projection.weight" not in model.state_dict()
+    assert model.embed_dim == 32
+    with pytest.raises(ValueError, match="embed_dim 24 must be the image tower's width, 32"):
+        build_dual_encoder(DualEncoderConfig(24, image_projection=False, image=IMAGE, text=TEXT))
+
+
+def test_a_text_projection_may_have_a_bias_which_starts_at_zero():
+    model = build_dual_encoder(DualEncoderConfig(24, text_projection_bias=True, image=IMAGE, text=TEXT))
+    _, ids = batch(1)
+    before = model.encode_text(ids[:, 0], normalize=False)
+    assert not model.text_projection.bias.any()
+    torch.nn.init.ones_(model.text_projection.bias)
+    assert torch.allclose(model.encode_text(ids[:, 0], normalize=False), before + 1, atol=1e-6)
+
+
+def test_patches_are_normalised_as_their_images_are(model: DualEncoder):
+    images = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
+    patches = Patches(patchify(images, 8), torch.tensor([[2, 3], [2, 3]]))
+    normalised = model.pixel_norm(patches)
+    assert torch.equal(normalised.pixels, patchify(model.pixel_norm(images), 8))
+    assert model.pixel_norm(normalised).pixels is normalised.pixels
+    assert (model.encode_image(patches) - model.encode_image(images)).abs().max() <= 1e-5
+
+
+def test_the_number_of_patches(model: DualEncoder):
+    patches = Patches(torch.zeros(1, 7, 192, dtype=torch.uint8), torch.tensor([[2, 3]]))
+    found = [model.num_patches(images) for images in (torch.zeros(2, 3, 16, 40), patches, torch.zeros(2, 24))]
+    assert found == [10, 7, 0]
+
+
+def test_dropped_patches_do_not_count(model: DualEncoder):
+    images, ids = batch()
+    keep = torch.tensor([[0, 2], [1, 3], [2, 3]])
+    dropped = model(images, ids, keep)
+    assert torch.allclose(dropped.image[:1], model(images[:1], ids[:1], keep[:1]).image, atol=1e-6)
+    changed = images.clone()
+    changed[0, :, :8, 8:] = 0  # patch 1 of the first image, which it does not keep
+    assert torch.equal(model(changed, ids, keep).image, dropped.image)
+    assert not torch.equal(model(changed, ids).image, model(images, ids).image)
+
+
+def test_stored_embeddings_stand_in_for_the_tower(model: DualEncoder):
+    _, ids = batch()
+    stored = 3 * torch.randn(3, 24)
+    embeddings = model(stored, ids)
+    assert torch.equal(embeddings.image, F.normalize(stored, dim=-1))
+    assert torch.equal(embeddings.text, model(batch()[0], ids).text)
+    embeddings.text.sum().backward()
+    assert all(parameter.grad is None for parameter in model.image_tower.parameters())
+
+
+@pytest.mark.parametrize("extra", [{"caption_depth": 1}, {"token_head": True}, {}], ids=str)
+def test_stored_embeddings_are_refused_where_tokens_are_needed(extra: dict):
+    model = build_dual_encoder(DualEncoderConfig(24, image=IMAGE, text=TEXT, **extra))
+    keep = None if extra else torch.tensor([[0], [1], [2]])
+    with pytest.raises(ValueError, match="stored image embeddings have no patches to drop and no tokens"):
+        model(torch.randn(3, 24), batch()[1], keep)
+
+
+def test_the_token_head_scores_the_vocabulary_from_the_pooled_image():
+    model = build_dual_encoder(DualEncoderConfig(24, token_head=True, image=IMAGE, text=TEXT))
+    images, ids = batch()
+    logits = model(images, ids).token_logits
+    assert logits.shape == (3, 50)
+    assert torch.equal(logits, model.token_head(model.image_tower(model.pixel_norm(images)).pooled))

@@ -1,7 +1,8 @@
-"""The text tower is causal: nothing after end-of-text counts."""
+"""Nothing after end-of-text counts, causal or not, wherever the text is pooled."""
 
 import pytest
 import torch
+from torch import nn
 
 from mmvit.towers.text import TextTransformer
 
@@ -9,10 +10,18 @@ END = 49
 SETTINGS = {"mlp_ratio": 4.0, "activation": "gelu", "norm_eps": 1e-5}
 
 
-@pytest.fixture
-def tower() -> TextTransformer:
+KINDS = [(True, "end_of_text"), (False, "end_of_text"), (True, "last"), (False, "last")]
+
+
+def build(causal: bool = True, pool: str = "end_of_text") -> TextTransformer:
     torch.manual_seed(0)
-    return TextTransformer(50, 12, 16, 2, 2, end_of_text=END, **SETTINGS).eval()
+    embed = nn.Embedding(50, 16)
+    return TextTransformer(embed, 12, 2, 2, end_of_text=END, causal=causal, pool=pool, **SETTINGS).eval()
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def tower(request: pytest.FixtureRequest) -> TextTransformer:
+    return build(*request.param)
 
 
 @pytest.fixture
@@ -41,15 +50,39 @@ def test_ids_may_be_cut_to_the_longest_text(tower: TextTransformer, ids: torch.T
     assert torch.allclose(tower(ids).pooled, tower(ids[:, :7]).pooled, atol=1e-6)
 
 
-def test_pooled_is_the_token_at_end_of_text(tower: TextTransformer, ids: torch.Tensor):
-    output = tower(ids)
+@pytest.mark.parametrize("causal", [True, False])
+def test_pooled_is_the_token_at_end_of_text(causal: bool, ids: torch.Tensor):
+    output = build(causal)(ids)
     assert output.tokens.shape == (3, 12, 16)
     assert torch.equal(output.pooled, output.tokens[torch.arange(3), torch.tensor([3, 5, 6])])
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_pooled_is_the_last_token_of_the_context_length(causal: bool, ids: torch.Tensor):
+    output = build(causal, "last")(ids[:, :7])
+    assert output.tokens.shape == (3, 12, 16)
+    assert torch.equal(output.pooled, output.tokens[:, -1])
+
+
+@pytest.mark.parametrize("pool", ["end_of_text", "last"])
+def test_only_a_tower_that_is_not_causal_looks_ahead(pool: str, ids: torch.Tensor):
+    changed = ids.clone()
+    changed[:, 2] = (ids[:, 2] + 7) % END
+    for causal in (True, False):
+        model = build(causal, pool)
+        assert torch.equal(model(ids).tokens[:, :2], model(changed).tokens[:, :2]) == causal
+
+
+def test_an_unknown_pool_is_named():
+    with pytest.raises(ValueError, match=r"pool 'first' is unknown; choose from \['end_of_text', 'last'\]"):
+        build(pool="first")
+
+
 def test_initial_spreads_are_those_of_clip():
     torch.manual_seed(0)
-    tower = TextTransformer(1000, 77, 128, 4, 2, end_of_text=999, **SETTINGS)
+    tower = TextTransformer(
+        nn.Embedding(1000, 128), 77, 4, 2, end_of_text=999, causal=True, pool="end_of_text", **SETTINGS
+    )
     expected = {
         "token_embedding.weight": 0.02,
         "positions": 0.01,

@@ -3,8 +3,8 @@
 import pytest
 from accelerate import Accelerator
 
-from data_tools.errors import DataError, SampleError
-from mmvit.train.agree import gather_errors, on_main
+from data_tools.errors import DataError, SampleError, UsageError
+from mmvit.train.agree import check_agreement, gather_errors, on_main
 
 ERROR = SampleError("bad-image", "what is wrong", shard="a.tar", key="x")
 
@@ -28,3 +28,28 @@ def test_main_process_gives_its_result_or_its_error(accelerator: Accelerator, er
     with pytest.raises(type(error)) as caught:
         on_main(accelerator, fail)
     assert caught.value is error
+
+
+def facts(**changed: str) -> dict[str, str]:
+    return {"data": "abc", "step": "0", "config": "x" * 500} | changed
+
+
+def test_processes_that_agree_go_on(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
+    check_agreement(accelerator, facts())
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setattr("mmvit.train.agree.gather_object", lambda mine: mine * 3)
+    check_agreement(accelerator, facts())
+
+
+def test_each_difference_is_named_with_its_rank_and_values(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
+    """As the processes would tell it; real ones differ in tests/faults/ranks."""
+    told = [facts(), facts(), facts(data="def", config="y" * 500)]
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setattr("mmvit.train.agree.gather_object", lambda mine: told)
+    with pytest.raises(UsageError) as caught:
+        check_agreement(accelerator, told[0])
+    assert "rank 2: data is def, on rank 0 abc" in str(caught.value)
+    assert "config is yyy" in str(caught.value)
+    assert len(str(caught.value)) < 800
+    assert "rank 1" not in str(caught.value)
+    assert "step is" not in str(caught.value)

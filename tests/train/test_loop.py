@@ -8,19 +8,22 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-import mmvit.train.loop as loop
 from data_tools.errors import CheckpointError, DataError, DivergedError, UsageError
-from mmvit.checkpoint import latest_checkpoint
+from mmvit.checkpoint import latest_checkpoint, read_checkpoint
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.batches import Batch, TrainBatches
+from mmvit.train import objective, saver
 from mmvit.train.log import read_log
 from mmvit.train.loop import check, measure_step_time, pretrain
-from mmvit.train.step import StepResult
+from mmvit.train.run import Run, open_accelerator
 from mmvit.train.stop import StopFlag
+from mmvit.train.watch import Watch
 
 Told = Callable[..., tuple[int, str, str]]
 SpoiledData = Callable[..., Path]
@@ -34,40 +37,77 @@ def config(tiny_config: Path, tmp_path: Path) -> PretrainConfig:
     return load_config(PretrainConfig, tiny_config, [f"out={tmp_path / 'run'}", *steps])
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, fatal_step: int, loss: float, grad_norm: float) -> None:
-    """Have the step of that number, counted from 1, yield these figures."""
-    real, count = loop.train_step, 0
+def open_run(config: PretrainConfig) -> Run:
+    return Run(config, open_accelerator(config), Watch(config.train.timeout_s))
 
-    def train_step(*args: object, **kwargs: object) -> StepResult:
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: range, how: str) -> None:
+    """Have the loss of these steps, counted from 1, be no number, have no gradient, or be far too large."""
+    real, count = objective.contrastive_loss, 0
+
+    def contrastive_loss(image: Tensor, *rest: Any, **options: Any) -> Tensor:
         nonlocal count
         count += 1
-        result = real(*args, **kwargs)
-        return StepResult(torch.tensor(loss), torch.tensor(grad_norm)) if count >= fatal_step else result
+        loss = real(image, *rest, **options)
+        if (count + 1) // 2 not in steps:  # two captions an image: two calls a step
+            return loss
+        zero = image.sum() * 0
+        return {"loss": loss * float("nan"), "gradient": loss + zero.abs().sqrt(), "spike": loss * 1e4}[how]
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(objective, "contrastive_loss", contrastive_loss)
 
 
-@pytest.mark.parametrize(("loss", "grad_norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan"))])
-def test_diverged_run_stops_before_it_saves(
-    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, loss: float, grad_norm: float
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_diverged_run_stops_at_the_third_step_in_a_row(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, how: str
 ):
-    spoil(monkeypatch, fatal_step=3, loss=loss, grad_norm=grad_norm)
-    with pytest.raises(DivergedError, match="no longer a number") as error:
+    spoil(monkeypatch, range(3, 99), how)
+    with pytest.raises(DivergedError, match="3 steps in a row could not be used") as error:
         pretrain(config)
+    run = Path(config.out)
     assert error.value.exit_code == 6
-    assert "step 4" in error.value.where  # the first that would have been saved after it
+    assert "step 5" in error.value.where
     assert "train-" in error.value.where  # the samples
-    kept = latest_checkpoint(Path(config.out))
-    assert kept.step == 2
-    assert all(bool(tensor.isfinite().all()) for tensor in kept.tensors["model"].values())
-    assert not (Path(config.out) / "model").exists()
+    assert "step-00000004" in error.value.meaning  # whose weights are those of step 2
+    facts = json.loads((run / "diverged.json").read_text())
+    assert facts["step"] == 5
+    assert len(facts["keys"]) == 8
+    kept = latest_checkpoint(run)
+    assert all(bool(tensor.isfinite().all()) for group in kept.tensors.values() for tensor in group.values())
+    assert not (run / "model").exists()
+    before = read_checkpoint(run / "checkpoints" / "step-00000002").tensors["model"]
+    assert all(torch.equal(kept.tensors["model"][name], value) for name, value in before.items())
+
+
+def test_lone_bad_steps_are_skipped_told_and_counted(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    spoil(monkeypatch, range(3, 5), "loss")
+    config.train.log_every = 1
+    pretrain(config)
+    assert "step 3 changed no weight: the loss is nan" in caplog.text
+    lines = read_log(Path(config.out) / "log.jsonl")
+    assert [line.get("skipped_steps") for line in lines] == [None, None, 1, 2, 2, 2]
+    assert lines[2]["loss"] is None
+    assert lines[2]["param_norm"] == lines[1]["param_norm"]  # no weight changed
+
+
+def test_spiking_step_is_skipped(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    spoil(monkeypatch, range(20, 21), "spike")
+    config.train.steps = 24
+    pretrain(config)
+    assert "step 20 changed no weight: the loss is" in caplog.text
+    assert caplog.text.count("changed no weight") == 1
 
 
 def test_program_tells_of_divergence(told: Told, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    spoil(monkeypatch, fatal_step=1, loss=float("nan"), grad_norm=1.0)
+    spoil(monkeypatch, range(1, 99), "loss")
     code, _, err = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "data.num_workers=0", "train.log_every=1")
     assert code == 6
     assert "mend: lower optim.lr" in err
+    assert "nothing was saved before" in err
     assert "Traceback" not in err
 
 
@@ -120,8 +160,9 @@ def test_free_settings_change_no_weight(config: PretrainConfig, tmp_path: Path):
 
 
 def test_run_without_a_checkpoint_may_change_its_settings(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch):
+    config.train.save_every = 100
     with monkeypatch.context() as patch:
-        spoil(patch, fatal_step=1, loss=float("nan"), grad_norm=1.0)
+        spoil(patch, range(1, 99), "loss")
         with pytest.raises(DivergedError):
             pretrain(config)
     config.optim.lr /= 2
@@ -152,7 +193,7 @@ def test_wish_to_stop_is_taken_where_nobody_can_be_told(monkeypatch: pytest.Monk
 def test_fresh_weights_follow_from_the_seed(config: PretrainConfig):
     first = []
     for config.seed in (3, 3, 4):
-        first.append(loop.Run(config).model.image_projection.weight.detach())
+        first.append(open_run(config).model.image_projection.weight.detach())
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
 
@@ -194,7 +235,7 @@ def test_bad_samples_are_told_and_the_run_goes_on(
     config.data.train, config.data.max_bad_fraction = [str(data)], 0.5
     pretrain(config)
     rows = read_log(Path(config.out) / "bad_samples.jsonl")
-    batches = loop.Run(config).batches()
+    batches = open_run(config).batches
     order = batches.order.epoch(0)[:48].tolist()
     wanted = [(1 + position // 8, batches.shards.key(i)) for position, i in enumerate(order) if i % 5 == 0]
     found = [(row["step"], f"{Path(row['shard']).name}/{row['key']}") for row in rows]
@@ -279,7 +320,7 @@ def test_account_is_on_the_disk_before_a_checkpoint_counts_its_steps(
     """Or a power failure would leave steps whose bad samples nobody knows."""
     config.data.train = [str(spoiled_data(tmp_path / "data", broken=range(0, 300, 5)))]
     config.data.max_bad_fraction = 0.5
-    account, synced, fsync, save = Path(config.out) / "bad_samples.jsonl", [], os.fsync, loop.save_checkpoint
+    account, synced, fsync, save = Path(config.out) / "bad_samples.jsonl", [], os.fsync, saver.save_checkpoint
 
     def note(fd: int) -> None:
         if account.exists() and os.path.samestat(os.fstat(fd), account.stat()):
@@ -291,7 +332,7 @@ def test_account_is_on_the_disk_before_a_checkpoint_counts_its_steps(
         save(*args, **kwargs)
 
     monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(loop, "save_checkpoint", check)
+    monkeypatch.setattr(saver, "save_checkpoint", check)
     pretrain(config)
     assert len(synced) == 3
 

@@ -1,70 +1,200 @@
-"""One step: what it does to the weights, and which rows it takes for positives."""
+"""One step: what it does to the weights, which rows it takes for positives, and that parts of a batch are the batch."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
+from data_tools.tokenizer import train_tokenizer
+from mmvit.config import LossConfig
 from mmvit.data.batches import Batch
+from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from mmvit.layers.patch_dropout import kept_patches
 from mmvit.losses.contrastive import contrastive_loss
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
-from mmvit.train.step import StepResult, train_step
+from mmvit.train import step as step_module
+from mmvit.train.guard import Guard
+from mmvit.train.objective import Objective
+from mmvit.train.step import Part, StepResult, to_part, train_step
+
+NUM_IMAGES = 16
+TOLERANCE = 1e-5
+SOFTMAX = LossConfig()
 
 
-@pytest.fixture
-def model() -> DualEncoder:
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(["red apple", "green pear", "blue sky", "a dog on a sofa"], path, vocab_size=300)
+    return build_tokenizer(TokenizerConfig("file", str(path)), 12)
+
+
+def build(tokenizer: Tokenizer, **options: Any) -> DualEncoder:
     torch.manual_seed(0)
-    image = ViTConfig(image_size=16, patch_size=8, width=16, depth=1, num_heads=2)
-    text = TextConfig(vocab_size=20, context_length=6, end_of_text=19, width=16, depth=1, num_heads=2)
-    return build_dual_encoder(DualEncoderConfig(embed_dim=8, image=image, text=text))
+    image = ViTConfig(image_size=16, patch_size=4, width=16, depth=1, num_heads=2)
+    text = TextConfig(tokenizer.vocab_size, 12, tokenizer.end_of_text, width=16, depth=1, num_heads=2)
+    return build_dual_encoder(DualEncoderConfig(embed_dim=8, image=image, text=text, **options))
 
 
 @pytest.fixture
-def batch() -> Batch:
-    """Four images with two texts each; in the second view the first two are one caption in two templates."""
+def batch(tokenizer: Tokenizer) -> Batch:
+    """Images with two texts each; in the second view two are one caption, which stands in both halves of the batch."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    ids = torch.randint(3, 19, (4, 2, 5), generator=generator)
-    ids[..., -1] = 19
-    return Batch(images, ids, torch.tensor([[0, 5], [1, 5], [2, 6], [3, 7]]), ["a", "b", "c", "d"])
+    images = torch.randint(0, 256, (NUM_IMAGES, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    words = ["red apple", "a dog on a sofa", "blue", "green pear sky", "dog"]
+    texts = [f"{words[i % 5]} {words[i % 3]}" for i in range(2 * NUM_IMAGES)]
+    groups = torch.arange(2 * NUM_IMAGES).unflatten(0, (-1, 2))
+    groups[12, 1] = groups[3, 1]
+    ids = tokenizer(texts).unflatten(0, (-1, 2))
+    return Batch(images, ids, groups, [f"key{i}" for i in range(NUM_IMAGES)], torch.arange(NUM_IMAGES))
 
 
-def step(model: DualEncoder, batch: Batch, lr: float = 0.0, same_caption_positives: bool = True) -> StepResult:
+def split(batch: Batch, num_parts: int, end_of_text: int) -> list[Batch]:
+    """Cut a batch into micro-batches, each with texts as long as its own longest."""
+    columns = zip(
+        *(tensor.chunk(num_parts) for tensor in (batch.images, batch.ids, batch.groups, batch.positions)), strict=True
+    )
+    parts = []
+    for images, ids, groups, positions in columns:
+        longest = int((ids == end_of_text).int().argmax(dim=2).max()) + 1
+        parts.append(Batch(images, ids[..., :longest], groups, ["key"] * len(images), positions))
+    return parts
+
+
+def step(
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    batch: Batch,
+    loss: LossConfig = SOFTMAX,
+    *,
+    num_parts: int = 1,
+    drop: float = 0.0,
+    lr: float = 0.0,
+    same_caption_positives: bool = True,
+) -> tuple[StepResult, dict[str, Tensor]]:
+    """Take a step; returns its result and the gradients that it took."""
+    gradients: dict[str, Tensor] = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    return train_step(
-        Accelerator(),
-        model,
-        [optimizer],
-        batch,
-        clip_norm=None,
-        same_caption_positives=same_caption_positives,
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
     )
+    objective = Objective(loss, None, same_caption_positives=same_caption_positives, tokenizer=tokenizer)
+
+    def part(each: Batch) -> Part:
+        keep = kept_patches(each.positions, 16, drop, 0) if drop else None
+        return to_part(each, objective, torch.device("cpu"), keep)
+
+    parts = [part(each) for each in split(batch, num_parts, tokenizer.end_of_text)]
+    refuse = Guard(None).refuse
+    result = train_step(Accelerator(cpu=True), model, [optimizer], objective, parts, clip_norm=None, refuse=refuse)
+    return result, gradients
 
 
-def test_loss_is_the_mean_over_the_texts_of_an_image(model: DualEncoder, batch: Batch):
+def farthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference, relative to the largest gradient of its parameter.
+
+    Or to a hundredth of the largest of all: the gradient of a key's bias, for one, is nothing but rounding.
+    """
+    largest = {name: value.abs().max().item() for name, value in expected.items()}
+    least = max(largest.values()) / 100
+    return max((found[name] - expected[name]).abs().max().item() / max(largest[name], least) for name in expected)
+
+
+def test_loss_is_the_mean_over_the_texts_of_an_image(tokenizer: Tokenizer, batch: Batch):
+    model = build(tokenizer)
     with torch.no_grad():
-        image, text, scale = model(batch.images, batch.ids)
+        image, text, scale, *_ = model(batch.images, batch.ids)
         views = [contrastive_loss(image, text[:, view], scale) for view in (0, 1)]
-    assert step(model, batch, same_caption_positives=False).loss.item() == pytest.approx(
-        sum(views).item() / 2, abs=1e-6
-    )
+    result, _ = step(model, tokenizer, batch, same_caption_positives=False)
+    assert result.loss == pytest.approx(sum(views).item() / 2, abs=1e-6)
 
 
-def test_equal_captions_are_positives_only_where_asked(model: DualEncoder, batch: Batch):
+def test_joint_captions_are_all_positives_of_their_image(tokenizer: Tokenizer, batch: Batch):
+    model = build(tokenizer)
     with torch.no_grad():
-        image, text, scale = model(batch.images, batch.ids)
-        views = [contrastive_loss(image, text[:, view], scale, batch.groups[:, view]) for view in (0, 1)]
-    with_positives = step(model, batch, same_caption_positives=True).loss.item()
+        image, text, scale, *_ = model(batch.images, batch.ids)
+        own = torch.arange(NUM_IMAGES)
+        wanted = contrastive_loss(image, text.flatten(0, 1), scale, own, own.repeat_interleave(2)).item()
+    result, _ = step(model, tokenizer, batch, LossConfig(joint_captions=True), same_caption_positives=False)
+    assert result.loss == pytest.approx(wanted, abs=1e-6)
+
+
+def test_equal_captions_are_positives_only_where_asked(tokenizer: Tokenizer, batch: Batch):
+    model = build(tokenizer)
+    with torch.no_grad():
+        image, text, scale, *_ = model(batch.images, batch.ids)
+        views = [contrastive_loss(image, text[:, view], scale, *[batch.groups[:, view]] * 2) for view in (0, 1)]
+    with_positives = step(model, tokenizer, batch)[0].loss
     assert with_positives == pytest.approx(sum(views).item() / 2, abs=1e-6)
-    assert abs(with_positives - step(model, batch, same_caption_positives=False).loss.item()) > 1e-4
+    assert abs(with_positives - step(model, tokenizer, batch, same_caption_positives=False)[0].loss) > 1e-4
 
 
-def test_logit_scale_is_clamped_after_the_update(model: DualEncoder, batch: Batch):
-    with torch.no_grad():
-        model.logit_scale.fill_(9.0)  # far beyond the cap, as an exploding update would leave it
-    step(model, batch)
-    assert model.logit_scale.item() == pytest.approx(math.log(100))
+OBJECTIVES = {
+    "softmax": (LossConfig(), {}),
+    "joint": (LossConfig(joint_captions=True), {}),
+    "sigmoid": (LossConfig(kind="sigmoid"), {"initial_logit_bias": -2.0}),
+    "captioning": (LossConfig(captioning=0.7), {"caption_depth": 1}),
+    "tokens": (LossConfig(token_classification=0.7), {"token_head": True}),
+}
+
+
+@pytest.mark.parametrize("num_parts", [2, 4, 8])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_parts_of_a_batch_give_its_losses_and_gradients(tokenizer: Tokenizer, batch: Batch, name: str, num_parts: int):
+    loss, options = OBJECTIVES[name]
+    model = build(tokenizer, **options)
+    whole, expected = step(model, tokenizer, batch, loss, drop=0.25)
+    parts, found = step(model, tokenizer, batch, loss, num_parts=num_parts, drop=0.25)
+    assert parts.losses == pytest.approx(whole.losses, rel=TOLERANCE)
+    assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=TOLERANCE)
+    assert farthest(found, expected) <= TOLERANCE
+
+
+def test_plain_accumulation_is_another_loss(tokenizer: Tokenizer, batch: Batch):
+    """The check above can fail: negatives of the own part alone are what it is there to refuse."""
+    model = build(tokenizer)
+    _, expected = step(model, tokenizer, batch)
+    separate = [step(model, tokenizer, part)[1] for part in split(batch, 2, tokenizer.end_of_text)]
+    mean = {name: (separate[0][name] + separate[1][name]) / 2 for name in expected}
+    assert farthest(mean, expected) > 1e-2
+
+
+def test_the_second_pass_draws_what_the_first_drew(tokenizer: Tokenizer, batch: Batch, monkeypatch: pytest.MonkeyPatch):
+    model = build(tokenizer)
+    model.image_tower.blocks[0].feed_forward.activation = nn.Sequential(nn.GELU(), nn.Dropout(0.5))
+
+    def gradients(backward: Any) -> dict[str, Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(step_module, "_backward_whole", backward)
+            torch.manual_seed(7)
+            return step(model, tokenizer, batch)[1]
+
+    expected = gradients(step_module._backward_whole)
+    assert farthest(gradients(step_module._backward_in_parts), expected) <= TOLERANCE
+    monkeypatch.setattr(step_module, "_set_random_state", lambda *_: None)
+    assert farthest(gradients(step_module._backward_in_parts), expected) > 1e-2
+
+
+def test_refused_step_changes_nothing(tokenizer: Tokenizer, batch: Batch):
+    model = build(tokenizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bad = replace_images(batch)
+    result, gradients = step(model, tokenizer, bad, lr=1.0)
+    assert math.isnan(result.loss)
+    assert result.skipped == "the loss is nan and the gradient norm is nan"
+    assert gradients == {}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    result, _ = step(model, tokenizer, batch, lr=1.0)
+    assert result.skipped is None
+    assert not torch.equal(before["image_projection.weight"], model.image_projection.weight)
+
+
+def replace_images(batch: Batch) -> Batch:
+    return batch._replace(images=torch.full((NUM_IMAGES, 3, 16, 16), float("nan")))

@@ -1,0 +1,184 @@
+"""Embeddings of samples that were stored before, read row by row."""
+
+import functools
+import hashlib
+import json
+import logging
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float32, UInt64
+
+from data_tools.errors import CheckpointError, DataError, SampleError
+from mmvit.data.shards import IndexedShards
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+JOB = "job.json"  # what an unfinished folder is being made of
+MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}  # what is embedded: stems of its folders
+
+_OPEN_PARTS = 64  # each holds a file open; training reads from a few at a time
+_LOOK_UPS = 1000  # samples that are looked up before the first step
+
+logger = logging.getLogger(__name__)
+
+
+class StoredEmbeddings:
+    """The rows of a folder that `mmvit embed` made of shards, by the key of their sample, "shard.tar/key".
+
+    Rows are read from disk when they are asked for; 16 bytes for each stay in memory. It may be used after a fork, by
+    several threads, and may be sent to data loader workers.
+
+    Raises:
+        CheckpointError: the folder is none, unfinished or damaged.
+        DataError: two rows have the same key.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.model_sha256: str = self.manifest["model_sha256"]
+        self.dim: int = self.manifest["dim"]
+        self.kinds = MODALITIES[self.manifest["modality"]]
+        parts = [_names(self._keys(part)) for part in range(len(list_parts(self.folder, "metadata")))]
+        names = np.concatenate([np.empty(0, np.uint64), *parts])
+        self._rows = np.argsort(names, kind="stable")
+        self._names = names[self._rows]
+        self._stops = list(accumulate(map(len, parts)))
+        self._paths = {kind: list_parts(self.folder, f"{kind}_emb") for kind in self.kinds}
+        for kind, paths in self._paths.items():
+            shapes = [read_part(path).shape for path in paths]
+            check_shapes(self.folder, self.manifest, kind, shapes, len(names))
+        double = np.flatnonzero(self._names[1:] == self._names[:-1])
+        if len(double):
+            part, local = self._place(int(self._rows[double[0]]))
+            raise DataError(
+                f"{len(double)} rows have a key that another row has too, such as {self._keys(part)[local]}",
+                where=str(self.folder),
+                meaning="nobody can tell which of them belongs to a sample",
+                mend="give shards of different folders different names and embed them again",
+            )
+        self._make_cache()
+
+    def _make_cache(self) -> None:
+        self._open = functools.lru_cache(_OPEN_PARTS)(lambda kind, part: read_part(self._paths[kind][part]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_cache()
+
+    def row(self, key: str) -> int:
+        """Return the number of a sample's row; raises SampleError ("no-embedding") where there is none."""
+        (name,) = _names([key])
+        at = int(np.searchsorted(self._names, name))
+        if at == len(self._names) or self._names[at] != name:
+            shard, _, inner = key.partition("/")
+            raise SampleError("no-embedding", f"it has no row in {self.folder}", shard=shard, key=inner)
+        return int(self._rows[at])
+
+    def image(self, row: int) -> Float32[np.ndarray, "E"]:
+        """Return the embedding of a sample's image."""
+        return self._vector("img", row)
+
+    def text(self, row: int) -> Float32[np.ndarray, "E"]:
+        """Return the embedding of a sample's caption, the one in its `txt`."""
+        return self._vector("text", row)
+
+    def check_made_of(self, shards: IndexedShards) -> None:
+        """Look a thousand samples up; warn where the rows were made of other data than these.
+
+        Raises:
+            DataError: most of the samples have no row.
+        """
+        keys = [shards.key(i) for i in range(0, len(shards), -(-len(shards) // _LOOK_UPS))]
+        missing = [key for key in keys if not self._has(key)]
+        if len(missing) > len(keys) / 2:
+            raise DataError(
+                f"{len(missing)} of {len(keys)} samples have no row in the stored embeddings, such as {missing[0]}",
+                where=str(self.folder),
+                meaning=f"its {len(self._names)} rows were made of other data, such as {self._keys(0)[0]}",
+                mend="embed the training data itself: mmvit embed MODEL SHARDS --out FOLDER",
+            )
+        if hashlib.sha256(shards.fingerprint().encode()).hexdigest() != self.manifest["source_sha256"]:
+            logger.warning("%s was made of other shards, or of these before they changed", self.folder)
+
+    def _has(self, key: str) -> bool:
+        try:
+            return self.row(key) >= 0
+        except SampleError:
+            return False
+
+    def _keys(self, part: int) -> list[str]:
+        path = list_parts(self.folder, "metadata")[part]
+        return list(map(str, read_part(path, ["image_path"])["image_path"].to_pylist()))
+
+    def _vector(self, kind: str, row: int) -> Float32[np.ndarray, "E"]:
+        part, local = self._place(row)
+        vector: Float32[np.ndarray, "E"] = self._open(kind, part)[local].astype(np.float32)
+        return vector
+
+    def _place(self, row: int) -> tuple[int, int]:
+        part = bisect_right(self._stops, row)
+        return part, row - (self._stops[part - 1] if part else 0)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what an embedding folder says of itself; raises CheckpointError where it is none or unfinished."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        version, _ = manifest["format_version"], MODALITIES[manifest["modality"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        unfinished = (folder / JOB).exists()
+        raise CheckpointError(
+            "the embeddings are not finished" if unfinished else "this is not an embedding folder",
+            where=str(folder),
+            mend="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
+        ) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))
+    return manifest
+
+
+def check_shapes(
+    folder: Path, manifest: dict[str, Any], kind: str, shapes: list[tuple[int, ...]], num_metadata: int
+) -> None:
+    """Raise CheckpointError where the parts of `kind` do not agree with the metadata or the manifest."""
+    rows = sum(shape[0] for shape in shapes)
+    wide = all(shape[1] == manifest["dim"] for shape in shapes)
+    if not (rows == num_metadata == manifest["num_rows"] and wide):
+        raise CheckpointError(
+            f"{kind}_emb has {rows} rows and the metadata {num_metadata}, where the manifest says "
+            f"{manifest['num_rows']} rows of {manifest['dim']}, or the width differs",
+            where=str(folder),
+            mend="embed again into another folder",
+        )
+
+
+def read_part(path: Path, columns: list[str] | None = None) -> Any:
+    """Return a part: a parquet table, of some columns or all, or an array that is mapped from disk."""
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path, columns=columns)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"a file of the embeddings is damaged: {error}", where=str(path), mend="embed again into another folder"
+        ) from error
+
+
+def list_parts(folder: Path, name: str) -> list[Path]:
+    """Return the files of the subfolder `name` in the order of their rows."""
+    return sorted(path for path in (folder / name).glob("*_[0-9]*") if path.suffix in (".npy", ".parquet"))
+
+
+def _names(keys: Iterable[str]) -> UInt64[np.ndarray, "n"]:
+    """Return a 64-bit name for each key."""
+    return np.frombuffer(b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys), np.uint64)

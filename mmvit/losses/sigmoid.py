@@ -1,0 +1,54 @@
+"""The pairwise sigmoid loss of SigLIP over the global batch."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmvit.losses.pairs import Layout, Pairs, Tile, differentiable
+
+
+def sigmoid_loss(
+    image: Float[Tensor, "m E"],
+    text: Float[Tensor, "n E"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""],
+    image_groups: Int[Tensor, " m"] | None = None,
+    text_groups: Int[Tensor, " n"] | None = None,
+    *,
+    layout: Layout = "auto",
+) -> Float[Tensor, ""]:
+    """Sum over pairs of -log sigmoid(+-(scale * cosine + bias)), by images (Zhai et al. 2023, section 3.2).
+
+    The sign is + for positives: rows of one group, or without groups row i and row i. Takes this process's unit-length
+    rows and pairs them with those of all processes, as `contrastive_loss` does. No normaliser is needed, so that value
+    and gradients come of one walk.
+    """
+
+    def compute(needed: bool, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return _sigmoid(Pairs(image, text, scale, image_groups, text_groups, layout=layout), bias, needed)
+
+    return differentiable(compute, image, text, logit_scale, logit_bias)
+
+
+def _sigmoid(pairs: Pairs, bias: Tensor, needed: bool) -> tuple[Tensor, list[Tensor]]:
+    # -log sigmoid(-x) = softplus(x), and -log sigmoid(x) = softplus(x) - x
+    value, bias_grad = torch.zeros_like(bias), torch.zeros_like(bias)
+
+    def slope(tile: Tile) -> Tensor:
+        logits = tile.logits.add_(bias)
+        value.add_(F.softplus(logits).sum())
+        slopes = torch.sigmoid(logits, out=tile.space)
+        if tile.positive is not None:
+            value.sub_((logits * tile.positive).sum())
+            slopes.sub_(tile.positive)
+        bias_grad.add_(slopes.sum() / len(pairs.image))
+        return slopes.div_(len(pairs.image))
+
+    gradients = []
+    if needed:
+        gradients = [*pairs.gradients(slope), bias_grad]
+    else:
+        for tile in pairs.walk():
+            slope(tile)
+    return value / len(pairs.image), gradients

@@ -1,0 +1,96 @@
+"""Less memory and less overhead for each transformer block, without a change of its numbers or of its names."""
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from data_tools.errors import UsageError
+from mmvit.layers.block import Block
+
+# Results that cost much to compute; the rest (norms, activations, casts, sums) is computed again from them.
+_aten = torch.ops.aten
+KEPT = [
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+class FullyRecomputed(Block):
+    """A block that keeps its input alone and computes the rest again in the backward pass (Chen et al. 2016)."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Do as the block does."""
+        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+
+
+class SelectivelyRecomputed(Block):
+    """A block that keeps what `KEPT` names and computes the rest again (Korthikanti et al. 2022, section 5)."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Do as the block does."""
+        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=_keep, **kwargs)
+
+
+CHECKPOINTING: dict[str, type[Block]] = {
+    "none": Block,
+    "selective": SelectivelyRecomputed,
+    "full": FullyRecomputed,
+}
+
+
+def checkpoint_activations(model: nn.Module, mode: str) -> None:
+    """Have each block of `model` compute activations again in the backward pass: none, a selection, or all of them.
+
+    Weights, their names and gradients stay the same, bit for bit where the device computes the same twice. The blocks
+    get another class and nothing else, so that copies of the model do likewise.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if mode not in CHECKPOINTING:
+        raise ValueError(f"activation checkpointing {mode!r} is unknown; choose from {sorted(CHECKPOINTING)}")
+    for block in _blocks(model):
+        block.__class__ = CHECKPOINTING[mode]
+
+
+def _keep() -> Any:
+    return create_selective_checkpoint_contexts(KEPT)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have each block of `model` compiled when it is first called; blocks of one shape share the work.
+
+    Sizes that change from step to step (text lengths, stages of a curriculum) are compiled once more, for any size.
+
+    Raises:
+        UsageError: there is no C++ compiler, or no header of Python for it.
+    """
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        mend = "install g++ (apt-get install g++), or name a compiler in CXX, or set train.compile=false"
+        raise UsageError("no C++ compiler was found, which torch.compile needs", where="train.compile", mend=mend)
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").exists():
+        mend = "install them (apt-get install python3-dev), or set train.compile=false"
+        raise UsageError("the headers of Python are missing", where=str(headers), mend=mend)
+    # Towers, depths of their inputs, stages and evaluation each bring a graph; beyond the limit nothing is compiled.
+    torch._dynamo.config.recompile_limit = 32
+    for block in _blocks(model):
+        block.compile()
+
+
+def _blocks(model: nn.Module) -> Iterator[Block]:
+    return (module for module in model.modules() if isinstance(module, Block))

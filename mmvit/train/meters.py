@@ -1,0 +1,60 @@
+"""The figures of a run between two lines of its log."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mmvit.data.batches import Batch
+from mmvit.train.flops import peak_flops
+from mmvit.train.log import CutCaptions, Throughput, parameter_norm, peak_memory
+from mmvit.train.parallel import whole
+from mmvit.train.run import Run
+from mmvit.train.schedule import schedule_factor
+from mmvit.train.step import StepResult
+
+
+class Meters:
+    """Counts what the steps of a run do, and turns it into the numbers of a line of the log."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.throughput = Throughput()
+        self.captions = CutCaptions()
+        dtype = torch.float32 if run.identity["precision"] == "no" else torch.bfloat16
+        peak = peak_flops(run.accelerator.device, dtype)
+        self.peak = peak and peak * run.accelerator.num_processes
+
+    def count(self, parts: Sequence[Batch]) -> None:
+        """Add a step that was taken on these micro-batches."""
+        samples = self.run.config.train.batch_size
+        keep = self.run.keep(parts[0])
+        self.throughput.count(samples, samples * self.run.flops.sample_flops(parts[0].images, parts[0].ids, keep))
+        for part in parts:
+            self.captions.count(part.num_cut, part.ids.shape[0] * part.ids.shape[1])
+
+    def numbers(self, step: int, result: StepResult, waited_s: float) -> dict[str, Any]:
+        """Return the numbers of the step with this number, from 0, and of what came before; all processes call it."""
+        run = self.run
+        device = run.accelerator.device
+        cut = run.accelerator.reduce(torch.tensor(self.captions.share(), device=device), "mean").item()
+        self.throughput.waited += waited_s
+        parts = result.losses if len(result.losses) > 1 else {}
+        return {
+            "loss": _finite(result.loss),
+            **{f"loss_{name}": _finite(value) for name, value in parts.items()},
+            **({"cut_captions": cut} if cut else {}),
+            "grad_norm": _finite(result.grad_norm),
+            "param_norm": parameter_norm(run.model),
+            "logit_scale": whole(run.model.logit_scale).exp().item(),
+            "lr": schedule_factor(step, run.config.train.steps, run.config.optim) * run.config.optim.lr,
+            **({"skipped_steps": run.guard.skipped} if run.guard.skipped else {}),
+            **self.throughput.numbers(self.peak),
+            "memory_mib": round(peak_memory(device), 1),
+        }
+
+
+def _finite(value: float) -> float | None:
+    """Return what JSON can hold."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,23 @@
+"""The learning-rate schedule: a formula of the step, so that there is no state to save."""
+
+import math
+
+from mmvit.config import OptimConfig
+
+
+def schedule_factor(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Factor, at `step` (from 0), of the peak rates, which are stated at the global batch.
+
+    Linear warm-up over `warmup_share`, flat, then a decay over `decay_share` to 0 at `num_steps`: "cosine", "linear",
+    or "sqrt", the cooldown 1 - sqrt(x) (Haegele et al. 2024, section 3). A `decay_share` of 0 keeps the rate constant.
+    "inverse_sqrt" falls with the root of the steps from the warm-up on (Vaswani et al. 2017, section 5.3), never to 0:
+    it knows neither `num_steps` nor `decay_share`, so that a longer run begins as a shorter one.
+    """
+    warmup = config.warmup_share * num_steps
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    if config.decay == "inverse_sqrt":
+        return min(rise, math.sqrt((warmup + 1) / (step + 1)))
+    decay_start = max(num_steps * (1 - config.decay_share), warmup)
+    done = max(0.0, (step - decay_start) / max(1.0, num_steps - decay_start))
+    falls = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "sqrt": 1 - math.sqrt(done)}
+    return rise * falls[config.decay]

@@ -1,0 +1,74 @@
+"""A run takes up all that was saved: what it does not know, or does not find, is an error and never left out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import mmvit.checkpoint as checkpoint
+
+STORED = Path(__file__).parents[1] / "fixtures" / "checkpoints" / "version1"
+
+Told = Callable[..., tuple[int, str, str]]
+Leaves = dict[str, Tensor]
+
+
+def change(name: str, how: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Change one file of a checkpoint, or remove it where `how` returns None, and describe the folder anew."""
+
+    def changed(folder: Path) -> None:
+        path = folder / name
+        if path.suffix == ".json":
+            path.write_text(json.dumps(how(json.loads(path.read_text()))))
+        else:
+            leaves = load_file(path) if path.exists() else {}
+            left = how({key: value.clone() for key, value in leaves.items()})
+            path.unlink(missing_ok=True)
+            if left is not None:
+                save_file(left, path)
+        (folder / "manifest.json").unlink()
+        tree = {"format_version": 1, "step": 4, "files": checkpoint._digests(folder)}
+        checkpoint._write_sealed(folder / "manifest.json", tree)
+
+    return changed
+
+
+def renamed(old: str, new: str) -> Callable[[Leaves], Leaves]:
+    return lambda leaves: {new if key == old else key: value for key, value in leaves.items()}
+
+
+CASES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a group more": (change("average.safetensors", lambda _: {"a": torch.ones(2)}), "average"),
+    "a group less": (change("optimizer.safetensors", lambda _: None), "lacks optimizer"),
+    "an entry of the state more": (change("state.json", lambda state: state | {"sampler": 7}), "sampler"),
+    "a weight more": (change("model.safetensors", lambda leaves: leaves | {"new": torch.ones(2)}), "new"),
+    "a weight less": (
+        change("model.safetensors", lambda leaves: {k: v for k, v in leaves.items() if k != "logit_scale"}),
+        "logit_scale",
+    ),
+    "a parameter more": (change("optimizer.safetensors", renamed("1.0.exp_avg", "1.99.exp_avg")), "1.99.exp_avg"),
+    "an optimiser more": (change("optimizer.safetensors", renamed("1.0.exp_avg", "2.0.exp_avg")), "2.0.exp_avg"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_checkpoint_with_other_leaves_is_refused(
+    name: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(shutil.copytree(STORED, tmp_path / "copy"))
+    folder = Path("run/checkpoints/step-00000004")
+    damage, message = CASES[name]
+    damage(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = told("pretrain", "run/config.yaml")
+    assert code == 4, err
+    assert message in err
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert not Path("run/model").exists()

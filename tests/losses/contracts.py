@@ -1,0 +1,321 @@
+"""The table of contracts: every loss, walked through in every layout by 1, 2 and 4 processes, is its formula.
+
+    python tests/losses/contracts.py                    print the table (half a minute)
+    python tests/losses/contracts.py --out rows.json    write it, with what broken losses give
+
+The formulas are written term by term and computed in float64 by one process with all rows. Ours are computed in float32
+by real processes with a share of the rows each; their values and gradients are averaged as data-parallel training does.
+An error is the largest difference of any element over all scales, divided by max(1, scale, largest element). Tiles are
+5 x 7 and divide nothing; the layout "auto" keeps its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmvit.losses import contrastive, pairs
+from mmvit.losses.contrastive import contrastive_loss
+from mmvit.losses.distillation import distillation_loss
+from mmvit.losses.masked import captioning_loss, masked_patch_loss
+from mmvit.losses.sigmoid import sigmoid_loss
+from mmvit.losses.token_classification import count_captions, token_classification_loss, token_weights
+
+TOLERANCE = 1e-6
+PROCESSES = (4, 2, 1)
+SCALES = (1.0, 14.3, 100.0)
+LAYOUTS = get_args(pairs.Layout)
+LEAVES = ("image", "text", "logit_scale", "logit_bias", "logits")  # what has a gradient
+Rows = dict[str, Tensor]
+
+
+# The formulas: r has all rows of the batch, and scale and bias.
+
+
+def softmax(r: Rows) -> Tensor:
+    """Mean over images and over texts of -log softmax, averaged over the positives of each."""
+    logits = r["logit_scale"] * r["image"] @ r["text"].T
+
+    def one_way(logits: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        terms = []
+        for i in range(len(own)):
+            positives = [j for j in range(len(other)) if own[i] == other[j]]
+            terms.append(sum(logits[i].exp().sum().log() - logits[i, j] for j in positives) / len(positives))
+        return sum(terms) / len(terms)
+
+    images, texts = r["image_groups"], r["text_groups"]
+    return (one_way(logits, images, texts) + one_way(logits.T, texts, images)) / 2
+
+
+def sigmoid(r: Rows) -> Tensor:
+    """Sum over all pairs of -log sigmoid(z (scale * cosine + bias)), by the number of images; z is 1 or -1."""
+    total = 0
+    for i in range(len(r["image"])):
+        for j in range(len(r["text"])):
+            logit = r["logit_scale"] * (r["image"][i] @ r["text"][j]) + r["logit_bias"]
+            z = 1 if r["image_groups"][i] == r["text_groups"][j] else -1
+            total = total + torch.log1p(torch.exp(-z * logit))
+    return total / len(r["image"])
+
+
+def distillation(r: Rows) -> Tensor:
+    """Mean over images and over texts of sum p log(p / q), p the teacher's and q the student's probabilities."""
+    student = r["logit_scale"] * r["image"] @ r["text"].T
+    teacher = r["teacher_scale"] * r["teacher_image"] @ r["teacher_text"].T
+    terms = []
+    for own, other in ((student, teacher), (student.T, teacher.T)):
+        for i in range(len(own)):
+            p, q = other[i].exp() / other[i].exp().sum(), own[i].exp() / own[i].exp().sum()
+            terms.append((p * (p / q).log()).sum())
+    return sum(terms) / len(terms)
+
+
+def masked(r: Rows) -> Tensor:
+    """Mean over the marked places of all rows of -log softmax."""
+    terms = []
+    for i, place in r["mask"].nonzero().tolist():
+        logits = r["logits"][i, place]
+        terms.append(logits.exp().sum().log() - logits[r["targets"][i, place]])
+    return sum(terms) / len(terms)
+
+
+def token_classification(r: Rows) -> Tensor:
+    """Mean over images of -sum of share * log softmax over a caption's distinct tokens; shares by log(D / (1 + df))."""
+    captions = [set(row) for row in r["ids"].tolist()]
+    terms = []
+    for logits, caption in zip(r["logits"], captions, strict=True):
+        df = {token: sum(token in other for other in captions) for token in caption}
+        weights = {t: max(0.0, float(torch.tensor(len(captions) / (1 + df[t])).double().log())) for t in caption - {0}}
+        log_softmax = logits - logits.exp().sum().log()
+        terms.append(-sum(weight * log_softmax[t] for t, weight in weights.items()) / sum(weights.values()))
+    return sum(terms) / len(terms)
+
+
+# The same by mmvit: r has this process's share of the rows.
+
+
+def our_softmax(r: Rows, layout: str) -> Tensor:
+    groups = (with_gaps(r["image_groups"]), with_gaps(r["text_groups"])) if "grouped" in r else ()
+    return contrastive_loss(with_gaps(r["image"]), with_gaps(r["text"]), r["logit_scale"], *groups, layout=layout)
+
+
+def our_sigmoid(r: Rows, layout: str) -> Tensor:
+    groups = (r["image_groups"], r["text_groups"]) if "grouped" in r else ()
+    return sigmoid_loss(r["image"], r["text"], r["logit_scale"], r["logit_bias"], *groups, layout=layout)
+
+
+def our_distillation(r: Rows, layout: str) -> Tensor:
+    teacher = (r["teacher_image"], r["teacher_text"], r["teacher_scale"])
+    return distillation_loss(r["image"], r["text"], r["logit_scale"], *teacher, layout=layout)
+
+
+def our_captioning(r: Rows, layout: str) -> Tensor:
+    return captioning_loss(r["logits"], r["targets"], r["mask"], mean_over_processes(r["mask"].sum()))
+
+
+def our_masked_patches(r: Rows, layout: str) -> Tensor:
+    return masked_patch_loss(r["logits"], r["targets"], r["mask"], mean_over_processes(r["mask"].sum()))
+
+
+def our_token_classification(r: Rows, layout: str) -> Tensor:
+    counts = count_captions(r["ids"], r["logits"].shape[1])
+    weights = token_weights(counts, len(r["ids"]) * dist.get_world_size(), ignored=[0])
+    return token_classification_loss(r["logits"], r["ids"], weights, len(r["ids"]))
+
+
+def with_gaps(rows: Tensor) -> Tensor:
+    """Return the rows as a part of a larger tensor, which is how one of several captions comes."""
+    return torch.stack([rows, rows], dim=1)[:, 1]
+
+
+def mean_over_processes(count: Tensor) -> Tensor:
+    total = count.double()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+class Case(NamedTuple):
+    loss: str
+    rows: Rows  # cut into the processes' shares
+    shared: Rows  # the same on each process
+    formula: Callable[[Rows], Tensor]
+    ours: Callable[[Rows, str], Tensor]
+    layouts: tuple[str, ...] = LAYOUTS
+    scales: tuple[float, ...] = SCALES
+
+
+def cases() -> list[Case]:
+    random = torch.Generator().manual_seed(0)
+
+    def unit_rows(number: int, width: int = 12) -> Tensor:
+        return F.normalize(torch.randn(number, width, generator=random), dim=1)
+
+    plain = {"image": unit_rows(24), "text": unit_rows(24), "image_groups": torch.arange(24)}
+    plain["text_groups"] = plain["image_groups"]
+    # 1 to 4 images with 1 to 6 texts a group, scattered over the batch and over the processes' shares.
+    of_images = torch.cat([torch.arange(10), torch.arange(6)])[torch.randperm(16, generator=random)]
+    of_texts = torch.cat([torch.arange(10), torch.arange(10), torch.arange(4)])[torch.randperm(24, generator=random)]
+    several = {"image": unit_rows(16), "text": unit_rows(24), "image_groups": of_images, "text_groups": of_texts}
+    same = {"image": unit_rows(24), "text": unit_rows(24), "image_groups": of_texts, "text_groups": of_texts}
+    teacher = {"teacher_image": unit_rows(24, 7), "teacher_text": unit_rows(24, 7)}
+    grouped, bias = {"grouped": torch.tensor(True)}, {"logit_bias": torch.tensor(-3.0)}
+
+    places = {
+        "logits": 3 * torch.randn(8, 5, 11, generator=random),
+        "targets": torch.randint(11, (8, 5), generator=random),
+        "mask": torch.rand(8, 5, generator=random) < 0.6,
+    }
+    ids = torch.randint(19, (8, 6), generator=random)  # 0 is padding, and some stand twice in a caption
+    tokens = {"logits": 3 * torch.randn(8, 19, generator=random), "ids": ids}
+    return [
+        Case("softmax", plain, {}, softmax, our_softmax),
+        Case("softmax, equal captions", same, grouped, softmax, our_softmax),
+        Case("softmax, several captions", several, grouped, softmax, our_softmax),
+        Case("sigmoid", plain, bias, sigmoid, our_sigmoid),
+        Case("sigmoid, several captions", several, bias | grouped, sigmoid, our_sigmoid),
+        Case("distillation", plain | teacher, {"teacher_scale": torch.tensor(20.0)}, distillation, our_distillation),
+        Case("captioning", places, {}, masked, our_captioning, ("-",), (1.0,)),
+        Case("masked patches", places, {}, masked, our_masked_patches, ("-",), (1.0,)),
+        Case("token classification", tokens, {}, token_classification, our_token_classification, ("-",), (1.0,)),
+    ]
+
+
+def expected(case: Case, scale: float) -> Rows:
+    r = {name: tensor.clone() for name, tensor in (case.rows | case.shared).items()}
+    r["logit_scale"] = torch.tensor(scale)
+    r = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in r.items()}
+    return value_and_gradients(case.formula, r)
+
+
+def value_and_gradients(loss: Callable[..., Tensor], r: Rows, *rest: Any) -> Rows:
+    leaves = {name: r[name].requires_grad_() for name in LEAVES if name in r}
+    value = loss(r, *rest)
+    value.backward()
+    return {"value": value.detach()} | {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def found(case: Case, scale: float, layout: str) -> Rows:
+    """What data-parallel training makes of the processes' results: their mean, to which other rows add nothing."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    r = {name: tensor.chunk(size)[rank].clone() for name, tensor in case.rows.items()}
+    r |= {name: tensor.clone() for name, tensor in case.shared.items()} | {"logit_scale": torch.tensor(scale)}
+    means = {}
+    for name, tensor in value_and_gradients(case.ours, r, layout).items():
+        parts = [torch.empty_like(tensor) for _ in range(size)]
+        dist.all_gather(parts, tensor.contiguous())
+        means[name] = torch.cat(parts) / size if name in case.rows else torch.stack(parts).mean(dim=0)
+    return means
+
+
+def errors(case: Case, layout: str, references: dict[tuple[str, float], Rows]) -> dict[str, float]:
+    """Return the largest error of the value and of each gradient, on the first process."""
+    largest: dict[str, float] = {}
+    for scale in case.scales:
+        ours = found(case, scale, layout)
+        if dist.get_rank() == 0:
+            if (case.loss, scale) not in references:
+                references[case.loss, scale] = expected(case, scale)
+            for name, reference in references[case.loss, scale].items():
+                size = max(1.0, scale, reference.abs().max().item())
+                error = (ours[name] - reference).abs().max().item() / size
+                largest[name] = max(largest.get(name, 0.0), error if error == error else float("inf"))
+    return largest
+
+
+def keep_own(gradient: Tensor) -> Tensor:
+    return gradient.chunk(dist.get_world_size())[dist.get_rank()].clone()
+
+
+BROKEN = {
+    "a gather without gradient": lambda: patch.object(pairs, "scatter_sum", keep_own),
+    "a wrong partner": lambda: patch.object(pairs, "world", lambda: (0, dist.get_world_size())),
+    "columns normalised by own rows only": lambda: patch.object(contrastive, "logsumexp_over_processes", torch.clone),
+}
+
+
+def work(rank: int, folder: Path) -> None:
+    """Be one of the processes; the first writes the rows of the table."""
+    table, references = [], {}
+    for size in PROCESSES:
+        if rank >= size:
+            break
+        store = f"file://{folder}/store-{size}"
+        dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=size)
+        for case in cases():
+            for layout in case.layouts:
+                with nullcontext() if layout == "auto" else patch.object(pairs, "CPU_TILE", (5, 7)):
+                    row = {"loss": case.loss, "layout": layout, "processes": size}
+                    table.append(row | {"errors": errors(case, layout, references)})
+        for broken, breaking in BROKEN.items() if size > 1 else ():
+            with breaking():
+                row = {"loss": broken, "layout": "tiles", "processes": size, "broken": True}
+                table.append(row | {"errors": errors(cases()[0], "tiles", references)})
+        dist.destroy_process_group()
+    if rank == 0:
+        (folder / "table.json").write_text(json.dumps(table))
+
+
+def measure() -> list[dict[str, Any]]:
+    """Start the processes and return the table."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--folder", folder, "--rank"]
+        started = [
+            subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
+            for rank in range(max(PROCESSES))
+        ]
+        try:
+            for process in started:
+                complaint = process.communicate(timeout=240)[1]
+                if process.returncode:
+                    raise RuntimeError(complaint)
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        return json.loads((Path(folder) / "table.json").read_text())
+
+
+def told(table: list[dict[str, Any]]) -> str:
+    columns = ("value", *LEAVES)
+    lines = [f"{'loss':26} {'layout':7} {'processes':9}" + "".join(f"{name:>13}" for name in columns)]
+    for row in table:
+        cells = [f"{row['errors'][name]:13.1e}" if name in row["errors"] else f"{'-':>13}" for name in columns]
+        lines.append(f"{row['loss']:26} {row['layout']:7} {row['processes']:9}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank is not None:
+        work(options.rank, options.folder)
+        return
+    table = measure()
+    if options.out:
+        options.out.write_text(json.dumps(table))
+    kept = sorted((row for row in table if "broken" not in row), key=lambda row: (row["loss"], row["layout"]))
+    worst = max(error for row in kept for error in row["errors"].values())
+    print(told(kept))
+    print(f"\nlargest error {worst:.1e}, allowed {TOLERANCE:.0e}")
+    sys.exit(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    main()
