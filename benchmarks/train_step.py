@@ -45,7 +45,7 @@ VOCAB, CONTEXT = 49408, 77
 # embed_dim, image: size px, depth, width, patch px; text: depth, width, heads; batch on a CPU, batch on a GPU
 MODELS = {
     "small": ((256, (48, 4, 192, 8), (2, 128, 2)), 256, 4096),
-    "ViT-B-32": ((512, (224, 12, 768, 32), (12, 512, 8)), 32, 1024),
+    "ViT-B-32": ((512, (224, 12, 768, 32), (12, 512, 8)), 16, 1024),
 }
 LENGTHS = range(6, 14)  # tokens of a caption
 NUM_LOSSES = 3

@@ -4,10 +4,10 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,8 +17,6 @@ from torch.distributed.tensor import DTensor
 from data_tools.atomic import write_atomic
 from data_tools.errors import ResourceError
 from mmvit.train.trackers import Trackers
-
-T = TypeVar("T")
 
 # Numbers that tell of the machine: they differ between two runs that compute the same.
 OF_THE_MACHINE = ("time_s", "samples_per_s", "data_wait", "memory_mib", "tflops", "mfu")
@@ -109,21 +107,9 @@ class Throughput:
         self.samples += samples
         self.flops += flops
 
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches and count the time for which each was waited."""
-        iterator = iter(batches)
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - start
-            yield batch
-
-    def rate(self) -> float:
-        """Return samples a second and begin anew."""
-        return self.numbers()["samples_per_s"]
+    def wait(self, seconds: float) -> None:
+        """Add time that was spent waiting for batches."""
+        self.waited += seconds
 
     def numbers(self, peak_flops: float | None = None) -> dict[str, float]:
         """Return what is logged of the speed and begin anew; `peak_flops` is what all devices can do in a second."""

@@ -29,8 +29,7 @@ class Meters:
     def count(self, parts: Sequence[Batch]) -> None:
         """Add a step that was taken on these micro-batches."""
         samples = self.run.config.train.batch_size
-        keep = self.run.keep(parts[0])
-        self.throughput.count(samples, samples * self.run.flops.sample_flops(parts[0].images, parts[0].ids, keep))
+        self.throughput.count(samples, samples * self.run.sample_flops(parts[0]))
         for part in parts:
             self.captions.count(part.num_cut, part.ids.shape[0] * part.ids.shape[1])
 
@@ -39,7 +38,7 @@ class Meters:
         run = self.run
         device = run.accelerator.device
         cut = run.accelerator.reduce(torch.tensor(self.captions.share(), device=device), "mean").item()
-        self.throughput.waited += waited_s
+        self.throughput.wait(waited_s)
         parts = result.losses if len(result.losses) > 1 else {}
         return {
             "loss": _finite(result.loss),

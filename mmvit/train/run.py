@@ -203,6 +203,11 @@ class Run:
         positions = batch.positions.to(self.accelerator.device)
         return kept_patches(positions, self.model.num_patches(batch.images), drop, self.config.seed)
 
+    def sample_flops(self, batch: Batch) -> float:
+        """Return the floating-point operations that a sample of this batch costs."""
+        keep = self.keep(batch._replace(positions=batch.positions[:1]))
+        return self.flops.sample_flops(batch.images, batch.ids, keep)
+
     @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What makes the run this run besides its config: the content of its files, as it began, and its arithmetic."""

@@ -59,6 +59,8 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
             what = "train.init_only names parameters, but no model is named to take them from"
             raise UsageError(what, where="train.init", mend="train.init=MODEL, the model/ folder of a run")
         return
+    if not Path(where).exists() and any((Path(config.out) / "checkpoints").glob("step-*")):
+        return  # the run is past its start, and takes everything from its checkpoint
     loaded = load_model(where)
     weights = loaded.model.state_dict()
     before, now = loaded.model.image_tower, model.image_tower

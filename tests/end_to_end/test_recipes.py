@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mmvit
-from data_tools.errors import MmvitError, UsageError
+from data_tools.errors import CheckpointError, MmvitError, UsageError
 from data_tools.tokenizer import train_tokenizer
 from mmvit.checkpoint import load_model, read_checkpoint
 from mmvit.config import PretrainConfig, load_config
@@ -348,6 +349,18 @@ def test_model_goes_on_at_another_image_size(recipes: Recipes):
     table = "image_tower.positions"
     assert torch.equal(exported.pop(table), resample_positions(model.pop(table), (4, 4), (6, 6)))
     assert all(torch.equal(value, model[name]) for name, value in exported.items())
+
+
+def test_run_past_its_start_needs_the_model_no_more(recipes: Recipes, tmp_path: Path):
+    start = Path(shutil.copytree(recipes.names["model"], tmp_path / "start"))
+    config = recipes.config(f"train.init={start}", "train.steps=2", "train.save_every=1", "train.keep_last=5")
+    whole = (pretrain(config) / "model.safetensors").read_bytes()
+    shutil.rmtree(start)
+    shutil.rmtree(Path(config.out) / "checkpoints" / "step-00000002")
+    assert (pretrain(config) / "model.safetensors").read_bytes() == whole
+    config.out = str(tmp_path / "new")
+    with pytest.raises(CheckpointError, match="this is not a model folder"):
+        pretrain(config)
 
 
 def test_a_part_of_a_model_is_taken(recipes: Recipes):
