@@ -98,6 +98,7 @@ def kill_often(config: Path, folder: Path, num_kills: int, num_steps: int, seed:
         moment = chance.choice(MOMENTS)
         processes = start(config, run, num_steps)
         wait_for_moment(moment, run, processes, chance)
+        assert not (run / "model").exists(), "the run has ended: it has too few steps for so many kills"
         ranks = [chance.randrange(2)] if chance.random() < 0.15 else [0, 1]  # the other one takes its time to give up
         kill(processes, ranks)
         met[moment] += 1
@@ -133,7 +134,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder))
-        met = kill_often(config, Path(folder), options.kills, 30 + 4 * options.kills, options.seed)
+        met = kill_often(config, Path(folder), options.kills, 60 + 8 * options.kills, options.seed)
     told = ", ".join(f"{count} {name}" for name, count in met.items())
     print(f"{options.kills} kills ({told}): weights, optimizer and averages equal; {time.monotonic() - began:.0f} s")
 
