@@ -22,23 +22,7 @@ os.environ["MPLBACKEND"] = "Agg"
 jaxtyping.install_import_hook("mmvit", "beartype.beartype")
 
 NUM_TRAIN, NUM_VAL = 300, 40
-TINY_CONFIG = """
-seed: 3
-model:
-  embed_dim: 32
-  image: {{image_size: 32, patch_size: 8, stem_channels: [16, 16, 32], width: 32, depth: 1, num_heads: 2,
-           pool: mean, pre_norm: false}}
-  text: {{vocab_size: {vocab_size}, end_of_text: {end_of_text}, context_length: 24, width: 32, depth: 1, num_heads: 2}}
-tokenizer: {{kind: file, path: {folder}/tokenizer.json}}
-data:
-  train: ["{folder}/train-*.tar"]
-  captions:
-    - {{source: names.en, templates: ["{{}}", "an emoji of {{}}"]}}
-    - {{source: names.ko}}
-  augment: {{crop_area: null, zoom: [0.8, 1.2], rotate: 15, shift: 0.1, brightness: 0.2, hue: 0.1}}
-optim: {{name: muon, lr: 2.0e-3, warmup_share: 0.1}}
-train: {{steps: 20, batch_size: 32, precision: fp32, log_every: 5, save_every: 8}}
-"""
+TINY_CONFIG = (Path(__file__).parent / "tiny.yaml").read_text()
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -136,7 +136,7 @@ def main() -> None:
         config = write_config(Path(folder))
         met = kill_often(config, Path(folder), options.kills, 60 + 8 * options.kills, options.seed)
     told = ", ".join(f"{count} {name}" for name, count in met.items())
-    print(f"{options.kills} kills ({told}): weights, optimizer and averages equal; {time.monotonic() - began:.0f} s")
+    print(f"\n{options.kills} kills ({told}): weights, optimizer and averages equal; {time.monotonic() - began:.0f} s")
 
 
 def write_config(folder: Path) -> Path:
@@ -146,30 +146,15 @@ def write_config(folder: Path) -> Path:
     from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 
     data = folder / "data"
-    write_emoji(data, EmojiOptions(vendors=("Goog", "Sams"), languages=("en",)))
+    write_emoji(data, EmojiOptions(vendors=("Goog", "Sams"), languages=("en", "ko")))
     tokenizer = data / "tokenizer.json"
-    train_tokenizer((data / "names.en.txt").read_text(encoding="utf-8").splitlines(), tokenizer, vocab_size=800)
+    names = [(data / f"names.{language}.txt").read_text(encoding="utf-8") for language in ("en", "ko")]
+    train_tokenizer("".join(names).splitlines(), tokenizer, vocab_size=800)
     built = build_tokenizer(TokenizerConfig("file", str(tokenizer)), 24)
     path = folder / "config.yaml"
-    path.write_text(CONFIG.format(data=data, vocab_size=built.vocab_size, end_of_text=built.end_of_text))
+    template = (Path(__file__).parents[1] / "tiny.yaml").read_text()
+    path.write_text(template.format(folder=data, vocab_size=built.vocab_size, end_of_text=built.end_of_text))
     return path
-
-
-CONFIG = """
-seed: 3
-model:
-  embed_dim: 32
-  image: {{image_size: 32, patch_size: 8, stem_channels: [16, 16, 32], width: 32, depth: 1, num_heads: 2,
-           pool: mean, pre_norm: false}}
-  text: {{vocab_size: {vocab_size}, end_of_text: {end_of_text}, context_length: 24, width: 32, depth: 1, num_heads: 2}}
-tokenizer: {{kind: file, path: {data}/tokenizer.json}}
-data:
-  train: ["{data}/train-*.tar"]
-  captions: [{{source: names.en, templates: ["{{}}", "an emoji of {{}}"]}}]
-  augment: {{crop_area: null, zoom: [0.8, 1.2], rotate: 15, shift: 0.1, brightness: 0.2, hue: 0.1}}
-optim: {{name: muon, lr: 2.0e-3, warmup_share: 0.1}}
-train: {{batch_size: 32, precision: fp32}}
-"""
 
 
 if __name__ == "__main__":
