@@ -1,6 +1,7 @@
 """One run's configuration: composed from the dataclasses beside the code, loaded, overridden, checked, saved."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class LossConfig:
 
     kind: str = "softmax"  # softmax (CLIP) | sigmoid (SigLIP)
     layout: str = "auto"  # auto | global | rows | tiles | ring: how pairs are walked through; the numbers are the same
-    joint_captions: bool = False  # all captions of an image in one softmax; false: the mean over one softmax each
+    joint_captions: bool = False  # all captions of an image in one softmax, where equal first captions are positives
     learn_logit_scale: bool = True
     max_logit_scale: float | None = 100.0
     captioning: float = 0.0  # weight of the CoCa loss; needs model.caption_depth
@@ -202,6 +203,7 @@ class PretrainConfig:
             )
 
     def _check_ranges(self) -> None:
+        longest = max((stage.text_tokens or 0 for stage in self.curriculum), default=0)
         ranges = {
             "seed": (self.seed, 0, 2**32 - 1),
             "train.steps": (self.train.steps, 1, None),
@@ -216,12 +218,19 @@ class PretrainConfig:
             "optim.weight_decay": (self.optim.weight_decay, 0, None),
             "optim.clip_norm": (_or(self.optim.clip_norm, 1), 1e-6, None),
             "optim.layer_decay": (_or(self.optim.layer_decay, 1), 1e-6, 1),
-            "optim.ema_decay": (_or(self.optim.ema_decay, 0), 0, 1),
+            "optim.ema_decay": (_or(self.optim.ema_decay, 0), 0, 0.9999999),
+            "optim.eps": (self.optim.eps, 0, None),
+            "optim.muon_lr": (self.optim.muon_lr, 0, None),
+            "optim.muon_momentum": (self.optim.muon_momentum, 0, 0.9999999),
+            "optim.muon_weight_decay": (self.optim.muon_weight_decay, 0, None),
             "loss.max_logit_scale": (_or(self.loss.max_logit_scale, 1), 1, None),
             "loss.captioning": (self.loss.captioning, 0, None),
             "loss.token_classification": (self.loss.token_classification, 0, None),
             "loss.distillation": (self.loss.distillation, 0, None),
             "lora.rank": (self.lora.rank, 0, None),
+            "lora.alpha": (self.lora.alpha, 0, None),
+            "data.cache_mb": (self.data.cache_mb, 0, None),
+            "longest curriculum text_tokens": (longest, 0, self.model.text.context_length),
             "number of lora.targets": (len(self.lora.targets), 1, None),
             "data.patch_budget": (_or(self.data.patch_budget, 1), 1, None),
             "train.log_every": (self.train.log_every, 1, None),
@@ -240,7 +249,7 @@ class PretrainConfig:
             "model.text.context_length": (self.model.text.context_length, 3, None),
         }
         for key, (value, low, high) in ranges.items():
-            if value < low or (high is not None and value > high):
+            if not (low <= value < math.inf) or (high is not None and value > high):  # so that NaN is refused too
                 wanted = f"at least {low}" if high is None else f"from {low} to {high}"
                 raise UsageError(f"{key} is {value}; it must be {wanted}", where=key)
 

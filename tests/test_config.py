@@ -146,6 +146,10 @@ def test_written_config_names_every_field():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("optim.lr=.nan", "optim.lr is nan"),
+        ("optim.muon_lr=-1", "optim.muon_lr is -1"),
+        ("optim.eps=-1", "optim.eps is -1"),
+        ("curriculum=[{until: 1, text_tokens: 400}]", "longest curriculum text_tokens is 400; it must be from 0 to 77"),
         ("zero_shot.every=0", "zero_shot.every is 0; it must be at least 1"),
         ("seed=-1", "seed is -1"),
         ("optim.warmup_share=2000", "optim.warmup_share is 2000.0; it must be from 0 to 1"),

@@ -23,6 +23,7 @@ JOB = "job.json"  # what an unfinished folder is being made of
 MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}  # what is embedded: stems of its folders
 
 _OPEN_PARTS = 64  # each holds a file open; training reads from a few at a time
+_HASHED = 256  # rows whose content is in the fingerprint
 _LOOK_UPS = 1000  # samples that are looked up before the first step
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,15 @@ class StoredEmbeddings:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._make_cache()
+
+    def fingerprint(self) -> str:
+        """Return a hash of what made the rows, of what they were made of, and of some of them with their keys."""
+        told = [self.model_sha256, self.manifest["source_sha256"], self.manifest["modality"], len(self._names)]
+        digest = hashlib.sha256(json.dumps(told).encode() + self._names.tobytes())
+        for i in range(0, len(self._rows), max(1, len(self._rows) // _HASHED)):
+            for kind in self.kinds:
+                digest.update(self._vector(kind, int(self._rows[i])).tobytes())
+        return digest.hexdigest()
 
     def row(self, key: str) -> int:
         """Return the number of a sample's row; raises SampleError ("no-embedding") where there is none."""

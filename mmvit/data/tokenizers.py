@@ -39,6 +39,9 @@ class TokenizerConfig:
     pad: str | None = None  # token that fills up; where none is found, the end
 
 
+_PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\uc544\uc9c0 \uc5bc\uad74", "x" * 40]
+
+
 class Tokens(NamedTuple):
     """Ids of texts, and how many of the texts were too long and lost their tail."""
 
@@ -232,3 +235,11 @@ def _transformers_names(folder: Path) -> dict[str, str]:
                 raise UsageError(f"tokenizer file cannot be read: {error}", where=str(path)) from error
     tokens = {key: value.get("content") if isinstance(value, dict) else value for key, value in names.items()}
     return {key: token for key, token in tokens.items() if isinstance(token, str)}
+
+
+def read_alike(first: Tokenizer, second: Tokenizer, context_length: int) -> bool:
+    """Tell whether two tokenizers give the same ids to texts on which only the same ones agree."""
+    return first.vocab_size == second.vocab_size and all(
+        torch.equal(*(tokenizer.tokenize([probe], context_length).ids for tokenizer in (first, second)))
+        for probe in _PROBES
+    )

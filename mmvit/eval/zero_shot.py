@@ -1,7 +1,7 @@
 """Zero-shot classification: a classifier made of class names and templates."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,11 +70,16 @@ def classify_images(
 
 
 def evaluate_zero_shot(
-    encoder: Encoder, shards: IndexedShards, names: Sequence[str], templates: Sequence[str], limit: int | None = None
+    encoder: Encoder,
+    shards: IndexedShards,
+    names: Sequence[str],
+    templates: Sequence[str],
+    limit: int | None = None,
+    before_each_batch: Callable[[], None] = lambda: None,
 ) -> ZeroShotResult:
     """Classify labelled samples, all or `limit` spread evenly over them; those that cannot be read are left out.
 
-    Classes of equal name are one class: no classifier could tell them apart.
+    Classes of equal name are one class: no classifier could tell them apart. `before_each_batch` may raise to end it.
 
     Raises:
         DataError: a sample has no label, or one beyond the class names; or no sample can be read.
@@ -92,6 +97,7 @@ def evaluate_zero_shot(
     labels, best, samples = [], [], []
     bad: list[DataError] = []
     for start in range(0, len(chosen), encoder.batch_size):
+        before_each_batch()
         pixels = []
         for sample_id in chosen[start : start + encoder.batch_size]:
             try:

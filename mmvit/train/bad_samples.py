@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.atomic import write_atomic
-from data_tools.errors import DataError, SampleError
+from data_tools.errors import DataError, ResourceError, SampleError
+from mmvit.train.log import read_whole_lines
 
 FILE = "bad_samples.jsonl"
 
@@ -30,12 +31,12 @@ class BadSamples:
         self.active = active
         self.counts: Counter[str] = Counter()
         self._known: set[tuple[str, ...]] = set()
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may have cut the last one
+        self.failure: ResourceError | None = None  # of the file, on the main process; the run ends with it
+        rows = read_whole_lines(self.path)
         kept = [row for row in rows if row["step"] <= start_step]
         for row in kept:
             self._count(row)
-        if active and lines:
+        if active and self.path.exists():
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def add(self, step: int, errors: Iterable[SampleError]) -> None:
@@ -50,8 +51,7 @@ class BadSamples:
         ]
         new = [row for row in rows if self._count(row)]
         if new and self.active:
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in new))
+            self._append("".join(json.dumps(row) + "\n" for row in new))
         if self.counts.total() > self.limit:
             raise DataError(
                 f"{self.counts.total()} samples cannot be used ({self.summary()})",
@@ -63,9 +63,13 @@ class BadSamples:
 
     def sync(self) -> None:
         """Bring the file to the disk: a checkpoint, which does the same, must not know more steps than the file."""
-        if self.active and self.counts:
+        if self.active and self.counts and self.failure is None:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
+
+    def failures(self) -> list[ResourceError]:
+        """Return why the file could not be written."""
+        return [self.failure] if self.failure else []
 
     def summary(self) -> str:
         """Return the counts by cause in words, "" for none."""
@@ -74,6 +78,18 @@ class BadSamples:
     def numbers(self) -> dict[str, object]:
         """Return what belongs into the log: the counts, where there are any."""
         return {"bad_samples": self.counts.total(), "bad_causes": dict(self.counts)} if self.counts else {}
+
+    def _append(self, text: str) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            self.failure = ResourceError(
+                f"bad samples cannot be noted: {error.strerror}",
+                where=str(self.path),
+                meaning="the run stopped; its checkpoints are whole",
+                mend="make room, then run the same command again to go on",
+            )
 
     def _count(self, row: dict[str, object]) -> bool:
         """Count a sample that was not known yet, wherever its shard lies now; one without a key goes by its text."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from data_tools.atomic import write_atomic
+from data_tools.atomic import make_folder, write_atomic
 from data_tools.errors import CheckpointError, UsageError
 from mmvit.config import PretrainConfig, load_config
 from mmvit.train.log import read_log
@@ -75,6 +75,7 @@ def plot_runs(runs: Sequence[Path], out: Path, x: str = "step") -> dict[str, Any
         raise UsageError("curves need matplotlib", mend="pip install 'mmvit[eval]'") from error
     matplotlib.use("Agg")  # no window, also where there is no screen
     curves = [_read(path, name, x) for path, name in zip(runs, _names(runs), strict=True)]
+    make_folder(out.parent)
     write_atomic(out, _draw(curves, x))
     last = {run.name: {name: _last(values) for name, values in run.numbers.items()} for run in curves}
     return {"out": str(out), "x": x, "runs": last}

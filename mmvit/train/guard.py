@@ -8,6 +8,7 @@ from typing import Any
 WINDOW = 64  # steps whose figures are what is usual
 MIN_STEPS = 16  # before that nothing is known to be unusual
 MAX_IN_A_ROW = 3
+SLACK = 0.05  # of a loss: near zero, where a run has learned its data by heart, a multiple means nothing
 
 
 class Guard:
@@ -27,7 +28,7 @@ class Guard:
 
     def refuse(self, loss: float, grad_norm: float) -> str | None:
         """Return why the step must not change the weights, None where it may."""
-        worse = loss > max(self.usual["loss"], default=math.inf)
+        worse = loss > max(self.usual["loss"], default=math.inf) + SLACK
         reasons = [self._complaint("loss", loss, True), self._complaint("gradient norm", grad_norm, worse)]
         reason = " and ".join(filter(None, reasons)) or None
         if reason is None:
@@ -62,4 +63,5 @@ class Guard:
         if self.factor is None or not judged or len(known) < MIN_STEPS:
             return None
         usual = statistics.median(known)
-        return f"the {name} is {value:.3g}, usual is {usual:.3g}" if value > self.factor * usual else None
+        least = SLACK if name == "loss" else 0.0
+        return f"the {name} is {value:.3g}, usual is {usual:.3g}" if value > self.factor * usual + least else None

@@ -1,6 +1,7 @@
 """What a run tells: a JSON line a logged step, trackers, and progress on the terminal."""
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -17,6 +18,8 @@ from torch.distributed.tensor import DTensor
 from data_tools.atomic import write_atomic
 from data_tools.errors import ResourceError
 from mmvit.train.trackers import Trackers
+
+logger = logging.getLogger(__name__)
 
 # Numbers that tell of the machine: they differ between two runs that compute the same.
 OF_THE_MACHINE = ("time_s", "samples_per_s", "data_wait", "memory_mib", "tflops", "mfu")
@@ -38,7 +41,7 @@ class RunLog:
         self.latest: dict[str, Any] = {}
         if not active:
             return
-        lines = read_log(path)
+        lines = read_whole_lines(path)
         kept = [line for line in lines if line["step"] <= start_step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.trackers = trackers
@@ -101,6 +104,7 @@ class Throughput:
         self.samples = 0
         self.flops = self.waited = 0.0
         self.since = time.perf_counter()
+        self.paused_at: float | None = None
 
     def count(self, samples: int, flops: float = 0.0) -> None:
         """Add the samples that a step has used and the floating-point operations that they took."""
@@ -113,8 +117,8 @@ class Throughput:
 
     def numbers(self, peak_flops: float | None = None) -> dict[str, float]:
         """Return what is logged of the speed and begin anew; `peak_flops` is what all devices can do in a second."""
-        now = time.perf_counter()
-        elapsed = now - self.since
+        now = time.perf_counter() if self.paused_at is None else self.paused_at
+        elapsed = max(now - self.since, 1e-9)
         numbers = {"samples_per_s": self.samples / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
         if self.flops:
             numbers["tflops"] = self.flops / elapsed / 1e12
@@ -125,10 +129,11 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of the block."""
-        start = time.perf_counter()
+        """Leave out the time of the block; a reading within it is of what came before."""
+        self.paused_at = time.perf_counter()
         yield
-        self.since += time.perf_counter() - start
+        self.since += time.perf_counter() - self.paused_at
+        self.paused_at = None
 
 
 class CutCaptions:
@@ -165,6 +170,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines as far as it can be read, with a warning: a power cut may leave zeros in it."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows, damaged = [], 0
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            damaged += line.endswith(b"\n")
+    if damaged:
+        logger.warning("%d lines of %s are damaged and left out", damaged, path)
+    return rows
 
 
 def peak_memory(device: torch.device) -> float:

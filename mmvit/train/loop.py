@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 
 from data_tools.atomic import write_atomic
 from data_tools.errors import DataError, DivergedError, MmvitError, ResourceError, SampleError
@@ -21,8 +22,8 @@ from mmvit.data.streaming import StreamedShards
 from mmvit.train.agree import check_agreement, gather_errors, leaving_group, on_all
 from mmvit.train.bad_samples import BadSamples
 from mmvit.train.guard import MAX_IN_A_ROW
-from mmvit.train.log import RunLog
-from mmvit.train.meters import Meters
+from mmvit.train.log import RunLog, parameter_norm
+from mmvit.train.meters import Meters, finite
 from mmvit.train.precision import choose_precision
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.run_folder import check_run_folder, open_run_folder, settings
@@ -78,10 +79,16 @@ def pretrain(config: PretrainConfig) -> Path:
 
 @leaving_group()
 def check(config: PretrainConfig) -> str:
-    """Build everything that the run needs, take no step and write nothing; returns what would be trained."""
+    """Build everything that the run needs and take no step; returns what would be trained.
+
+    Nothing is written but indexes of shards that have none.
+    """
     accelerator = open_accelerator(config)
     _warn_of_lone_process(accelerator)
-    return _description(Run(config, accelerator, Watch(config.train.timeout_s)))
+    run = Run(config, accelerator, Watch(config.train.timeout_s))
+    told = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
+    step = on_all(accelerator, run.resume)
+    return "".join([_description(run, step), f"\n{told}" if told else ""])
 
 
 def measure_step_time(config: PretrainConfig, num_steps: int = 8) -> float:
@@ -121,7 +128,8 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
                 _tell_skipped(run, done, result, parts)
             last = done == config.train.steps
             logging_now = done % config.train.log_every == 0 or last
-            saving_now = done % config.train.save_every == 0 or last or stopping
+            # After a refused step the weights may be what is wrong, and would push out checkpoints from before.
+            saving_now = (done % config.train.save_every == 0 and not result.skipped) or last or stopping
             due = done % config.zero_shot.every == 0 and not stopping  # who asks to stop does not want to wait for it
             evaluating_now = bool(config.zero_shot.data) and (due or last)
             with meters.throughput.paused():
@@ -129,9 +137,11 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
                 if evaluating_now:
                     run.watch.at(done, "evaluation")
                     try:
-                        figures = run.evaluate(limit=None if last else config.zero_shot.limit)
-                    except MmvitError:
+                        figures = run.evaluate(None if last else config.zero_shot.limit, lambda: stop.wished)
+                    except MmvitError as error:
                         _save(run, bad, done)
+                        if isinstance(error, Interrupted):
+                            raise Stopped(done) from error
                         raise
                 if logging_now or evaluating_now:
                     log.write(done, meters.numbers(step, result, loader.waited_s()) | bad.numbers() | figures)
@@ -167,7 +177,12 @@ def _agreed(
             loaded = _until_failure(islice(source, run.config.train.micro_batches))
             parts = [part for part in loaded if isinstance(part, Batch)]
             failures = [part for part in loaded if isinstance(part, MmvitError)]
-            mine = [*failures, *run.save_failures(), *(sample for part in parts for sample in part.bad)]
+            mine = [
+                *failures,
+                *run.save_failures(),
+                *bad.failures(),
+                *(sample for part in parts for sample in part.bad),
+            ]
             errors, stopping = gather_errors(run.accelerator, mine, stop.wished)
             samples = [error for error in errors if isinstance(error, SampleError)]
             bad.add(done + 1, samples)
@@ -186,6 +201,14 @@ def _agreed(
 def _save(run: Run, bad: BadSamples, done: int, *, wait: bool = True) -> None:
     """Begin to write a checkpoint, and `wait` for its end; the account of bad samples comes first."""
     run.watch.at(done, "save")
+    norm = parameter_norm(run.model)
+    if not math.isfinite(norm):
+        raise DivergedError(
+            f"the weights are no longer finite, their norm is {norm}",
+            where=f"step {done}",
+            meaning=f"the run stopped and saved nothing of this; {run.last_saved()}",
+            mend="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER",
+        )
     bad.sync()
     run.save(done)
     if wait:
@@ -211,12 +234,14 @@ def _tell_skipped(run: Run, step: int, result: StepResult, parts: list[Batch]) -
     keys = gather_object([key for part in parts for key in part.keys])
     run.wait_until_saved()
     path = run.folder / DIVERGED
-    facts = {"step": step, "why": result.skipped, "losses": result.losses, "grad_norm": result.grad_norm, "keys": keys}
+    facts = {"step": step, "why": result.skipped, "keys": keys}
+    facts["losses"] = {name: finite(value) for name, value in result.losses.items()}
+    facts["grad_norm"] = finite(result.grad_norm)
     run.on_main("saving", lambda: write_atomic(path, json.dumps(facts, indent=1).encode()))
     raise DivergedError(
         f"{MAX_IN_A_ROW} steps in a row could not be used, the last one because {result.skipped}",
         where=f"step {step}, samples {keys[0]} to {keys[-1]}; all of them are in {path}",
-        meaning=f"the run stopped; {run.last_saved()}",
+        meaning=f"the run stopped; {run.last_saved()}, from before the first of them",
         mend="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER; or go on with "
         "train.spike_factor=null, where the numbers are finite and the change is meant to last",
     )
@@ -224,7 +249,7 @@ def _tell_skipped(run: Run, step: int, result: StepResult, parts: list[Batch]) -
 
 def _warn_of_lone_process(accelerator: Accelerator) -> None:
     """Say so where several processes were asked for and `accelerate launch --cpu`, which starts one, was the way."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
+    asked = parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ
     if asked and accelerator.num_processes == 1:
         logger.warning(
             "this run has one process: accelerate launch --cpu starts no more without MPI\n"
@@ -234,10 +259,10 @@ def _warn_of_lone_process(accelerator: Accelerator) -> None:
 
 def _announce(run: Run, step: int) -> None:
     if run.accelerator.is_main_process:
-        logger.info("%s%s", _description(run), f", going on at step {step}" if step else "")
+        logger.info("%s", _description(run, step))
 
 
-def _description(run: Run) -> str:
+def _description(run: Run, step: int) -> str:
     train = run.config.train
     precision, reason = choose_precision(train.precision, run.accelerator.device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -245,7 +270,8 @@ def _description(run: Run) -> str:
     samples = "streamed" if isinstance(run.shards, StreamedShards) else len(run.shards)
     shared = f" over {num_processes} processes" if num_processes > 1 else ""
     parts = f" in {train.micro_batches} parts" if train.micro_batches > 1 else ""
+    going_on = f", going on at step {step}" if step else ""
     return (
         f"{run.folder}: {samples} samples, {train.steps} steps of {train.batch_size}{parts}{shared}, "
-        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.batches)}"
+        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.batches)}{going_on}"
     )

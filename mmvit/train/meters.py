@@ -41,10 +41,10 @@ class Meters:
         self.throughput.wait(waited_s)
         parts = result.losses if len(result.losses) > 1 else {}
         return {
-            "loss": _finite(result.loss),
-            **{f"loss_{name}": _finite(value) for name, value in parts.items()},
+            "loss": finite(result.loss),
+            **{f"loss_{name}": finite(value) for name, value in parts.items()},
             **({"cut_captions": cut} if cut else {}),
-            "grad_norm": _finite(result.grad_norm),
+            "grad_norm": finite(result.grad_norm),
             "param_norm": parameter_norm(run.model),
             "logit_scale": whole(run.model.logit_scale).exp().item(),
             "lr": schedule_factor(step, run.config.train.steps, run.config.optim) * run.config.optim.lr,
@@ -54,6 +54,6 @@ class Meters:
         }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """Return what JSON can hold."""
     return value if math.isfinite(value) else None

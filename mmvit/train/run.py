@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.metadata
-import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 
 from data_tools.errors import CheckpointError, MmvitError, UsageError
@@ -26,6 +25,7 @@ from mmvit.checkpoint import (
 from mmvit.config import PretrainConfig, ZeroShotConfig
 from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.curriculum import Stage, stage_at
+from mmvit.data.loader import Interrupted
 from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
 from mmvit.data.streaming import StreamBatches, StreamedShards, open_shards
@@ -214,9 +214,12 @@ class Run:
         path = self.config.tokenizer.path
         others = {}
         if self.batches.stored_images:
-            others["stored embeddings"] = self.batches.stored_images.model_sha256
+            others["stored embeddings"] = self.batches.stored_images.fingerprint()
         if self.teacher:
             others["teacher"] = self.teacher.fingerprint
+        if self.config.data.weights:  # each belongs to so many shards
+            counts = [len(expand_shards(entry)) for entry in self.config.data.train]
+            others["shards of each entry of data.train"] = str(counts)
         return {
             "training data": self.shards.fingerprint(),
             "tokenizer": file_sha256(tokenizer_file(path)) if path else self.config.tokenizer.kind,
@@ -302,17 +305,22 @@ class Run:
             yield model
             self.model.train()
 
-    def evaluate(self, limit: int | None) -> dict[str, float]:
-        """Classify zero-shot on the main process; the others wait."""
+    def evaluate(self, limit: int | None, stop_wished: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Classify zero-shot on the main process; the others wait. All raise Interrupted when a stop is wished."""
         size = self.config.model.image.image_size
         with self.finished_model() as model:
             encoder = Encoder(model, self.tokenizer, image_size=size, fingerprint="")
-            result = self.on_main("evaluating", lambda: self._evaluated(encoder, limit))
+            result = self.on_main("evaluating", lambda: self._evaluated(encoder, limit, stop_wished))
         return {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5} if result else {}
 
-    def _evaluated(self, encoder: Encoder, limit: int | None) -> ZeroShotResult:
+    def _evaluated(self, encoder: Encoder, limit: int | None, stop_wished: Callable[[], bool]) -> ZeroShotResult:
         assert self.zero_shot is not None
-        return evaluate_zero_shot(encoder, *self.zero_shot, limit=limit)
+
+        def go_on() -> None:
+            if stop_wished():
+                raise Interrupted("asked to stop during an evaluation", where=str(self.folder))
+
+        return evaluate_zero_shot(encoder, *self.zero_shot, limit=limit, before_each_batch=go_on)
 
     def export(self) -> Path:
         """Write the model folder."""
@@ -354,6 +362,6 @@ def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:
 
 
 def _mixed_precision(wish: str) -> str:
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
     return "bf16" if choose_precision(wish, device)[0] == "bf16" else "no"

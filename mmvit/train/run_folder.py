@@ -73,7 +73,14 @@ def check_run_folder(folder: Path, config: PretrainConfig) -> str:
     path = folder / CONFIG
     if path.is_file():
         steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
-        if steps or (folder / "model").exists():
+        if (folder / "model").exists() and not steps:
+            raise UsageError(
+                "the run has written its model, and its checkpoints are gone",
+                where=str(folder),
+                meaning="nothing was changed: it could only begin anew and replace that model",
+                mend="name another out=FOLDER",
+            )
+        if steps:
             num_steps = max((int(step) for step in steps if step.isdecimal()), default=0)
             return _differences(folder, load_config(PretrainConfig, path), config, num_steps)
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):  # hidden: a killed write

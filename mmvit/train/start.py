@@ -1,5 +1,6 @@
 """The model as a run begins: fresh weights or a finished model's, adapters, and what of it is trained."""
 
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from data_tools.errors import CheckpointError, UsageError
 from mmvit.checkpoint import LoadedModel, load_model, load_weights
 from mmvit.config import PretrainConfig
 from mmvit.data.stored import read_manifest
+from mmvit.data.tokenizers import build_tokenizer, read_alike
 from mmvit.layers.positions import resample_positions
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder
@@ -18,6 +20,9 @@ from mmvit.train.freeze import fitting, freeze
 from mmvit.train.lora import add_adapters
 from mmvit.train.memory import checkpoint_activations
 from mmvit.train.parallel import make_shardable
+
+# Of a tower's config: what may differ from that of the model to start from.
+FREE_SHAPE = ("image_size", "identity_start")
 
 
 def build_start(config: PretrainConfig, accelerator: Accelerator) -> DualEncoder:
@@ -71,12 +76,37 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
         taken = {name: weights[name] for name in fitting(weights, patterns, where="train.init_only")}
         weights = model.state_dict() | taken
     load_weights(model, weights, where=where)
+    _check_alike(config, loaded, patterns)
     if stored and not _embed_alike(model, config, loaded, read_manifest(Path(stored))["model_sha256"]):
         raise CheckpointError(
             "the stored embeddings were not made by the image tower that the run starts from",
             where=f"data.image_embeddings={stored}",
             meaning="the text tower would learn to fit another image tower than the one it is exported with",
             mend=f"mmvit embed {where} SHARDS --out FOLDER; and that model's whole image tower, size and pixels",
+        )
+
+
+def _check_alike(config: PretrainConfig, loaded: LoadedModel, patterns: list[str]) -> None:
+    """Refuse weights that fit in their shapes alone: the towers would compute something else with them."""
+    differing = []
+    for side, probe in (("image", "image_tower.norm.weight"), ("text", "text_tower.norm.weight")):
+        if patterns and not any(fnmatchcase(probe, pattern) for pattern in patterns):
+            continue
+        now, before = asdict(getattr(config.model, side)), asdict(getattr(loaded.config, side))
+        keys = [key for key in now if now[key] != before[key] and key not in FREE_SHAPE]
+        differing += [f"model.{side}.{key}={before[key]}" for key in keys]
+        if side == "image" and config.preprocess != loaded.preprocess:
+            differing += [f"preprocess.{key}={value}" for key, value in asdict(loaded.preprocess).items()]
+        if side == "text":
+            tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
+            if not read_alike(tokenizer, loaded.tokenizer, config.model.text.context_length):
+                differing.append("the tokenizer")
+    if differing:
+        raise UsageError(
+            f"the model to start from was made with other settings: {', '.join(differing)}",
+            where=f"train.init={config.train.init}",
+            meaning="with these its weights would compute something else; nothing was started",
+            mend="take its settings; config.yaml in the folder of its run has them all",
         )
 
 

@@ -11,10 +11,8 @@ from data_tools.errors import UsageError
 from mmvit.checkpoint import DESCRIPTION, LoadedModel, load_model
 from mmvit.data.batches import Batch
 from mmvit.data.stored import StoredEmbeddings
-from mmvit.data.tokenizers import Tokenizer
+from mmvit.data.tokenizers import Tokenizer, read_alike
 
-# Texts on which two tokenizers agree only if they are the same.
-PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\uc544\uc9c0 \uc5bc\uad74", "x" * 40]
 STORED_SCALE = 100.0  # what CLIP models end at, for folders that do not say what their model's is
 
 
@@ -30,7 +28,7 @@ class Teacher:
         self.logit_scale = torch.tensor(stored.manifest.get("logit_scale", STORED_SCALE) if stored else 1.0)
         if model is not None:
             self.logit_scale = model.model.logit_scale.exp().detach()
-        self.fingerprint = model.fingerprint if model else stored.model_sha256 if stored else ""
+        self.fingerprint = model.fingerprint if model else f"stored {stored.fingerprint()}" if stored else ""
 
     @torch.no_grad()
     def rows(self, batch: Batch, device: torch.device) -> tuple[Float[Tensor, "b T"], Float[Tensor, "b T"]]:
@@ -59,10 +57,7 @@ def load_teacher(
     if not (Path(folder) / DESCRIPTION).is_file():
         return Teacher(None, StoredEmbeddings(folder))
     loaded = load_model(folder, device)
-    same_ids = loaded.tokenizer.vocab_size == tokenizer.vocab_size and all(
-        torch.equal(*(each.tokenize([probe], context_length).ids for each in (loaded.tokenizer, tokenizer)))
-        for probe in PROBES
-    )
+    same_ids = read_alike(loaded.tokenizer, tokenizer, context_length)
     if not pictures or not same_ids or loaded.config.text.context_length < context_length:
         raise UsageError(
             "the teacher reads "

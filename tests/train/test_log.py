@@ -103,6 +103,20 @@ def test_speed_counts_work_waiting_and_no_pauses(monkeypatch: pytest.MonkeyPatch
     assert throughput.numbers(peak_flops=6e12) == {"samples_per_s": 0.0, "data_wait": 0.0}
 
 
+def test_a_reading_in_a_pause_is_of_what_came_before(monkeypatch: pytest.MonkeyPatch):
+    """As the loop reads it: after an evaluation, before saving."""
+    clock = Clock()
+    monkeypatch.setattr("mmvit.train.log.time.perf_counter", clock)
+    throughput = Throughput()
+    for _ in range(3):
+        clock.now += 2
+        throughput.count(16)
+        with throughput.paused():
+            clock.now += 50
+            assert throughput.numbers()["samples_per_s"] == 8
+            clock.now += 50
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

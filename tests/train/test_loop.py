@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from data_tools.errors import CheckpointError, DataError, DivergedError, UsageError
 from mmvit.checkpoint import latest_checkpoint, read_checkpoint
-from mmvit.config import PretrainConfig, load_config
+from mmvit.config import PretrainConfig, ZeroShotConfig, load_config
 from mmvit.data.batches import Batch, TrainBatches
+from mmvit.eval.encoder import Encoder
 from mmvit.train import objective, saver
 from mmvit.train.log import read_log
 from mmvit.train.loop import check, measure_step_time, pretrain
 from mmvit.train.run import Run, open_accelerator
-from mmvit.train.stop import StopFlag
+from mmvit.train.stop import StopFlag, Stopped
 from mmvit.train.watch import Watch
 
 Told = Callable[..., tuple[int, str, str]]
@@ -68,7 +70,7 @@ def test_diverged_run_stops_at_the_third_step_in_a_row(
     assert error.value.exit_code == 6
     assert "step 5" in error.value.where
     assert "train-" in error.value.where  # the samples
-    assert "step-00000004" in error.value.meaning  # whose weights are those of step 2
+    assert "step-00000002" in error.value.meaning  # refused steps save nothing
     facts = json.loads((run / "diverged.json").read_text())
     assert facts["step"] == 5
     assert len(facts["keys"]) == 8
@@ -221,10 +223,82 @@ def test_another_run_does_not_replace_a_finished_model(config: PretrainConfig):
     model = pretrain(config) / "model.safetensors"
     before = model.read_bytes()
     shutil.rmtree(Path(config.out) / "checkpoints")  # a user who makes room
+    with pytest.raises(UsageError, match="the run has written its model, and its checkpoints are gone"):
+        pretrain(config)
     config.seed += 1
-    with pytest.raises(UsageError, match="the folder holds another run"):
+    with pytest.raises(UsageError, match="its checkpoints are gone"):
         pretrain(config)
     assert model.read_bytes() == before
+
+
+def test_a_signal_during_an_evaluation_is_obeyed_at_once(
+    config: PretrainConfig, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config.zero_shot = ZeroShotConfig([f"{tiny_data}/val-*.tar"], f"{tiny_data}/names.en.txt", every=3)
+    looked_at = []
+
+    def encode_pixels(self: Encoder, pixels: list) -> Tensor:
+        looked_at.append(len(pixels))
+        signal.raise_signal(signal.SIGTERM)
+        return real(self, pixels)
+
+    real = Encoder.encode_pixels
+    monkeypatch.setattr(Encoder, "encode_pixels", encode_pixels)
+    init = Encoder.__init__
+    monkeypatch.setattr(
+        Encoder, "__init__", lambda *arguments, **options: init(*arguments, **options | {"batch_size": 8})
+    )
+    with pytest.raises(Stopped):
+        pretrain(config)
+    assert looked_at == [8]  # of 40
+    assert latest_checkpoint(Path(config.out)).step == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("image.num_heads", 4), ("image.norm_eps", 0.1), ("text.activation", "quick_gelu")]
+)
+def test_weights_of_other_settings_are_refused_though_they_fit(
+    config: PretrainConfig, finished_run: Path, key: str, value: object
+):
+    side, name = key.split(".")
+    setattr(getattr(config.model, side), name, value)
+    config.train.init = str(finished_run / "model")
+    with pytest.raises(UsageError, match=re.escape(f"was made with other settings: model.{key}=")):
+        pretrain(config)
+
+
+def test_weights_made_with_other_pixels_are_refused(config: PretrainConfig, finished_run: Path):
+    config.preprocess.mean = [0.1, 0.2, 0.3]
+    config.train.init, config.train.init_only = str(finished_run / "model"), ["image_*"]
+    with pytest.raises(UsageError, match=r"preprocess\.mean="):
+        pretrain(config)
+    config.train.init_only = ["text_*"]
+    assert pretrain(config)
+
+
+def test_weights_that_are_not_finite_are_not_saved(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch):
+    take_step = Run.step
+
+    def step(self: Run, number: int, parts: Any) -> Any:
+        result = take_step(self, number, parts)
+        if number == 3:
+            torch.nn.init.constant_(self.model.logit_scale, float("nan"))
+        return result
+
+    monkeypatch.setattr(Run, "step", step)
+    with pytest.raises(DivergedError, match="no longer finite") as error:
+        pretrain(config)
+    assert "step-00000002" in error.value.meaning
+
+
+def test_a_damaged_line_of_the_log_does_not_end_the_run(config: PretrainConfig, caplog: pytest.LogCaptureFixture):
+    pretrain(config)
+    log = Path(config.out) / "log.jsonl"
+    log.write_bytes(log.read_bytes() + b"\0\0\0\n")
+    config.train.steps = 8
+    pretrain(config)
+    assert read_log(log)[-1]["step"] == 8
+    assert "1 lines" in caplog.text
 
 
 def test_bad_samples_are_told_and_the_run_goes_on(
