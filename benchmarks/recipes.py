@@ -1,7 +1,7 @@
 """Compares ways of training on the quickstart's data at equal time: one table of accuracy on the unseen vendor.
 
     python benchmarks/recipes.py                         all variants, 2 minutes each
-    python benchmarks/recipes.py muon adamw --minutes 5 --seeds 0 1
+    python benchmarks/recipes.py quickstart sigmoid --minutes 5 --seeds 0 1
     python benchmarks/recipes.py --out results.json      also write the figures
 
 Each variant is configs/quickstart.yaml with the overrides below, and as many steps as its own measured step time fits
@@ -34,8 +34,9 @@ from mmvit.train.loop import measure_step_time, pretrain
 SMALL_FIRST = "curriculum=[{until: 0.5, image_size: 32}, {until: 1}]"
 VARIANTS: dict[str, list[str]] = {
     "quickstart": [],
-    "adamw": ["optim.name=adamw", "optim.lr=2.0e-3"],
-    "lamb": ["optim.name=lamb", "optim.lr=8.0e-3"],
+    "adamw 1e-3": ["optim.name=adamw", "optim.lr=1.0e-3"],
+    "adamw 5e-4": ["optim.name=adamw", "optim.lr=5.0e-4"],
+    "lamb 8e-3": ["optim.name=lamb", "optim.lr=8.0e-3"],
     "sigmoid": ["loss.kind=sigmoid", "model.initial_logit_scale=10", "model.initial_logit_bias=-10"],
     "joint captions": ["loss.joint_captions=true"],
     "32 px, then 48": [SMALL_FIRST],

@@ -275,14 +275,14 @@ def test_what_the_first_process_refuses_ends_all(
 @pytest.mark.slow
 def test_evaluation_that_fails_ends_all(start: Start, spoiled_data: SpoiledData, tiny_data: Path, tmp_path: Path):
     """Only the first process evaluates."""
-    names = tmp_path / "names.txt"
-    names.write_text("one\nand another\n")
-    evaluation = (f"zero_shot.data=[{tiny_data}/val-00000.tar]", f"zero_shot.class_names={names}", "zero_shot.every=2")
+    pictures = spoiled_data(tmp_path / "val", range(300))
+    names = f"zero_shot.class_names={tiny_data}/names.en.txt"
+    evaluation = (f"zero_shot.data=[{pictures}/train-*.tar]", names, "zero_shot.every=2")
     processes = start(tmp_path / "run", spoiled_data(tmp_path / "data", ()), *evaluation, world_size=2)
     assert [process.wait(LIMIT_S) for process in processes] == [3, 3]
     for rank in (0, 1):
         told = errors_of(tmp_path / "run", rank).read_text()
-        assert "has no class name" in told
+        assert "300 of 300 samples cannot be classified" in told
         assert "Traceback" not in told
 
 
