@@ -36,7 +36,7 @@ from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
-from mmvit.train.objective import Objective, Targets
+from mmvit.train.objective import PretrainObjective, Targets
 from mmvit.train.optim import build_optimizers
 from mmvit.train.precision import has_bf16_units
 from mmvit.train.step import Part, train_step
@@ -220,9 +220,10 @@ def mmvit_step(model: torch.nn.Module, images: torch.Tensor, ids: torch.Tensor, 
     optimizers = build_optimizers(model, OptimConfig())
     wrapped, *optimizers = accelerator.prepare(model, *optimizers)
     tokenizer = build_tokenizer(TokenizerConfig("clip"), CONTEXT)
-    objective = Objective(LossConfig(), None, same_caption_positives=False, tokenizer=tokenizer)
+    objective = PretrainObjective(LossConfig(), None, same_caption_positives=False, tokenizer=tokenizer)
     longest = int((ids != 0).sum(dim=1).max())
-    part = Part(images.to(accelerator.device), ids[:, None, :longest].to(accelerator.device), None, Targets(None))
+    inputs = images.to(accelerator.device), ids[:, None, :longest].to(accelerator.device)
+    part = Part(inputs, Targets(None))
 
     def step() -> float:
         result = train_step(accelerator, wrapped, optimizers, objective, [part], clip_norm=None, refuse=lambda *_: None)

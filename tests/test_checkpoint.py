@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import mmvit.checkpoint as checkpoint
+import mmvit.checkpoint.sealed as sealed
 from data_tools.errors import CheckpointError, MmvitError, ResourceError, UsageError
 from mmvit.checkpoint import (
     check_leaves,
@@ -22,6 +22,7 @@ from mmvit.checkpoint import (
     save_checkpoint,
     save_model,
 )
+from mmvit.data.tokenizers import TokenizerConfig
 
 Told = Callable[..., tuple[int, str, str]]
 
@@ -113,7 +114,7 @@ def test_other_format_version_is_refused_and_kept(tmp_path: Path):
     save(tmp_path, 1)
     manifest = save(tmp_path, 2) / "manifest.json"
     tree = json.loads(manifest.read_text()) | {"format_version": 99}
-    checkpoint._write_sealed(manifest, tree)
+    sealed.write_sealed(manifest, tree)
     with pytest.raises(CheckpointError, match="format version 99") as error:
         latest_checkpoint(tmp_path)  # not passed over: going on from step 1 would in time remove it
     assert "version of mmvit" in error.value.mend
@@ -152,7 +153,7 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path):
 def test_leftovers_are_removed_before_the_room_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     left = tmp_path / "checkpoints" / ".step-00000001.tmp-1-0123abcd"
     left.mkdir(parents=True)
-    usage = checkpoint.shutil.disk_usage(tmp_path)
+    usage = sealed.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0 if left.exists() else usage.free))
     save(tmp_path, 2)
     assert latest_checkpoint(tmp_path).step == 2
@@ -205,7 +206,7 @@ def test_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path):
     other = save(tmp_path, 1) / "model.safetensors"
     manifest = save(tmp_path, 2) / "manifest.json"
     tree = json.loads(manifest.read_text())
-    tree["files"]["../step-00000001/model.safetensors"] = checkpoint.file_sha256(other)
+    tree["files"]["../step-00000001/model.safetensors"] = sealed.file_sha256(other)
     del tree["sha256"]
     manifest.write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -244,7 +245,7 @@ def test_model_folder_needs_nothing_else(model_folder: Path, finished_run: Path)
     assert sorted(path.name for path in model_folder.iterdir()) == ["mmvit.json", "model.safetensors", "tokenizer.json"]
     assert str(finished_run.parent) not in (model_folder / "mmvit.json").read_text()  # no path into the run
     moved, original = load_model(model_folder), load_model(finished_run / "model")
-    assert moved.fingerprint == original.fingerprint == checkpoint.file_sha256(model_folder / "model.safetensors")
+    assert moved.fingerprint == original.fingerprint == sealed.file_sha256(model_folder / "model.safetensors")
     assert moved.config == original.config
     ids = moved.tokenizer(["red apple", "\uac1c"])
     assert torch.equal(
@@ -309,7 +310,7 @@ def test_model_folder_keeps_what_a_tokenizer_folder_says(model_folder: Path, tmp
     folder.mkdir()
     shutil.copy(model_folder / "tokenizer.json", folder)
     (folder / "tokenizer_config.json").write_text('{"pad_token": "!"}')
-    tokenizer = checkpoint.TokenizerConfig("file", str(folder))
+    tokenizer = TokenizerConfig("file", str(folder))
     save_model(tmp_path / "out", loaded.model, loaded.config, loaded.preprocess, tokenizer)
     shutil.rmtree(folder)
     saved = load_model(tmp_path / "out").tokenizer
@@ -319,7 +320,7 @@ def test_model_folder_keeps_what_a_tokenizer_folder_says(model_folder: Path, tmp
 
 def test_saving_a_model_replaces_a_model_and_nothing_else(model_folder: Path, tmp_path: Path):
     loaded = load_model(model_folder)
-    tokenizer = checkpoint.TokenizerConfig("file", str(model_folder / "tokenizer.json"))
+    tokenizer = TokenizerConfig("file", str(model_folder / "tokenizer.json"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.doc").write_text("precious")
     with pytest.raises(UsageError, match="something else"):

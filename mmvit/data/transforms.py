@@ -2,6 +2,9 @@
 
 import functools
 import math
+import random
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from data_tools.decode import Jpeg, decode_image, open_jpeg
+from data_tools.errors import UsageError
 from mmvit.data.patches import PatchBudget
 from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 
@@ -20,6 +24,13 @@ _GREY_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
 _LUMINANCE = np.tile([0.299, 0.587, 0.114], (3, 1))  # Rec. 601 weights of red, green and blue
 
 _LOG_ASPECTS = np.log(3 / 4), np.log(4 / 3)
+
+# ImageNet's mean colour and its deviation: what timm fills with, and what random erasing draws its noise from.
+_FILL = (124, 116, 104)
+_FILL_STD = (58.395, 57.12, 57.375)
+_ERASED = 0.02, 1 / 3  # share of the area
+_LOG_ERASED_ASPECTS = np.log(0.3), np.log(1 / 0.3)
+_TIMM_NOTATION = re.compile(r"rand(-(m|n|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-inc[01])*")
 
 # Of a longer picture only the middle is looked at: resized whole, a line of 1 x 65,535 px would take gigabytes.
 _MAX_ASPECT = 256
@@ -55,6 +66,22 @@ class AugmentConfig:
     hue: float | None = None  # up to this share of the colour circle either way
     flip: float | None = None  # probability of left and right changing places
     rand_augment: list[int] | None = None  # number of changes, their magnitude (0 to 30): RandAugment, [2, 9] is usual
+    timm_augment: str | None = None  # RandAugment as timm has it; rand-m9-mstd0.5-inc1 is that of DeiT and Swin
+    erase: float | None = None  # probability that a rectangle of 1/50 to 1/3 of the area becomes noise
+
+
+def check_augment(config: AugmentConfig, where: str) -> None:
+    """Raise UsageError, naming the key below `where`, for changes that there are not."""
+    strength = config.rand_augment
+    if strength is not None and not (len(strength) == 2 and strength[0] >= 1 and 0 <= strength[1] <= 30):
+        mend = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
+        raise UsageError(f"{where}.rand_augment is {strength}", where=f"{where}.rand_augment", mend=mend)
+    if config.timm_augment is not None and not _TIMM_NOTATION.fullmatch(config.timm_augment):
+        mend = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
+        raise UsageError(f"{where}.timm_augment is {config.timm_augment!r}", where=f"{where}.timm_augment", mend=mend)
+    for name, value in (("flip", config.flip), ("erase", config.erase)):
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"{where}.{name} is {value}; it must be from 0 to 1", where=f"{where}.{name}")
 
 
 def eval_pixels(image: Image.Image, size: Size) -> Pixels:
@@ -205,27 +232,29 @@ def _centre(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def _vary(rows: Rows, augment: AugmentConfig, rng: np.random.Generator) -> Rows:
-    """Mirror, move, recolour: what is on, in this order."""
+    """Mirror, move, recolour, erase: what is on, in this order."""
     if augment.flip and rng.random() < augment.flip:
         rows = np.ascontiguousarray(rows[:, ::-1])
     affine = _draw_affine(rows.shape[0], rows.shape[1], augment, rng)
     colours = _draw_colours(augment, rng)
-    if not (affine or colours or augment.rand_augment):
-        return rows
-    image = Image.fromarray(rows)
-    if affine:
-        image = image.transform(
-            image.size,
-            Image.Transform.AFFINE,
-            affine,
-            resample=Image.Resampling.BICUBIC,
-            fillcolor=(255, 255, 255),
-        )
-    if colours:
-        image = image.convert("RGB", colours)
-    if augment.rand_augment:
-        image = _rand_augment(image, augment.rand_augment, rng)
-    return np.asarray(image)
+    if affine or colours or augment.rand_augment or augment.timm_augment:
+        image = Image.fromarray(rows)
+        if affine:
+            image = image.transform(
+                image.size,
+                Image.Transform.AFFINE,
+                affine,
+                resample=Image.Resampling.BICUBIC,
+                fillcolor=(255, 255, 255),
+            )
+        if colours:
+            image = image.convert("RGB", colours)
+        if augment.rand_augment:
+            image = _rand_augment(image, augment.rand_augment, rng)
+        if augment.timm_augment:
+            image = _timm_augment(image, augment.timm_augment, rng)
+        rows = np.asarray(image)
+    return _erase(rows, rng) if augment.erase and rng.random() < augment.erase else rows
 
 
 def _draw_affine(height: int, width: int, augment: AugmentConfig, rng: np.random.Generator) -> tuple[float, ...] | None:
@@ -273,6 +302,41 @@ def _rand_augmenter(num_changes: int, magnitude: int) -> nn.Module:
     from torchvision.transforms import v2  # takes more than a second
 
     return v2.RandAugment(num_changes, magnitude)
+
+
+def _timm_augment(image: Image.Image, notation: str, rng: np.random.Generator) -> Image.Image:
+    """Let timm change the picture, drawn from `rng`: the global states that timm draws from are put back."""
+    states = random.getstate(), np.random.get_state()
+    seed, numpy_seed = rng.integers(2**32, size=2).tolist()
+    random.seed(seed)
+    np.random.seed(numpy_seed)
+    try:
+        return _timm_augmenter(notation)(image)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@functools.cache
+def _timm_augmenter(notation: str) -> Callable[[Image.Image], Image.Image]:
+    from timm.data.auto_augment import rand_augment_transform  # takes more than a second
+
+    return rand_augment_transform(notation, {"img_mean": _FILL, "interpolation": Image.Resampling.BICUBIC})
+
+
+def _erase(rows: Rows, rng: np.random.Generator) -> Rows:
+    """Fill a rectangle with noise (Zhong et al. 2020), as timm's mode "pixel" does it but cut off at 0 and 255."""
+    for _ in range(10):
+        area = rows.shape[0] * rows.shape[1] * rng.uniform(*_ERASED)
+        aspect = np.exp(rng.uniform(*_LOG_ERASED_ASPECTS))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height < rows.shape[0] and width < rows.shape[1]:
+            top, left = rng.integers(rows.shape[0] - height + 1), rng.integers(rows.shape[1] - width + 1)
+            noise = rng.normal(_FILL, _FILL_STD, (height, width, 3))
+            rows = rows.copy()
+            rows[top : top + height, left : left + width] = noise.round().clip(0, 255)
+            break
+    return rows
 
 
 def _to_pixels(rows: Rows) -> Pixels:

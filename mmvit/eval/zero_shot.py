@@ -15,7 +15,7 @@ from data_tools.errors import DataError, SampleError
 from mmvit.data.prompts import fill
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.encoder import Encoder, refuse_str
-from mmvit.models.classifier import ImageClassifier, ImageEmbedder, zero_shot_head
+from mmvit.models.classifier import ImageClassifier, zero_shot_head
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def class_embeddings(encoder: Encoder, names: Sequence[str], templates: Sequence
 def zero_shot_classifier(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> ImageClassifier:
     """Make the image classifier whose head is the class embeddings times the logit scale."""
     weights = class_embeddings(encoder, names, templates).to(encoder.device)
-    return ImageClassifier(ImageEmbedder(encoder.model), zero_shot_head(weights, encoder.logit_scale), names)
+    model, head = encoder.model, zero_shot_head(weights, encoder.logit_scale)
+    return ImageClassifier(model.image_tower, model.pixel_norm, head, names, image_projection=model.image_projection)
 
 
 def classify_images(
@@ -62,10 +63,19 @@ def classify_images(
     for start in range(0, len(images), encoder.batch_size):
         part = images[start : start + encoder.batch_size]
         with torch.inference_mode():
-            best = classifier(encoder.pixels(part)).softmax(dim=-1).topk(min(top, len(names)))
-        for image, row, probabilities in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
-            classes = [{"name": names[i], "probability": p} for i, p in zip(row, probabilities, strict=True)]
-            predictions.append(Prediction(str(image), classes))
+            predictions += best_classes(part, classifier(encoder.pixels(part)).logits, names, top)
+    return predictions
+
+
+def best_classes(
+    images: Sequence[Path], logits: Float[Tensor, "B C"], names: Sequence[str], top: int
+) -> list[Prediction]:
+    """Return the `top` best classes of each image with their probabilities."""
+    best = logits.softmax(dim=-1).topk(min(top, len(names)))
+    predictions = []
+    for image, row, probabilities in zip(images, best.indices.tolist(), best.values.tolist(), strict=True):
+        classes = [{"name": names[i], "probability": p} for i, p in zip(row, probabilities, strict=True)]
+        predictions.append(Prediction(str(image), classes))
     return predictions
 
 

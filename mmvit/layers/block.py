@@ -1,16 +1,31 @@
 """The pre-norm transformer block."""
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmvit.layers.attention import Attention
+from mmvit.layers.attention import Attention, Mask
+from mmvit.layers.drop_path import DropPath
 from mmvit.layers.feed_forward import FeedForward
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (CaiT, Touvron et al. 2021, equation 4)."""
+
+    def __init__(self, width: int, initial: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Scale each channel."""
+        return x * self.gamma
 
 
 class Block(nn.Module):
     """Pre-norm block: z' = MSA(LN(z)) + z, z'' = MLP(LN(z')) + z' (ViT, equations 2 and 3).
 
     With a `context_width` it attends to a context in between, as a decoder does (Vaswani et al. 2017, section 3.1).
+    Of the options that follow, which the original has not, `layer_scale` is the factors' initial value, None for none.
     """
 
     def __init__(
@@ -23,28 +38,46 @@ class Block(nn.Module):
         norm_eps: float = 1e-6,
         causal: bool = False,
         context_width: int | None = None,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
     ):
         super().__init__()
+
+        def scale() -> LayerScale | None:
+            return None if layer_scale is None else LayerScale(width, layer_scale)
+
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = Attention(width, num_heads, causal=causal)
+        self.attention = Attention(width, num_heads, causal=causal, qk_norm=qk_norm, norm_eps=norm_eps)
+        self.attention_scale = scale()
         if context_width is not None:
             self.context_norm = nn.LayerNorm(width, eps=norm_eps)
             self.context_attention = Attention(width, num_heads, context_width=context_width)
+            self.context_scale = scale()
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
         self.feed_forward = FeedForward(width, round(width * mlp_ratio), activation)
+        self.feed_forward_scale = scale()
+        self.drop_path = DropPath(drop_path) if drop_path else None
 
     def forward(
         self,
         x: Float[Tensor, "B N D"],
-        mask: Bool[Tensor, "*shape"] | None = None,
+        mask: Mask = None,
         context: Float[Tensor, "B M C"] | None = None,
-        context_mask: Bool[Tensor, "*shape"] | None = None,
+        context_mask: Mask = None,
+        rotary: Float[Tensor, "#B P d"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Mix the tokens of each row, then with the context where there is one, then transform each token."""
-        x = x + self.attention(self.attention_norm(x), mask)
+        x = self._add(x, self.attention(self.attention_norm(x), mask, rotary=rotary), self.attention_scale)
         if context is not None:
-            x = x + self.context_attention(self.context_norm(x), context_mask, context)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+            mixed = self.context_attention(self.context_norm(x), context_mask, context)
+            x = self._add(x, mixed, self.context_scale)
+        return self._add(x, self.feed_forward(self.feed_forward_norm(x)), self.feed_forward_scale)
+
+    def _add(self, x: Tensor, branch: Tensor, scale: LayerScale | None) -> Tensor:
+        if scale is not None:
+            branch = scale(branch)
+        return x + (branch if self.drop_path is None else self.drop_path(branch))
 
 
 def start_as_identity(module: nn.Module) -> None:

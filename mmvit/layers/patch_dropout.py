@@ -20,10 +20,14 @@ def kept_patches(positions: Int[Tensor, "b"], num_patches: int, share: float, se
         seed: of the run.
     """
     num_kept = max(1, round(num_patches * (1 - share)))
-    rows = _mix(_mix(torch.tensor(seed, device=positions.device)) ^ positions.long())
-    # _mix is one-to-one, so that no two patches of an image share a rank.
-    ranks = _mix(rows[:, None] ^ torch.arange(num_patches, device=positions.device))  # [b, N]
+    ranks = patch_hashes(positions, num_patches, seed)
     return ranks.argsort(dim=1)[:, :num_kept].sort(dim=1).values
+
+
+def patch_hashes(positions: Int[Tensor, "b"], num_patches: int, seed: int) -> Int[Tensor, "b N"]:
+    """Return a hash of (seed, position, patch); no two patches of an image share theirs, for `_mix` is one-to-one."""
+    rows = _mix(_mix(torch.tensor(seed, device=positions.device)) ^ positions.long())
+    return _mix(rows[:, None] ^ torch.arange(num_patches, device=positions.device))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -5,44 +5,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from mmvit.layers.block import start_as_identity
-from mmvit.layers.conv_stem import ConvStem
-from mmvit.layers.patch_embedding import PatchEmbedding
 from mmvit.models.caption_decoder import CaptionDecoder
+from mmvit.models.classifier import ClassifierConfig, HiddenHead, ImageClassifier, zero_head
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.image_towers import build_image_tower
 from mmvit.models.pixels import CLIP_MEAN, CLIP_STD, PixelNorm
+from mmvit.towers.contract import Tower
 from mmvit.towers.text import TextConfig, TextTransformer
-from mmvit.towers.vit import VisionTransformer, ViTConfig
-
-
-def build_image_tower(config: ViTConfig) -> VisionTransformer:
-    """Make a ViT, hybrid where the config names stem channels; raises ValueError for sizes that do not fit."""
-    embed: ConvStem | PatchEmbedding
-    if config.stem_channels:
-        embed = ConvStem(config.stem_channels, config.width, config.stem_residuals)
-        if embed.patch_size != config.patch_size:
-            raise ValueError(
-                f"a stem of {len(config.stem_channels)} convolutions makes patches of {embed.patch_size} px, "
-                f"but patch_size is {config.patch_size}"
-            )
-    else:
-        embed = PatchEmbedding(config.patch_size, config.width, bias=config.patch_bias)
-    if config.image_size % config.patch_size:
-        raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
-    tower = VisionTransformer(
-        embed,
-        (config.image_size // config.patch_size,) * 2,
-        config.width,
-        config.depth,
-        config.num_heads,
-        mlp_ratio=config.mlp_ratio,
-        activation=config.activation,
-        norm_eps=config.norm_eps,
-        pool=config.pool,
-        pre_norm=config.pre_norm,
-    )
-    if config.identity_start:
-        start_as_identity(tower)
-    return tower
+from mmvit.towers.vit import ViTConfig
 
 
 def build_text_tower(config: TextConfig) -> TextTransformer:
@@ -72,11 +42,11 @@ def build_dual_encoder(
     Raises:
         ValueError: sizes that do not fit, or a caption decoder over a text tower that is not causal.
     """
-    image, text = config.image, config.text
+    tower, text = build_image_tower(config.image), config.text
     if config.caption_depth and not text.causal:
         raise ValueError("a caption decoder needs a causal text tower: in another each token has seen the next one")
     return DualEncoder(
-        build_image_tower(image),
+        tower,
         build_text_tower(text),
         config.embed_dim,
         PixelNorm(mean, std),
@@ -84,18 +54,46 @@ def build_dual_encoder(
         initial_logit_bias=config.initial_logit_bias,
         image_projection=config.image_projection,
         text_projection_bias=config.text_projection_bias,
-        caption_decoder=_caption_decoder(config) if config.caption_depth else None,
-        token_head=nn.Linear(image.width, text.vocab_size) if config.token_head else None,
+        caption_decoder=_caption_decoder(config, tower.width) if config.caption_depth else None,
+        token_head=nn.Linear(tower.width, text.vocab_size) if config.token_head else None,
     )
 
 
-def _caption_decoder(config: DualEncoderConfig) -> CaptionDecoder:
+def build_classifier(
+    config: ClassifierConfig,
+    class_names: Sequence[str],
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> ImageClassifier:
+    """Make a tower with fresh weights and a head of zeros; raises ValueError for sizes that do not fit."""
+    tower: Tower = build_image_tower(config.image)
+    projection: nn.Module | None = None
+    if config.embed_dim is not None and not config.image_projection:
+        if config.embed_dim != tower.width:
+            raise ValueError(f"embed_dim {config.embed_dim} needs an image projection: the tower is {tower.width} wide")
+        projection = nn.Identity()
+    elif config.embed_dim is not None:
+        projection = nn.Linear(tower.width, config.embed_dim, bias=False)
+        nn.init.normal_(projection.weight, std=tower.width**-0.5)
+    width = config.embed_dim or tower.width
+    distilled = isinstance(config.image, ViTConfig) and config.image.distilled
+    return ImageClassifier(
+        tower,
+        PixelNorm(mean, std),
+        HiddenHead(width, len(class_names)) if config.head == "hidden" else zero_head(width, len(class_names)),
+        class_names,
+        image_projection=projection,
+        distillation_head=zero_head(tower.width, len(class_names)) if distilled else None,
+    )
+
+
+def _caption_decoder(config: DualEncoderConfig, image_width: int) -> CaptionDecoder:
     text = config.text
     return CaptionDecoder(
         text.width,
         config.caption_depth,
         text.num_heads,
-        image_width=config.image.width,
+        image_width=image_width,
         vocab_size=text.vocab_size,
         mlp_ratio=text.mlp_ratio,
         activation=text.activation,

@@ -1,43 +1,106 @@
 """The image classifier, which supervised and zero-shot classification share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmvit.models.dual_encoder import DualEncoder
+from mmvit.models.pixels import PixelNorm
+from mmvit.towers.contract import Tower, TowerConfig
+from mmvit.towers.vit import ViTConfig
+
+
+@dataclass
+class ClassifierConfig:
+    """Shape of an image classifier, besides its classes."""
+
+    image: TowerConfig = field(default_factory=ViTConfig)
+    head: str = "linear"  # linear | hidden: with a tanh layer, as ViT has it in pre-training
+    embed_dim: int | None = None  # classify unit-length embeddings of this width, as a contrastive model does
+    image_projection: bool = True  # false: the tower's own output, of width embed_dim, is the embedding
+
+
+class ClassLogits(NamedTuple):
+    """Scores of the classes, and those of the distillation head where there is one."""
+
+    by_class: Float[Tensor, "B C"]
+    by_token: Float[Tensor, "B C"] | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "B C"]:
+        """What is predicted: of two heads the mean (DeiT, Touvron et al. 2021, section 4)."""
+        return self.by_class if self.by_token is None else (self.by_class + self.by_token) / 2
+
+
+class HiddenHead(nn.Module):
+    """Linear, tanh, linear: the head of ViT's pre-training (Dosovitskiy et al. 2021, section 3.1).
+
+    The last map starts at zero, as in the released code.
+    """
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.out = zero_head(width, num_classes)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Score the classes."""
+        return self.out(self.hidden(x).tanh())
 
 
 class ImageClassifier(nn.Module):
-    """Image features times a linear head: logits [B, C] for the named classes.
+    """An image tower and a head over its pooled vector.
 
-    `features` maps images to vectors [B, D]: a tower with its pooling, or `ImageEmbedder` below, whose head is then
-    made of text embeddings. Nothing else differs between the two kinds of classification.
+    With an `image_projection` the head sees unit-length embeddings: then it may be made of text embeddings, and nothing
+    else differs between the two kinds of classification. A tower with a distillation token has a head for it too.
     """
 
-    def __init__(self, features: nn.Module, head: nn.Linear, class_names: Sequence[str]):
+    def __init__(
+        self,
+        image_tower: Tower,
+        pixel_norm: PixelNorm,
+        head: nn.Module,
+        class_names: Sequence[str],
+        *,
+        image_projection: nn.Module | None = None,
+        distillation_head: nn.Linear | None = None,
+    ):
         super().__init__()
-        if head.out_features != len(class_names):
-            raise ValueError(f"the head has {head.out_features} rows for {len(class_names)} class names")
-        self.features = features
+        self.image_tower = image_tower
+        self.pixel_norm = pixel_norm
+        self.image_projection = image_projection
         self.head = head
+        self.distillation_head = distillation_head
         self.class_names = list(class_names)
 
-    def forward(self, images: Tensor) -> Float[Tensor, "B C"]:
-        """Score images [B, 3, H, W] against each class."""
-        return self.head(self.features(images))
+    def forward(self, images: Tensor, keep: Int[Tensor, "B K"] | None = None) -> ClassLogits:
+        """Score images [B, 3, H, W], uint8 or normalised floats, against each class; `keep` as for the tower."""
+        output = self.image_tower(self.pixel_norm(images), keep)
+        features = output.pooled
+        if self.image_projection is not None:
+            features = F.normalize(self.image_projection(features).float(), dim=-1)
+        by_token = None if self.distillation_head is None else self.distillation_head(output.distilled)
+        return ClassLogits(self.head(features), by_token)
+
+    def reset_classifier(self, class_names: Sequence[str]) -> None:
+        """Give the model a linear head of zeros for other classes (ViT, section 3.2); a hidden layer goes."""
+        self.class_names = list(class_names)
+        first = next(self.head.parameters())
+        self.head = zero_head(first.shape[1], len(class_names)).to(first.device)
+        if self.distillation_head is not None:
+            width = self.distillation_head.in_features
+            self.distillation_head = zero_head(width, len(class_names)).to(first.device)
 
 
-class ImageEmbedder(nn.Module):
-    """The image side of a dual encoder as a feature extractor with unit-length vectors."""
-
-    def __init__(self, model: DualEncoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Float[Tensor, "B E"]:
-        """Encode images."""
-        return self.model.encode_image(images)
+def zero_head(width: int, num_classes: int) -> nn.Linear:
+    """Make a linear head whose first logits are all zero."""
+    head = nn.Linear(width, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def zero_shot_head(weights: Float[Tensor, "C E"], logit_scale: float) -> nn.Linear:

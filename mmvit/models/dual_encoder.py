@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmvit.layers.patch_embedding import Patches, patch_grid
 from mmvit.models.caption_decoder import CaptionDecoder
 from mmvit.models.pixels import PixelNorm
-from mmvit.towers.contract import Tower, TowerOutput
+from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
@@ -28,7 +28,7 @@ class DualEncoderConfig:
     text_projection_bias: bool = False
     caption_depth: int = 0  # blocks of the caption decoder (CoCa); 0: there is none
     token_head: bool = False  # a linear map from the pooled image to the vocabulary (SuperClass)
-    image: ViTConfig = field(default_factory=ViTConfig)
+    image: TowerConfig = field(default_factory=ViTConfig)
     text: TextConfig = field(default_factory=TextConfig)
 
 
@@ -141,7 +141,7 @@ class DualEncoder(nn.Module):
             return images.pixels.shape[1]
         if images.ndim == 2:
             return 0
-        rows, columns = patch_grid(images.shape[2], images.shape[3], self.image_tower.patch_size)
+        rows, columns = patch_grid(images.shape[2], images.shape[3], self.image_tower.stride)
         return rows * columns
 
     @torch.no_grad()

@@ -1,9 +1,11 @@
 """The Vision Transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -11,15 +13,18 @@ from mmvit.layers.block import Block
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.patch_embedding import PatchEmbedding, Patches, patch_grid
 from mmvit.layers.pooling import POOLS, AttentionPool
-from mmvit.layers.positions import Grid, resample_positions
-from mmvit.towers.contract import Tower, TowerOutput
+from mmvit.layers.positions import FIXED, LEARNED, POSITIONS, Grid
+from mmvit.layers.relative_positions import RelativePositions, relative_position_index
+from mmvit.layers.resnet_stem import ResNetStem
+from mmvit.layers.rotary import rotary_table
+from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
 
 @dataclass
-class ViTConfig:
+class ViTConfig(TowerConfig):
     """Shape of a ViT; the defaults are those of CLIP ViT-B/32."""
 
-    image_size: int = 224  # px
+    kind: str = "vit"
     patch_size: int = 32  # px
     width: int = 768
     depth: int = 12
@@ -30,103 +35,208 @@ class ViTConfig:
     pool: str = "class"  # class | mean | attention; only "class" adds a class token
     pre_norm: bool = True  # LayerNorm before the first block, as CLIP has it
     patch_bias: bool = False
+    init: str = "clip"  # clip: torch's linear maps, tables N(0, 1/width) | vit: N(0, 0.02^2) and biases of zero
     identity_start: bool = False  # zero the blocks' output maps at the start
     stem_channels: list[int] = field(default_factory=list)  # hybrid ViT: a stride-2 convolution a number
     stem_residuals: list[int] = field(default_factory=list)  # residual blocks after each of them
+    stem_stages: list[int] = field(default_factory=list)  # hybrid ViT: residual units of each stage of a ResNet
+    position: str = "learned"  # learned | learned_2d | one_hot | sinusoidal | sincos_2d | relative | rotary | none
+    distilled: bool = False  # a distillation token, as DeiT has it; needs pool "class"
+    num_registers: int = 0  # further learned tokens, which the blocks alone see
+    qk_norm: bool = False  # LayerNorm on the queries and keys of each head
+    layer_scale: float | None = None  # initial factor of each channel of a residual branch; null: there is none
+    drop_path: float = 0.0  # share of samples that skip the last block in training; rises evenly from 0 in the first
+
+    @property
+    def stride(self) -> int:
+        """Return the patch size."""
+        return self.patch_size
 
 
 class VisionTransformer(Tower):
-    """ViT: patch tokens, class token, learned 1-D positions, pre-norm blocks (Dosovitskiy et al. 2021, section 3.1).
+    """ViT: patch tokens, class token, positions, pre-norm blocks (Dosovitskiy et al. 2021, section 3.1).
 
-    `embed` maps images [B, 3, H, W] to tokens [B, N, D]: a `PatchEmbedding`, or a `ConvStem` for the hybrid ViT.
-    `grid` is the rows and columns of patches that the positions are made for; for any other they are resampled.
-    With `pre_norm` it is CLIP's image tower (Radford et al. 2021, section 2.4), with pool "attention" SigLIP's.
+    With `pre_norm` it is CLIP's image tower (Radford et al. 2021, section 2.4), with an `AttentionPool` SigLIP's, with
+    a distillation token DeiT (Touvron et al. 2021, section 4). Registers (Darcet et al. 2024) are not among the tokens
+    that it returns. The mean and the attention pool are those of the patches.
+
+    Args:
+        embed: maps images [B, 3, H, W] to tokens [B, N, D]; a stem makes the hybrid ViT.
+        grid: rows and columns of patches that the positions are made for; for any other they are resampled.
+        width: D.
+        blocks: in their order.
+        position: a name in `POSITIONS`. Tokens other than patches have rows in learned tables alone, registers never.
+        norm_eps: of the norms before and after the blocks.
+        pool: a name in `POOLS`, or a module; only "class" adds a class token.
+        pre_norm: whether there is a norm before the blocks.
+        distilled: whether a distillation token follows the class token.
+        num_registers: how many there are.
+
+    Raises:
+        ValueError: an unknown name, a width that does not fit the positions, or a distillation token without class.
     """
 
     def __init__(
         self,
-        embed: PatchEmbedding | ConvStem,
+        embed: PatchEmbedding | ConvStem | ResNetStem,
         grid: Grid,
         width: int,
-        depth: int,
-        num_heads: int,
+        blocks: Sequence[Block],
         *,
-        mlp_ratio: float,
-        activation: str,
+        position: str,
         norm_eps: float,
-        pool: str,
+        pool: str | AttentionPool,
         pre_norm: bool,
+        distilled: bool,
+        num_registers: int,
     ):
         super().__init__()
-        names = sorted([*POOLS, "attention"])
-        if pool not in names:
-            raise ValueError(f"pool {pool!r} is unknown; choose from {names}")
+        if isinstance(pool, str) and pool not in POOLS:
+            raise ValueError(f"pool {pool!r} is unknown; choose from {sorted([*POOLS, 'attention'])}")
+        if position not in POSITIONS:
+            raise ValueError(f"position {position!r} is unknown; choose from {POSITIONS}")
+        if distilled and pool != "class":
+            raise ValueError("a distillation token stands beside a class token: it needs pool 'class'")
         self.width = width
-        self.patch_size = embed.patch_size
-        self.grid = grid
+        self.patch_size = self.stride = embed.patch_size
+        self.grid: Grid = grid
+        self.position = position
+        self.head_width = width // blocks[0].attention.num_heads if blocks else width
+        self.num_prefix = (pool == "class") + distilled  # tokens before the patches
         self.embed = embed
         self.class_token = nn.Parameter(torch.empty(width)) if pool == "class" else None
-        self.positions = nn.Parameter(torch.empty(grid[0] * grid[1] + (pool == "class"), width))
+        self.distillation_token = nn.Parameter(torch.empty(width)) if distilled else None
+        self.registers = nn.Parameter(torch.empty(num_registers, width)) if num_registers else None
+        self.positions: nn.Parameter | None = None
+        if position in LEARNED:
+            self.positions = nn.Parameter(torch.empty(self.num_prefix + LEARNED[position].num_rows(grid), width))
         self.pre_norm = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(width, num_heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(blocks)
+        self.relative: nn.ModuleList | None = None
+        if position == "relative":
+            num_others = self.num_prefix + num_registers
+            self.relative = nn.ModuleList(RelativePositions(grid, b.attention.num_heads, num_others) for b in blocks)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.pool: Callable[..., Tensor]
-        if pool == "attention":
-            self.pool = AttentionPool(width, num_heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps)
-        else:
-            self.pool = POOLS[pool]
+        self.pool: Callable[..., Tensor] = POOLS[pool] if isinstance(pool, str) else pool
+        self.position_table(grid), self._rotary_table(grid)  # complain of a width that does not fit
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the class token and positions from N(0, 1/width), as OpenAI's CLIP does."""
-        nn.init.normal_(self.positions, std=self.width**-0.5)
-        if self.class_token is not None:
-            nn.init.normal_(self.class_token, std=self.width**-0.5)
+        """Draw tokens and positions from N(0, 1/width), as OpenAI's CLIP does."""
+        for table in (self.positions, self.class_token, self.distillation_token, self.registers):
+            if table is not None:
+                nn.init.normal_(table, std=self.width**-0.5)
 
     def forward(
-        self, images: Float[Tensor, "B 3 H W"] | Patches, keep: Int[Tensor, "B K"] | None = None
+        self,
+        images: Float[Tensor, "B 3 H W"] | Patches,
+        keep: Int[Tensor, "B K"] | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> TowerOutput:
         """Encode normalised images.
 
         Args:
             images: of one size, any that the patch size divides, or `Patches` of several.
             keep: the patches of each image that the blocks see; None for all.
+            change: what is done to the embedded patches [B, N, D] before they get their positions.
 
         Raises:
-            ValueError: a size that the patch size does not divide; `Patches` for a stem, or with `keep`.
+            ValueError: a size that the patch size does not divide; `Patches` for a stem, with relative positions, or
+                with `keep`.
         """
-        if isinstance(images, Patches):
-            if keep is not None:
-                raise ValueError("patches are dropped from images of one size; shapes that differ have a patch budget")
-            x, mask = self._embed_patches(images)
-        else:
-            grid = patch_grid(images.shape[2], images.shape[3], self.patch_size)
-            x, mask = self.embed(images.to(self.positions.dtype)), None  # [B, N, D]
-            x = x + self._positions(grid).to(x.dtype)
-            if keep is not None:
-                x = x.gather(1, keep[:, :, None].expand(-1, -1, self.width))
-        if self.class_token is not None:
-            first = (self.class_token + self.positions[0]).to(x.dtype)
-            x = torch.cat([first.expand(len(x), 1, -1), x], dim=1)
-            mask = None if mask is None else torch.cat([mask.new_ones(len(x), 1), mask], dim=1)
+        x, mask = self._embed(images, keep)
+        x = x if change is None else change(x)
+        rotary = self._at_patches(self._rotary_table, images)
+        if (table := self._at_patches(self.position_table, images)) is not None:
+            x = x + table.to(x.dtype)
+        if keep is not None:
+            x, rotary = _take(x, keep), None if rotary is None else _take(rotary.expand(len(x), -1, -1), keep)
+        if (first := self._first_tokens()) is not None:
+            x = torch.cat([first.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+            mask = None if mask is None else F.pad(mask, (len(first), 0), value=True)
         x = self.pre_norm(x)
-        for block in self.blocks:
-            x = block(x, None if mask is None else mask[:, None, None])
+        for block, seen in zip(self.blocks, self._masks(images, keep, mask), strict=False):
+            x = block(x, seen, rotary=rotary)
+        if self.registers is not None:
+            x, mask = x[:, len(self.registers) :], None if mask is None else mask[:, len(self.registers) :]
         tokens = self.norm(x)
-        return TowerOutput(self.pool(tokens, mask), tokens, mask)
+        distilled = None if self.distillation_token is None else tokens[:, 1]
+        return TowerOutput(self.pool(tokens, mask), tokens, mask, distilled)
 
-    def _embed_patches(self, patches: Patches) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+    def position_table(self, grid: Grid) -> Float[Tensor, "N D"] | None:
+        """Return what is added to the patches of a grid; None where nothing is."""
+        if self.positions is not None:
+            kind = LEARNED[self.position]
+            return kind.expand(kind.resample(self.positions[self.num_prefix :], self.grid, grid), grid)
+        with self.norm.weight.device:
+            return FIXED[self.position](grid, self.width) if self.position in FIXED else None
+
+    @torch.no_grad()
+    def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:
+        """Return the learned position tables as a tower for another grid has them, by their names in its state dict."""
+        tables = {}
+        if self.positions is not None:
+            first, patches = self.positions[: self.num_prefix], self.positions[self.num_prefix :]
+            tables["positions"] = torch.cat([first, LEARNED[self.position].resample(patches, self.grid, grid)])
+        for i, layer in enumerate(self.relative or ()):
+            assert isinstance(layer, RelativePositions)
+            tables[f"relative.{i}.offset_bias"] = layer.resampled(grid)
+        return tables
+
+    def _rotary_table(self, grid: Grid) -> Float[Tensor, "N d"] | None:
+        with self.norm.weight.device:
+            return rotary_table(grid, self.head_width) if self.position == "rotary" else None
+
+    def _embed(
+        self, images: Tensor | Patches, keep: Tensor | None
+    ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
+        dtype = self.norm.weight.dtype
+        if isinstance(images, Tensor):
+            patch_grid(images.shape[2], images.shape[3], self.patch_size)  # a stem does not look
+            return self.embed(images.to(dtype)), None
         if not isinstance(self.embed, PatchEmbedding):
             raise ValueError("a convolutional stem needs whole images, not patches: it looks beyond their borders")
-        x = self.embed.embed_patches(patches.pixels.to(self.positions.dtype))
-        grids, which = patches.grids.unique(dim=0, return_inverse=True)
-        rows = [self._positions((height, width)) for height, width in grids.tolist()]
-        table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [grids, longest, D]
-        table = nn.functional.pad(table, (0, 0, 0, x.shape[1] - table.shape[1]))
-        return x + table[which.to(x.device)].to(x.dtype), patches.mask()
+        if self.relative is not None:
+            raise ValueError("relative positions need images of one size, not patches: each shape has its own table")
+        if keep is not None:
+            raise ValueError("patches are dropped from images of one size; shapes that differ have a patch budget")
+        return self.embed.embed_patches(images.pixels.to(dtype)), images.mask()
 
-    def _positions(self, grid: Grid) -> Float[Tensor, "N D"]:
-        """Return those of the patches alone."""
-        return resample_positions(self.positions, self.grid, grid)[self.class_token is not None :]
+    def _at_patches(
+        self, table: Callable[[Grid], Tensor | None], images: Tensor | Patches
+    ) -> Float[Tensor, "#B N D"] | None:
+        """Return each patch's row of the table for its image's grid."""
+        if isinstance(images, Tensor):
+            rows = table(patch_grid(images.shape[2], images.shape[3], self.patch_size))
+            return None if rows is None else rows[None]
+        grids, which = images.grids.unique(dim=0, return_inverse=True)
+        tables = [rows for height, width in grids.tolist() if (rows := table((height, width))) is not None]
+        if not tables:
+            return None
+        padded = nn.utils.rnn.pad_sequence(tables, batch_first=True)  # [grids, longest, D]
+        padded = F.pad(padded, (0, 0, 0, images.pixels.shape[1] - padded.shape[1]))
+        return padded[which.to(padded.device)]
+
+    def _first_tokens(self) -> Float[Tensor, "T D"] | None:
+        """Return what stands before the patches: registers, class token, distillation token."""
+        tokens: list[Tensor] = [token for token in (self.class_token, self.distillation_token) if token is not None]
+        parts: list[Tensor] = [] if self.registers is None else [self.registers]
+        if tokens:
+            named = torch.stack(tokens)
+            parts.append(named if self.positions is None else named + self.positions[: len(tokens)])
+        return torch.cat(parts) if parts else None
+
+    def _masks(self, images: Tensor | Patches, keep: Tensor | None, mask: Tensor | None) -> Iterable[Tensor | None]:
+        """Return what each block's attention takes as its mask."""
+        if self.relative is None or not isinstance(images, Tensor):
+            return repeat(None if mask is None else mask[:, None, None])
+        grid = patch_grid(images.shape[2], images.shape[3], self.patch_size)
+        with images.device:
+            index = relative_position_index(grid)[None]
+        if keep is not None:
+            index = index[0, keep[:, :, None], keep[:, None, :]]
+        return (layer(grid, index) for layer in self.relative)
+
+
+def _take(x: Float[Tensor, "B N D"], keep: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+    return x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))

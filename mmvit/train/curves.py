@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from data_tools.atomic import make_folder, write_atomic
 from data_tools.errors import CheckpointError, UsageError
-from mmvit.config import PretrainConfig, load_config
+from mmvit.config import read_tree
 from mmvit.train.log import read_log
 
 Numbers = Float[np.ndarray, " n"]
@@ -29,6 +29,7 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("loss", "loss"),
     Panel("zero_shot_acc1", "zero-shot top-1, %", factor=100),
+    Panel("val_acc1", "accuracy, %", factor=100),
     Panel("lr", "learning rate"),
     Panel("grad_norm", "gradient norm", log_scale=True),
     Panel("logit_scale", "logit scale"),
@@ -100,7 +101,7 @@ def _read(path: Path, name: str, x: str) -> Curves:
     names = dict.fromkeys(key for line in lines for key, value in line.items() if isinstance(value, int | float))
     numbers = {key: np.array([line.get(key, np.nan) for line in lines], float) for key in names}
     if x == "samples":
-        steps = steps * load_config(PretrainConfig, log.with_name("config.yaml")).train.batch_size
+        steps = steps * read_tree(log.with_name("config.yaml"))["train"]["batch_size"]
     elif x == "hours":
         if "time_s" not in numbers:
             raise UsageError("the log has no times: an older version wrote it", where=str(log), mend="--x step")

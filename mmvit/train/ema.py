@@ -10,15 +10,17 @@ from data_tools.errors import CheckpointError
 
 
 class WeightAverage:
-    """Moving average, in float32, of all parameters of `model` that are trained.
+    """Moving average, in float32, of all parameters of `model` that are trained, and of its running statistics.
 
     A `decay` of 0.999 averages over about the last thousand steps. Make it when the model is on its device and,
-    where it is sharded, after that. Frozen parameters do not change and buffers are constants: neither is averaged.
+    where it is sharded, after that.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        state = model.state_dict(keep_vars=True)
+        self._parameters = {name: t for name, t in state.items() if name not in frozen and t.is_floating_point()}
         self._averages = {name: p.detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

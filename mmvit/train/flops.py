@@ -51,35 +51,41 @@ class FlopCounter:
     sharded; it keeps a copy without weights.
     """
 
-    def __init__(self, model: DualEncoder):
+    def __init__(self, model: nn.Module):
         tensors = itertools.chain(model.parameters(), model.buffers())
         self.model = copy.deepcopy(model, {id(tensor): _without_data(tensor) for tensor in tensors})
+        self.model.eval()  # BatchNorm would want more than one value
         checkpoint_activations(self.model, "none")
-        longest = cast(int, model.text_tower.context_length)
-        self.lengths = sorted({2, (2 + longest) // 2, longest})
+        self.lengths = [0]  # of no texts
+        if isinstance(model, DualEncoder):
+            longest = cast(int, model.text_tower.context_length)
+            self.lengths = sorted({2, (2 + longest) // 2, longest})
         self.known: dict[tuple[Any, ...], list[float]] = {}
 
-    def sample_flops(self, images: Tensor | Patches, ids: Tensor, keep: Tensor | None = None) -> float:
+    def sample_flops(self, images: Tensor | Patches, ids: Tensor | None, keep: Tensor | None = None) -> float:
         """Return the operations for each of the b samples of these inputs of the model; known shapes cost no time.
 
-        In the length of the texts they are a polynomial of second degree: three lengths are counted, for all.
+        In the length of the texts they are a polynomial of second degree: three lengths are counted, for all. Without
+        `ids` the model takes images alone.
         """
         shapes = (
             *(tensor.shape[1:] for tensor in _flat(images)),
-            ids.shape[1],
+            None if ids is None else ids.shape[1],
             None if keep is None else keep.shape[1],
         )
         if shapes not in self.known:
-            texts = [torch.zeros(1, ids.shape[1], length, dtype=torch.long) for length in self.lengths]
+            views = None if ids is None else ids.shape[1]
+            texts = [None if views is None else torch.zeros(1, views, n, dtype=torch.long) for n in self.lengths]
             self.known[shapes] = [self._count(images, each, keep) for each in texts]
-        return _through(self.lengths, self.known[shapes], ids.shape[2])
+        return _through(self.lengths, self.known[shapes], 0 if ids is None else ids.shape[2])
 
-    def _count(self, images: Tensor | Patches, ids: Tensor, keep: Tensor | None) -> float:
+    def _count(self, images: Tensor | Patches, ids: Tensor | None, keep: Tensor | None) -> float:
         if isinstance(images, Patches):  # a strip of as many patches costs the same, and needs no real sizes
-            side = self.model.image_tower.patch_size
+            side = cast(int, self.model.image_tower.stride)
             images = torch.empty(1, 3, side, side * images.pixels.shape[1], dtype=torch.uint8)
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
-            outputs = self.model(*(None if each is None else each[:1].to("meta") for each in (images, ids, keep)))
+            inputs = [images, *([] if ids is None else [ids]), keep]
+            outputs = self.model(*(None if each is None else each[:1].to("meta") for each in inputs))
             torch.stack([output.sum() for output in outputs if output is not None]).sum().backward()
         self.model.zero_grad()
         return float(counter.get_total_flops())

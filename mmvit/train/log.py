@@ -159,6 +159,7 @@ SHOWN = {
     "loss": "loss {:.3g}",
     "samples_per_s": "{:.0f} samples/s",
     "zero_shot_acc1": "zero-shot top-1 {:.1%}",
+    "val_acc1": "accuracy {:.1%}",
     "cut_captions": "{:.1%} of captions cut",
     "bad_samples": "{} bad samples",
     "skipped_steps": "{} steps skipped",

@@ -1,4 +1,4 @@
-"""The pretraining run: resume, step, log, evaluate, save."""
+"""The way of a run: resume, step, log, evaluate, save."""
 
 import contextlib
 import json
@@ -15,16 +15,19 @@ from accelerate.utils import gather_object, parse_flag_from_env
 
 from data_tools.atomic import write_atomic
 from data_tools.errors import DataError, DivergedError, MmvitError, ResourceError, SampleError
-from mmvit.config import PretrainConfig
+from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig
 from mmvit.data.batches import Batch
 from mmvit.data.loader import Interrupted, Loader, plan_prefetch
 from mmvit.data.streaming import StreamedShards
 from mmvit.train.agree import check_agreement, gather_errors, leaving_group, on_all
 from mmvit.train.bad_samples import BadSamples
+from mmvit.train.finetuning import Finetuning
 from mmvit.train.guard import MAX_IN_A_ROW
 from mmvit.train.log import RunLog, parameter_norm
+from mmvit.train.masked_patches import MaskedPatches
 from mmvit.train.meters import Meters, finite
 from mmvit.train.precision import choose_precision
+from mmvit.train.pretraining import Pretraining
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.run_folder import check_run_folder, open_run_folder, settings
 from mmvit.train.step import StepResult
@@ -38,7 +41,17 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train a dual encoder, or go on with a run that was interrupted; returns the model folder.
+    """Train a dual encoder; see `run_to_end`."""
+    return run_to_end(config)
+
+
+def finetune(config: FinetuneConfig) -> Path:
+    """Train an image classifier; see `run_to_end`."""
+    return run_to_end(config)
+
+
+def run_to_end(config: RunConfig) -> Path:
+    """Train what the config describes, or go on with a run that was interrupted; returns the model folder.
 
     Under `accelerate launch` every process calls this. The result does not depend on how often the run was killed.
 
@@ -53,7 +66,7 @@ def pretrain(config: PretrainConfig) -> Path:
         accelerator = open_accelerator(config)
         _warn_of_lone_process(accelerator)
         with Watch(config.train.timeout_s) as watch, watch.explaining():
-            run = Run(config, accelerator, watch)
+            run = _kind(config)(config, accelerator, watch)
             run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
             with watch.patient("reading the checkpoint"):
                 step = on_all(accelerator, run.resume)
@@ -78,26 +91,26 @@ def pretrain(config: PretrainConfig) -> Path:
 
 
 @leaving_group()
-def check(config: PretrainConfig) -> str:
+def check(config: RunConfig) -> str:
     """Build everything that the run needs and take no step; returns what would be trained.
 
     Nothing is written but indexes of shards that have none.
     """
     accelerator = open_accelerator(config)
     _warn_of_lone_process(accelerator)
-    run = Run(config, accelerator, Watch(config.train.timeout_s))
+    run = _kind(config)(config, accelerator, Watch(config.train.timeout_s))
     told = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
     step = on_all(accelerator, run.resume)
     return "".join([_description(run, step), f"\n{told}" if told else ""])
 
 
-def measure_step_time(config: PretrainConfig, num_steps: int = 8) -> float:
+def measure_step_time(config: RunConfig, num_steps: int = 8) -> float:
     """Return the mean seconds of a step, reading included, on weights that are thrown away.
 
     Of each stage of the curriculum the fastest of some steps counts, by the stage's share of the run. The fastest and
     not the median: a machine that is busy while this measures would plan far too short a run.
     """
-    run = Run(config, open_accelerator(config), Watch(config.train.timeout_s))
+    run = _kind(config)(config, open_accelerator(config), Watch(config.train.timeout_s))
     batches, seconds, begin = run.batches, 0.0, 0.0
     for until in [stage.until for stage in config.curriculum] or [1.0]:
         first, times = round(begin * config.train.steps), []
@@ -110,6 +123,12 @@ def measure_step_time(config: PretrainConfig, num_steps: int = 8) -> float:
         seconds += min(times) * (until - begin)
         begin = until
     return seconds
+
+
+def _kind(config: RunConfig) -> type[Run]:
+    if isinstance(config, FinetuneConfig):
+        return MaskedPatches if config.loss.kind == "masked_patches" else Finetuning
+    return Pretraining
 
 
 def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
@@ -130,14 +149,15 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
             logging_now = done % config.train.log_every == 0 or last
             # After a refused step the weights may be what is wrong, and would push out checkpoints from before.
             saving_now = (done % config.train.save_every == 0 and not result.skipped) or last or stopping
-            due = done % config.zero_shot.every == 0 and not stopping  # who asks to stop does not want to wait for it
-            evaluating_now = bool(config.zero_shot.data) and (due or last)
+            every = run.evaluates_every
+            due = every is not None and done % every == 0 and not stopping  # who asks to stop does not want to wait
+            evaluating_now = every is not None and (due or last)
             with meters.throughput.paused():
                 figures: dict[str, float] = {}
                 if evaluating_now:
                     run.watch.at(done, "evaluation")
                     try:
-                        figures = run.evaluate(None if last else config.zero_shot.limit, lambda: stop.wished)
+                        figures = run.evaluate(last, lambda: stop.wished)
                     except MmvitError as error:
                         _save(run, bad, done)
                         if isinstance(error, Interrupted):

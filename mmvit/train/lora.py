@@ -1,6 +1,8 @@
 """Low-rank adapters: W x + (alpha / rank) B A x with W frozen (Hu et al. 2022, section 4.1), through peft."""
 
 import importlib.util
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -12,12 +14,13 @@ TOWERS = ("image_tower.", "text_tower.")
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def add_adapters(model: nn.Module, config: LoraConfig) -> None:
+def add_adapters(model: nn.Module, config: LoraConfig, frozen: Sequence[str] = ()) -> None:
     """Put adapters on the named linear maps of all blocks of both towers; rank 0 adds none.
 
     From here on the towers' own parameters are frozen. What stands outside them (projections, logit scale and bias,
-    further heads) goes on being trained: it is small, and `freeze` can name it. At the start an adapter adds nothing,
-    as B is zero; A is drawn from torch's random state.
+    further heads) goes on being trained: it is small, and `freeze` can name it; adapters whose names fit a pattern of
+    `frozen` are not trained either. At the start an adapter adds nothing, as B is zero; A is drawn from torch's random
+    state.
 
     Raises:
         UsageError: peft is not installed, or there is no such map.
@@ -41,11 +44,17 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
         and ".blocks." in name
         and name.rpartition(".")[2] in config.targets
     ]
+    if not names:
+        what = "the towers have no transformer blocks whose linear maps could be adapted"
+        raise UsageError(what, where="lora.rank", mend="lora.rank=0, or a ViT or Swin")
     outside = [p for name, p in model.named_parameters() if not name.startswith(TOWERS) and p.requires_grad]
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)  # type: ignore[arg-type]
     peft.inject_adapter_in_model(settings, model)
     for parameter in outside:  # peft freezes all that is no adapter
         parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in frozen):
+            parameter.requires_grad_(False)
 
 
 def merge_adapters(state: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Less memory and less overhead for each transformer block, without a change of its numbers or of its names."""
 
+import functools
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from data_tools.errors import UsageError
 from mmvit.layers.block import Block
+from mmvit.towers.cvt import CvTBlock
+from mmvit.towers.swin import SwinBlock
 
 # Results that cost much to compute; the rest (norms, activations, casts, sums) is computed again from them.
 _aten = torch.ops.aten
@@ -28,27 +30,22 @@ KEPT = [
 ]
 
 
-class FullyRecomputed(Block):
-    """A block that keeps its input alone and computes the rest again in the backward pass (Chen et al. 2016)."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Do as the block does."""
-        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+BLOCKS = (Block, SwinBlock, CvTBlock)
+MODES = ("none", "selective", "full")
 
 
-class SelectivelyRecomputed(Block):
-    """A block that keeps what `KEPT` names and computes the rest again (Korthikanti et al. 2022, section 5)."""
+@functools.cache
+def _recomputed(kind: type[nn.Module], mode: str) -> type[nn.Module]:
+    """Return the class of a block that computes again what it did not keep.
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Do as the block does."""
-        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=_keep, **kwargs)
+    It keeps its input alone (Chen et al. 2016), or what `KEPT` names too (Korthikanti et al. 2022, section 5).
+    """
+    more: dict[str, Any] = {"context_fn": _keep} if mode == "selective" else {}
 
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        return checkpoint(kind.forward, self, *args, use_reentrant=False, **more, **kwargs)
 
-CHECKPOINTING: dict[str, type[Block]] = {
-    "none": Block,
-    "selective": SelectivelyRecomputed,
-    "full": FullyRecomputed,
-}
+    return type(f"{mode.capitalize()}Recomputed{kind.__name__}", (kind,), {"forward": forward, "plain": kind})
 
 
 def checkpoint_activations(model: nn.Module, mode: str) -> None:
@@ -60,10 +57,11 @@ def checkpoint_activations(model: nn.Module, mode: str) -> None:
     Raises:
         ValueError: there is no such mode.
     """
-    if mode not in CHECKPOINTING:
-        raise ValueError(f"activation checkpointing {mode!r} is unknown; choose from {sorted(CHECKPOINTING)}")
-    for block in _blocks(model):
-        block.__class__ = CHECKPOINTING[mode]
+    if mode not in MODES:
+        raise ValueError(f"activation checkpointing {mode!r} is unknown; choose from {sorted(MODES)}")
+    for block in _blocks(model, "train.checkpointing" if mode != "none" else ""):
+        plain = getattr(type(block), "plain", type(block))
+        block.__class__ = plain if mode == "none" else _recomputed(plain, mode)  # type: ignore[arg-type]
 
 
 def _keep() -> Any:
@@ -88,9 +86,14 @@ def compile_blocks(model: nn.Module) -> None:
         raise UsageError("the headers of Python are missing", where=str(headers), mend=mend)
     # Towers, depths of their inputs, stages and evaluation each bring a graph; beyond the limit nothing is compiled.
     torch._dynamo.config.recompile_limit = 32
-    for block in _blocks(model):
+    for block in _blocks(model, "train.compile"):
         block.compile()
 
 
-def _blocks(model: nn.Module) -> Iterator[Block]:
-    return (module for module in model.modules() if isinstance(module, Block))
+def _blocks(model: nn.Module, key: str) -> list[nn.Module]:
+    """Return the blocks; raises UsageError where there are none and the setting `key`, if any, wants them."""
+    blocks: list[nn.Module] = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    if key and not blocks:
+        what = f"{key} works block by block, and the model has no transformer blocks that it knows"
+        raise UsageError(what, where=key, mend=f"leave out {key}, or choose a ViT, Swin or CvT")
+    return blocks

@@ -9,7 +9,6 @@ import torch
 from mmvit.data.batches import Batch
 from mmvit.train.flops import peak_flops
 from mmvit.train.log import CutCaptions, Throughput, parameter_norm, peak_memory
-from mmvit.train.parallel import whole
 from mmvit.train.run import Run
 from mmvit.train.schedule import schedule_factor
 from mmvit.train.step import StepResult
@@ -46,7 +45,7 @@ class Meters:
             **({"cut_captions": cut} if cut else {}),
             "grad_norm": finite(result.grad_norm),
             "param_norm": parameter_norm(run.model),
-            "logit_scale": whole(run.model.logit_scale).exp().item(),
+            **run.figures(),
             "lr": schedule_factor(step, run.config.train.steps, run.config.optim) * run.config.optim.lr,
             **({"skipped_steps": run.guard.skipped} if run.guard.skipped else {}),
             **self.throughput.numbers(self.peak),

@@ -1,4 +1,4 @@
-"""What a run minimises: the losses of its config, weighted."""
+"""What pretraining minimises: the losses of its config, weighted."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -19,6 +19,7 @@ from mmvit.losses.pairs import Layout
 from mmvit.losses.sigmoid import sigmoid_loss
 from mmvit.losses.token_classification import count_captions, token_classification_loss, token_weights
 from mmvit.models.dual_encoder import Embeddings
+from mmvit.train.step import Objective, Part
 from mmvit.train.teacher import Teacher
 
 
@@ -38,12 +39,10 @@ class Totals(NamedTuple):
     token_weights: Float[Tensor, " vocab"] | None
 
 
-class Objective:
-    """The weighted losses; each value is this process's share, whose mean over processes is that of the global batch.
+class PretrainObjective(Objective):
+    """The losses of images and their captions, as `Objective` has them."""
 
-    Losses between samples need all rows of a step at once (`between`); losses within samples may be taken part by
-    part (`within`), for they are divided by the totals of the step.
-    """
+    compares = True
 
     def __init__(
         self, config: LossConfig, teacher: Teacher | None, *, same_caption_positives: bool, tokenizer: Tokenizer
@@ -80,9 +79,9 @@ class Objective:
             )
         return losses
 
-    def within(self, rows: Embeddings, ids: Int[Tensor, "b V L"], totals: Totals) -> dict[str, Tensor]:
+    def within(self, rows: Embeddings, part: Part, totals: Totals) -> dict[str, Tensor]:
         """Return the losses of single samples, by name and weighted; their values over the parts of a step add up."""
-        losses = {}
+        ids, losses = part.inputs[1], {}
         if totals.tokens is not None:
             assert rows.caption_logits is not None
             following = ids[:, 0, 1:]
@@ -94,8 +93,9 @@ class Objective:
             losses["token_classification"] = self.config.token_classification * value
         return losses
 
-    def totals(self, ids: Sequence[Int[Tensor, "b V _"]]) -> Totals:
+    def totals(self, parts: Sequence[Part]) -> Totals:
         """Count over all parts of a step and all processes."""
+        ids = [part.inputs[1] for part in parts]
         samples = sum(len(part) for part in ids)
         tokens = weights = None
         if self.config.captioning:
@@ -132,9 +132,3 @@ class Objective:
 def _own_groups(image: Float[Tensor, "b E"]) -> Int[Tensor, " b"]:
     """Number the images over all processes."""
     return torch.arange(len(image), device=image.device) + world()[0] * len(image)
-
-
-def concatenated(parts: Sequence[Targets]) -> Targets:
-    """Put the targets of all parts under each other."""
-    columns = zip(*parts, strict=True)
-    return Targets(*(None if column[0] is None else torch.cat(column) for column in columns))

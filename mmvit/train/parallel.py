@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from data_tools.errors import UsageError
-from mmvit.layers.block import Block
 from mmvit.losses.gather import world
+from mmvit.train.memory import BLOCKS
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def make_shardable(accelerator: Accelerator, model: nn.Module) -> None:
     # Nothing changes what the model returns in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     # By class: activation checkpointing gives blocks another one.
-    names = {type(module).__name__ for module in model.modules() if isinstance(module, Block)}
+    names = {type(module).__name__ for module in model.modules() if isinstance(module, BLOCKS)}
     model._no_split_modules = sorted(names)  # type: ignore[assignment]
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -3,39 +3,25 @@
 import contextlib
 import functools
 import importlib.metadata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
-from torch import Tensor, nn
+from torch import nn
 
 from data_tools.errors import CheckpointError, MmvitError, UsageError
 from data_tools.expand import expand_shards
-from mmvit.checkpoint import (
-    check_leaves,
-    file_sha256,
-    latest_checkpoint,
-    load_weights,
-    save_model,
-)
-from mmvit.config import PretrainConfig, ZeroShotConfig
+from mmvit.checkpoint import Checkpoint, check_leaves, latest_checkpoint, load_weights
+from mmvit.config import RunConfig
 from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.loader import Interrupted
-from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
-from mmvit.data.streaming import StreamBatches, StreamedShards, open_shards
-from mmvit.data.tokenizers import Tokenizer, build_tokenizer, tokenizer_file
-from mmvit.eval.encoder import Encoder
-from mmvit.eval.zero_shot import ZeroShotResult, evaluate_zero_shot
-from mmvit.layers.patch_dropout import kept_patches
-from mmvit.models.build import build_dual_encoder
-from mmvit.models.dual_encoder import DualEncoder
-from mmvit.towers.text import TextConfig
 from mmvit.train.agree import Failure, on_main
 from mmvit.train.bf16 import Bf16Copy
 from mmvit.train.ema import WeightAverage
@@ -43,31 +29,20 @@ from mmvit.train.flops import FlopCounter
 from mmvit.train.guard import Guard
 from mmvit.train.lora import merge_adapters
 from mmvit.train.memory import compile_blocks
-from mmvit.train.objective import Objective
 from mmvit.train.optim import build_optimizers, flatten_state, restore_state, set_learning_rates
 from mmvit.train.parallel import ddp_arguments, full_state, shard_optimizer_state, shard_state
 from mmvit.train.precision import choose_precision
 from mmvit.train.run_folder import settings
 from mmvit.train.saver import Saver
 from mmvit.train.schedule import schedule_factor
-from mmvit.train.start import build_start
-from mmvit.train.step import StepResult, to_part, train_step
-from mmvit.train.teacher import load_teacher
+from mmvit.train.step import Objective, Part, StepResult, train_step
 from mmvit.train.trackers import tracker_arguments
 from mmvit.train.watch import Watch, joining
 
 T = TypeVar("T")
 
 
-class ZeroShotTask(NamedTuple):
-    """What the live zero-shot figure is measured on."""
-
-    shards: IndexedShards
-    names: list[str]
-    templates: list[str]
-
-
-def open_accelerator(config: PretrainConfig) -> Accelerator:
+def open_accelerator(config: RunConfig) -> Accelerator:
     """Join the processes of the run."""
     config.check()
     # The others wait while the main process indexes shards or evaluates, which may take hours; `Watch` is what ends
@@ -82,10 +57,23 @@ def open_accelerator(config: PretrainConfig) -> Accelerator:
         )
 
 
-class Run:
-    """Everything that a run holds: `model` has the float32 weights that are saved, `wrapped` is what a step calls."""
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of all that a process draws in a step, such as which of its samples skip a block."""
+    return seed * 1_000_003 + step + rank * 0x9E3779B1  # generators on CPUs take the lower 32 bits
 
-    def __init__(self, config: PretrainConfig, accelerator: Accelerator, watch: Watch):
+
+class Run(ABC):
+    """Everything that a run holds: `model` has the float32 weights that are saved, `wrapped` is what a step calls.
+
+    A kind of run says what it trains, on what, and what is made of the result; the rest is here.
+    """
+
+    config: RunConfig
+    shards: IndexedShards
+    model: nn.Module
+    objective: Objective
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, watch: Watch):
         self.config = config
         self.folder = Path(config.out)
         self.accelerator = accelerator
@@ -95,13 +83,9 @@ class Run:
                 f"a batch of {config.train.batch_size} does not divide over {accelerator.num_processes} processes",
                 where="train.batch_size",
             )
-        self.tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
-        _check_tokenizer(config.model.text, self.tokenizer)
-        shards = self.on_main("indexing shards", self._open_shards)
-        self.shards = self._open_shards() if shards is None else shards  # the others then find the indexes made
-        self.zero_shot = self.on_main("indexing shards", lambda: _zero_shot_task(config.zero_shot))
+        self.open_data()
         self.guard = Guard(config.train.spike_factor)
-        self.model = build_start(config, accelerator)
+        self.build_model()
         self.optimizers = build_optimizers(self.model, config.optim)
         self.bf16 = Bf16Copy(self.model) if config.train.precision == "bf16_params" else None
         if self.bf16 and accelerator.is_fsdp2:
@@ -115,116 +99,135 @@ class Run:
         self.wrapped: nn.Module = prepared[0]
         self.prepared_optimizers = list(prepared[1:])
         self.average = None if config.optim.ema_decay is None else WeightAverage(self.model, config.optim.ema_decay)
-        self.teacher = None
-        if config.loss.teacher:
-            length = config.model.text.context_length
-            pictures = not (config.data.patch_budget or config.data.image_embeddings)
-            self.teacher = load_teacher(
-                config.loss.teacher, self.tokenizer, length, accelerator.device, pictures=pictures
-            )
-        self.objective = Objective(
-            config.loss,
-            self.teacher,
-            same_caption_positives=config.train.same_caption_positives,
-            tokenizer=self.tokenizer,
-        )
+        self.build_objective()
         self.saver = Saver(self.folder, config.train.keep_last, config.train.keep_every)
         assert self.identity  # now: a file that is replaced later is not what the run was trained with
+
+    @abstractmethod
+    def open_data(self) -> None:
+        """Open what is trained and evaluated on, `shards` and the rest."""
+
+    @abstractmethod
+    def build_model(self) -> None:
+        """Make `model`, as the run begins with it, on the device of this process."""
+
+    @abstractmethod
+    def build_objective(self) -> None:
+        """Make `objective`, and the teacher that it asks."""
+
+    @abstractmethod
+    def build_batches(self, split: BatchSplit) -> TrainBatches:
+        """Make the training data of one process."""
+
+    @abstractmethod
+    def part(self, batch: Batch) -> Part:
+        """Move a micro-batch to the device, with what it is held against."""
+
+    @abstractmethod
+    def sample_flops(self, batch: Batch) -> float:
+        """Return the floating-point operations that a sample of this batch costs."""
+
+    @abstractmethod
+    def own_identity(self) -> dict[str, str]:
+        """Fingerprint the files, besides the training data, that make this run this run."""
+
+    @property
+    @abstractmethod
+    def evaluates_every(self) -> int | None:
+        """The steps between two evaluations; None where there is nothing to evaluate on."""
+
+    @abstractmethod
+    def evaluate(self, last: bool, stop_wished: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Measure the model on the main process, wholly if it is the last time; the others wait.
+
+        All raise Interrupted when a stop is wished.
+        """
+
+    @abstractmethod
+    def fresh_model(self) -> nn.Module:
+        """Make an empty model for weights without adapters."""
+
+    @abstractmethod
+    def export(self) -> Path:
+        """Write the model folder."""
+
+    @abstractmethod
+    def after_update(self) -> None:
+        """Do what a kind of run does to its weights after each update."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """Return what a kind of run logs of its model; all processes call it."""
+
+    def interrupting(self, stop_wished: Callable[[], bool]) -> Callable[[], None]:
+        """Return what an evaluation calls before each batch, and what ends it when a stop is wished."""
+
+        def go_on() -> None:
+            if stop_wished():
+                raise Interrupted("asked to stop during an evaluation", where=str(self.folder))
+
+        return go_on
 
     def on_main(self, what: str, call: Callable[[], T]) -> T | None:
         """Return what `call` returns on the main process, for which the others wait as long as it takes."""
         with self.watch.patient(what):
             return on_main(self.accelerator, call)
 
-    def _open_shards(self) -> IndexedShards:
-        data, announce = self.config.data, self.accelerator.is_main_process
-        return open_shards(expand_shards(data.train), data.verify, require_caption=False, announce=announce)
+    def opened(self, what: str, call: Callable[[], T]) -> T:
+        """Return what `call` opens, on the main process first: the others then find made what it makes."""
+        mine = self.on_main(what, call)
+        return call() if mine is None else mine
 
     @functools.cached_property
     def batches(self) -> TrainBatches:
         """The training data of this process."""
-        config = self.config
-        kind: type[TrainBatches] = StreamBatches if isinstance(self.shards, StreamedShards) else TrainBatches
-        return kind(
-            self.shards,
-            config.data,
-            self.tokenizer,
-            image_size=config.model.image.image_size,
-            batch_size=config.train.batch_size,
-            num_steps=config.train.steps,
-            seed=config.seed,
-            split=BatchSplit(
-                self.accelerator.process_index, self.accelerator.num_processes, config.train.micro_batches
-            ),
-            stages=config.curriculum,
-            patch_size=config.model.image.patch_size,
-            teacher=self.teacher.stored if self.teacher else None,
+        accelerator = self.accelerator
+        return self.build_batches(
+            BatchSplit(accelerator.process_index, accelerator.num_processes, self.config.train.micro_batches)
         )
 
     def step(self, step: int, micro_batches: Sequence[Batch]) -> StepResult:
         """Take the step with this number, from 0."""
-        config, device = self.config, self.accelerator.device
-        torch.manual_seed(config.seed * 1_000_003 + step)  # all randomness of a step is a function of its number
-        if step and self._stage(step) != self._stage(step - 1):
+        config = self.config
+        torch.manual_seed(step_seed(config.seed, step, self.accelerator.process_index))
+        if step and self.stage(step) != self.stage(step - 1):
             self.guard.forget()  # what was usual in the stage before
         set_learning_rates(self.optimizers, schedule_factor(step, config.train.steps, config.optim))
-        parts = [to_part(batch, self.objective, device, self.keep(batch)) for batch in micro_batches]
         result = train_step(
             self.accelerator,
             self.wrapped,
             self.prepared_optimizers,
             self.objective,
-            parts,
+            [self.part(batch) for batch in micro_batches],
             clip_norm=config.optim.clip_norm,
             refuse=self.guard.refuse,
             bf16=self.bf16,
         )
         if result.skipped is None:
-            if self.model.logit_scale.requires_grad:
-                self.model.clamp_logit_scale(config.loss.max_logit_scale)
+            self.after_update()
             if self.bf16 is not None:
                 self.bf16.push_weights()
             if self.average is not None:
                 self.average.update(step)
         return result
 
-    def _stage(self, step: int) -> Stage:
+    def stage(self, step: int) -> Stage:
+        """Return the stage of the curriculum in which a step is."""
         return stage_at(step, self.config.train.steps, self.config.curriculum)
 
     def compiles_at(self, step: int, start: int) -> bool:
         """Tell whether blocks may have to be compiled in a step: new shapes come, and then shapes of any size."""
-        return self.config.train.compile and (step < start + 2 or self._stage(step) != self._stage(step - 2))
-
-    def keep(self, batch: Batch) -> Tensor | None:
-        """Return which patches the image tower sees, where the stage of this batch drops some."""
-        drop = self._stage(int(batch.positions[0]) // self.config.train.batch_size).patch_dropout
-        if not drop:
-            return None
-        positions = batch.positions.to(self.accelerator.device)
-        return kept_patches(positions, self.model.num_patches(batch.images), drop, self.config.seed)
-
-    def sample_flops(self, batch: Batch) -> float:
-        """Return the floating-point operations that a sample of this batch costs."""
-        keep = self.keep(batch._replace(positions=batch.positions[:1]))
-        return self.flops.sample_flops(batch.images, batch.ids, keep)
+        return self.config.train.compile and (step < start + 2 or self.stage(step) != self.stage(step - 2))
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What makes the run this run besides its config: the content of its files, as it began, and its arithmetic."""
-        path = self.config.tokenizer.path
-        others = {}
-        if self.batches.stored_images:
-            others["stored embeddings"] = self.batches.stored_images.fingerprint()
-        if self.teacher:
-            others["teacher"] = self.teacher.fingerprint
-        if self.config.data.weights:  # each belongs to so many shards
+        told = {"training data": self.shards.fingerprint()}
+        told["precision"] = "bf16_params" if self.bf16 else self.accelerator.mixed_precision
+        if len(self.config.data.weights or []) > 1:  # each belongs to so many shards
             counts = [len(expand_shards(entry)) for entry in self.config.data.train]
-            others["shards of each entry of data.train"] = str(counts)
-        return {
-            "training data": self.shards.fingerprint(),
-            "tokenizer": file_sha256(tokenizer_file(path)) if path else self.config.tokenizer.kind,
-            "precision": "bf16_params" if self.bf16 else self.accelerator.mixed_precision,
-        } | others
+            told["shards of each entry of data.train"] = str(counts)
+        return told | self.own_identity()
 
     def facts(self, step: int) -> dict[str, str]:
         """Name what all processes must have in common."""
@@ -237,15 +240,7 @@ class Run:
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             return 0
-        before, now = checkpoint.state["identity"], self.identity
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        if changed:
-            raise CheckpointError(
-                f"the {' and the '.join(changed)} changed since the checkpoint",
-                where=str(checkpoint.folder),
-                meaning="the run would go on as another one; nothing was changed",
-                mend="bring back what was, or start anew with another out=FOLDER",
-            )
+        self.check_identity(checkpoint)
         groups = ["model", "optimizer", *(["ema"] if self.average else [])]
         check_leaves(checkpoint, groups, ("step", "identity", "guard"))
         tensors = checkpoint.tensors
@@ -259,6 +254,18 @@ class Run:
         if "guard" in checkpoint.state:
             self.guard.restore(checkpoint.state["guard"])
         return checkpoint.step
+
+    def check_identity(self, checkpoint: Checkpoint) -> None:
+        """Raise CheckpointError where a checkpoint is of other files, or of another arithmetic."""
+        before, now = checkpoint.state["identity"], self.identity
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if changed:
+            raise CheckpointError(
+                f"the {' and the '.join(changed)} changed since the checkpoint",
+                where=str(checkpoint.folder),
+                meaning="the run would go on as another one; nothing was changed",
+                mend="bring back what was, or start anew with another out=FOLDER",
+            )
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint after `step` steps; training may go on while the main process writes it."""
@@ -291,74 +298,19 @@ class Run:
         return f"the last good state is {newest}" if newest else "nothing was saved before"
 
     @contextlib.contextmanager
-    def finished_model(self) -> Iterator[DualEncoder]:
+    def finished_model(self) -> Iterator[Any]:
         """Give the model as it is evaluated and exported: averaged weights where there are some, adapters merged."""
         with self.average.in_place() if self.average else contextlib.nullcontext():
             self.model.eval()
             model = self.model
             if self.config.lora.rank or self.accelerator.is_fsdp2:
                 weights = merge_adapters(full_state(self.model.state_dict()), self.config.lora)
-                model = build_dual_encoder(self.config.model, self.config.preprocess.mean, self.config.preprocess.std)
+                model = self.fresh_model()
                 if weights:  # on the main process, where it is used
                     model.load_state_dict(weights)
                 model.to(self.accelerator.device).eval()
             yield model
             self.model.train()
-
-    def evaluate(self, limit: int | None, stop_wished: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Classify zero-shot on the main process; the others wait. All raise Interrupted when a stop is wished."""
-        size = self.config.model.image.image_size
-        with self.finished_model() as model:
-            encoder = Encoder(model, self.tokenizer, image_size=size, fingerprint="")
-            result = self.on_main("evaluating", lambda: self._evaluated(encoder, limit, stop_wished))
-        return {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5} if result else {}
-
-    def _evaluated(self, encoder: Encoder, limit: int | None, stop_wished: Callable[[], bool]) -> ZeroShotResult:
-        assert self.zero_shot is not None
-
-        def go_on() -> None:
-            if stop_wished():
-                raise Interrupted("asked to stop during an evaluation", where=str(self.folder))
-
-        return evaluate_zero_shot(encoder, *self.zero_shot, limit=limit, before_each_batch=go_on)
-
-    def export(self) -> Path:
-        """Write the model folder."""
-        config, folder = self.config, self.folder / "model"
-        path = config.tokenizer.path
-        if path and file_sha256(tokenizer_file(path)) != self.identity["tokenizer"]:
-            raise CheckpointError(
-                "the tokenizer changed while the run went on",
-                where=path,
-                meaning="the last checkpoint is whole; no model was written",
-                mend="bring back what was, then run again",
-            )
-        with self.finished_model() as model:
-            self.on_main("saving", lambda: save_model(folder, model, config.model, config.preprocess, config.tokenizer))
-        return folder
-
-
-def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
-    if not config.data:
-        return None
-    shards = IndexedShards(expand_shards(config.data), require_caption=False)
-    names = load_class_names(config.class_names)
-    largest = max(shards.label(i) or 0 for i in range(0, len(shards), -(-len(shards) // 1000)))
-    if largest >= len(names):
-        raise UsageError(
-            f"label {largest} has no class name: the file has {len(names)}",
-            where=config.class_names,
-            mend="name the file that belongs to zero_shot.data; line n, from 0, names label n",
-        )
-    return ZeroShotTask(shards, names, load_templates(config.templates))
-
-
-def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:
-    """Refuse a text tower that was not made for the tokenizer: it would read other words, or pool at no token."""
-    wanted = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
-    wrong = [f"model.text.{key}={value}" for key, value in wanted.items() if getattr(config, key) != value]
-    if wrong:
-        raise UsageError("the text tower does not fit the tokenizer", where="model.text", mend=" ".join(wrong))
 
 
 def _mixed_precision(wish: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_tools.atomic import make_folder, remove_leftovers, write_atomic
 from data_tools.errors import UsageError
-from mmvit.config import PretrainConfig, load_config, to_yaml
+from mmvit.config import RunConfig, load_config, to_yaml
 
 CONFIG = "config.yaml"
 
@@ -16,6 +16,7 @@ CONFIG = "config.yaml"
 # Free: it changes no weight, or only the rounding. What lies at a path may move; its content is compared.
 FREE = (
     *("out", "data.train", "data.image_embeddings", "tokenizer.path", "loss.teacher", "zero_shot."),
+    *("classes", "validation."),
     *("data.num_workers", "data.prefetch_mb", "data.stall_timeout_s", "data.max_bad_fraction"),
     *("loss.layout", "train.checkpointing", "train.compile", "train.timeout_s"),
     *("train.log_every", "train.trackers", "train.save_every", "train.keep_last", "train.keep_every"),
@@ -34,8 +35,11 @@ TOLD = (
 REFUSED = (
     *("seed", "model.", "preprocess.", "tokenizer.kind", "tokenizer.start", "tokenizer.end", "tokenizer.pad"),
     *("data.weights", "data.captions", "data.augment.", "data.decode", "data.patch_budget"),
+    "data.repeats",
     "data.cache_mb",  # with a cache all pictures are decoded exactly
     "curriculum",
+    *("templates", "wise_ft", "mix."),
+    *("loss.label_smoothing", "loss.weight", "loss.temperature", "loss.reduction"),
     *("loss.kind", "loss.learn_logit_scale", "loss.max_logit_scale"),
     *("loss.joint_captions", "loss.captioning", "loss.token_classification", "loss.distillation"),
     *("optim.name", "optim.lr", "optim.betas", "optim.eps", "optim.weight_decay", "optim.layer_decay"),
@@ -48,7 +52,7 @@ REFUSED = (
 logger = logging.getLogger(__name__)
 
 
-def open_run_folder(folder: Path, config: PretrainConfig) -> None:
+def open_run_folder(folder: Path, config: RunConfig) -> None:
     """Make the folder of a new run, or take up that of this very run, and write `config.yaml`.
 
     Raises:
@@ -62,7 +66,7 @@ def open_run_folder(folder: Path, config: PretrainConfig) -> None:
     write_atomic(folder / CONFIG, to_yaml(config).encode())
 
 
-def check_run_folder(folder: Path, config: PretrainConfig) -> str:
+def check_run_folder(folder: Path, config: RunConfig) -> str:
     """Return the settings that the run goes on with otherwise than before, a line each; nothing is written.
 
     A run that has neither a checkpoint nor a model yet has nothing to mix up: its settings may change.
@@ -82,7 +86,7 @@ def check_run_folder(folder: Path, config: PretrainConfig) -> str:
             )
         if steps:
             num_steps = max((int(step) for step in steps if step.isdecimal()), default=0)
-            return _differences(folder, load_config(PretrainConfig, path), config, num_steps)
+            return _differences(folder, load_config(type(config), path), config, num_steps)
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):  # hidden: a killed write
         raise UsageError(
             "the output folder is not empty and holds no run", where=str(folder), mend="name another out=FOLDER"
@@ -95,12 +99,12 @@ def is_among(key: str, names: Sequence[str]) -> bool:
     return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
 
 
-def settings(config: PretrainConfig) -> dict[str, Any]:
+def settings(config: RunConfig) -> dict[str, Any]:
     """Return every setting by its dotted key; a list is one setting."""
     return _flat(asdict(config))
 
 
-def _differences(folder: Path, saved: PretrainConfig, now: PretrainConfig, num_steps: int) -> str:
+def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int) -> str:
     old, new = settings(saved), settings(now)  # a key that is younger than the folder has its default there
     changed = [key for key in new if old[key] != new[key] and not is_among(key, FREE)]
     refused = [key for key in changed if not is_among(key, TOLD)]

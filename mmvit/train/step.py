@@ -1,5 +1,6 @@
 """One training step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmvit.data.batches import Batch
-from mmvit.layers.patch_embedding import Patches
 from mmvit.models.dual_encoder import Embeddings
 from mmvit.train.bf16 import Bf16Copy
-from mmvit.train.objective import Objective, Targets, Totals, concatenated
 from mmvit.train.parallel import syncing, whole
 
 
@@ -30,12 +28,32 @@ class StepResult(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A micro-batch on the device."""
+    """A micro-batch on the device: what the model is called with, and what its output is held against."""
 
-    images: Tensor | Patches
-    ids: Tensor
-    keep: Tensor | None
-    targets: Targets
+    inputs: tuple[Any, ...]
+    targets: Any
+
+
+class Objective(ABC):
+    """The weighted losses; each value is this process's share, whose mean over processes is that of the global batch.
+
+    Losses between samples need all rows of a step at once (`between`, where `compares` is true); losses within samples
+    may be taken part by part (`within`), for they are divided by the totals of the step.
+    """
+
+    compares: bool
+
+    @abstractmethod
+    def totals(self, parts: Sequence[Part]) -> Any:
+        """Count over all parts of a step and all processes."""
+
+    @abstractmethod
+    def between(self, rows: Any, targets: Any) -> dict[str, Tensor]:
+        """Return the losses that compare samples, by name and weighted; `rows` are all rows of this process."""
+
+    @abstractmethod
+    def within(self, rows: Any, part: Part, totals: Any) -> dict[str, Tensor]:
+        """Return the losses of single samples, by name and weighted; their values over the parts of a step add up."""
 
 
 def train_step(
@@ -54,8 +72,8 @@ def train_step(
     Several parts give the gradients of the one batch that they are parts of. `refuse` is asked with the loss and the
     norm of the gradient.
     """
-    totals = objective.totals([part.ids for part in parts])
-    backward = _backward_whole if len(parts) == 1 else _backward_in_parts
+    totals = objective.totals(parts)
+    backward = _backward_cached if objective.compares and len(parts) > 1 else _backward
     losses = backward(accelerator, model, objective, parts, totals)
     if bf16 is not None:
         bf16.pull_gradients()
@@ -70,28 +88,22 @@ def train_step(
     return StepResult(dict(zip(losses, values, strict=True)), grad_norm, skipped)
 
 
-def to_part(batch: Batch, objective: Objective, device: torch.device, keep: Tensor | None) -> Part:
-    """Move a micro-batch to the device; `keep` names the patches that the image tower sees."""
-    images = batch.images
-    if isinstance(images, Patches):
-        moved: Tensor | Patches = images._replace(pixels=images.pixels.to(device, non_blocking=True))
-    else:
-        moved = images.to(device, non_blocking=True)
-    return Part(moved, batch.ids.to(device, non_blocking=True), keep, objective.targets(batch, device))
-
-
-def _backward_whole(
-    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Part], totals: Totals
+def _backward(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Part], totals: Any
 ) -> dict[str, Tensor]:
-    (part,) = parts
-    rows: Embeddings = model(part.images, part.ids, part.keep)
-    losses = objective.between(rows, part.targets) | objective.within(rows, part.ids, totals)
-    accelerator.backward(torch.stack(list(losses.values())).sum())
-    return {name: value.detach() for name, value in losses.items()}
+    values: dict[str, Tensor] = {}
+    for i, part in enumerate(parts):
+        with syncing(model, i == len(parts) - 1):
+            rows = model(*part.inputs)
+            losses = objective.between(rows, part.targets) | objective.within(rows, part, totals)
+            accelerator.backward(torch.stack(list(losses.values())).sum())
+        for name, value in losses.items():
+            values[name] = values.get(name, 0) + value.detach()
+    return values
 
 
-def _backward_in_parts(
-    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Part], totals: Totals
+def _backward_cached(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, parts: Sequence[Part], totals: Any
 ) -> dict[str, Tensor]:
     """GradCache (Gao et al. 2021, section 3.2): embed all parts, take the loss of all, then send its gradient back.
 
@@ -102,21 +114,21 @@ def _backward_in_parts(
     for part in parts:
         states.append(_random_state(accelerator.device))
         with torch.no_grad():
-            embedded.append(model(part.images, part.ids, part.keep, heads=False)[:4])
+            embedded.append(model(*part.inputs, heads=False)[:4])
     after = _random_state(accelerator.device)
 
     rows = Embeddings(*map(_leaf, zip(*embedded, strict=True)))
-    losses = objective.between(rows, concatenated([part.targets for part in parts]))
+    losses = objective.between(rows, _concatenated([part.targets for part in parts]))
     torch.stack(list(losses.values())).sum().backward()
     values = {name: value.detach() for name, value in losses.items()}
 
-    sizes = [len(part.ids) for part in parts]
+    sizes = [len(part[0]) for part in embedded]
     cached = [_shares(leaf, sizes) for leaf in rows if leaf is not None]
     for i, part in enumerate(parts):
         _set_random_state(states[i], accelerator.device)
         with syncing(model, i == len(parts) - 1):
-            again: Embeddings = model(part.images, part.ids, part.keep)
-            inner = objective.within(again, part.ids, totals)
+            again: Embeddings = model(*part.inputs)
+            inner = objective.within(again, part, totals)
             outputs = [output for output in again[:4] if output is not None]
             sent = [(output * shares[i]).sum() for output, shares in zip(outputs, cached, strict=True)]
             accelerator.backward(torch.stack([*sent, *inner.values()]).sum())
@@ -124,6 +136,12 @@ def _backward_in_parts(
             values[name] = values.get(name, 0) + value.detach()
     _set_random_state(after, accelerator.device)
     return values
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    """Put the targets of all parts under each other."""
+    columns = zip(*parts, strict=True)
+    return type(parts[0])(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 def _leaf(parts: Sequence[Tensor | None]) -> Any:

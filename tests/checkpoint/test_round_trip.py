@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import mmvit.checkpoint as checkpoint
+import mmvit.checkpoint.sealed as sealed
 
 STORED = Path(__file__).parents[1] / "fixtures" / "checkpoints" / "version1"
 
@@ -33,8 +33,8 @@ def change(name: str, how: Callable[[Any], Any]) -> Callable[[Path], None]:
             if left is not None:
                 save_file(left, path)
         (folder / "manifest.json").unlink()
-        tree = {"format_version": 1, "step": 4, "files": checkpoint._digests(folder)}
-        checkpoint._write_sealed(folder / "manifest.json", tree)
+        tree = {"format_version": 1, "step": 4, "files": sealed.digests_of(folder)}
+        sealed.write_sealed(folder / "manifest.json", tree)
 
     return changed
 

@@ -62,6 +62,17 @@ def squares(write_squares: Callable[..., list[Path]], tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="session")
+def digits() -> list[tuple[int, bytes]]:
+    """The handwritten digits of the validation split, as (digit, PNG), in their order."""
+    from sklearn.datasets import load_digits
+
+    from data_tools.digits import _png, val_rows
+
+    data = load_digits()
+    return [(int(data.target[row]), _png(data.images[row])) for row in np.flatnonzero(val_rows(data.target, 0))]
+
+
+@pytest.fixture(scope="session")
 def square_words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_tokenizer(["a photo of a red green blue square number"], path, vocab_size=300)

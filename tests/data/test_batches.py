@@ -82,6 +82,15 @@ def test_seed_and_epoch_change_what_is_drawn(squares: IndexedShards, batches_of:
     assert not any(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_d4_repeated_samples_are_changed_anew(squares: IndexedShards, batches_of: BatchesOf):
+    batch = batches_of(squares, data={"repeats": 2})[0]
+    assert Counter(Counter(batch.keys).values()) == {2: BATCH_SIZE // 2}
+    assert len({image.numpy().tobytes() for image in batch.images}) == BATCH_SIZE
+    assert batch.keys[: BATCH_SIZE // 2] == batches_of(squares)[0].keys[: BATCH_SIZE // 2]
+    with pytest.raises(UsageError, match="cannot hold two samples 5 times"):
+        batches_of(squares, data={"repeats": 5})
+
+
 def test_every_sample_is_used_once_in_each_of_ten_epochs(squares: IndexedShards, batches_of: BatchesOf):
     """Batches of 8 reach over the ends of epochs of 22."""
     data = batches_of(squares, image_size=4)
@@ -112,6 +121,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "squares": {},
     "stages": {"stages": STAGES, "num_steps": 4},
     "patches": {"data": {"patch_budget": 20}, "patch_size": 4},
+    "repeats": {"data": {"repeats": 2}},
     "embeddings": {},  # filled in by the fixture
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_tools.errors import UsageError
-from mmvit.data.order import MixedOrder, SampleOrder
+from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
 
 LAYOUTS = [
     (1, None, 10),
@@ -233,3 +233,83 @@ def test_bad_mixes(arguments: tuple):
 def test_bad_calls_of_a_mix():
     with pytest.raises(UsageError, match="no piece"):
         MixedOrder([[5], [5]], [1.0, 1.0], 0).ids(4, 3)
+
+
+REPEATED = [(SampleOrder(97, 5, [10] * 9 + [7], 3), 3, 12), (SampleOrder(97, 5), 3, 32), (SampleOrder(50, 1), 2, 7)]
+REPEATED += [(MixedOrder([[5, 5], [9]], [1.0, 2.0], 3), 4, 8), (SampleOrder(10, 0), 3, 30)]
+
+
+@pytest.mark.parametrize(("order", "repeats", "batch_size"), REPEATED)
+def test_d4_repeated_batches_are_those_of_the_repeated_stream(order: SampleOrder, repeats: int, batch_size: int):
+    """Batch s is elements s B .. (s + 1) B of the stream in which each sample comes `repeats` times in a row."""
+    found = RepeatedOrder(order, repeats, batch_size)
+    length = 3 * order.num_samples * repeats // batch_size * batch_size
+    epochs, ids = found.ids(0, length)
+    plain = order.ids(0, -(-length // repeats))
+    assert epochs.dtype == ids.dtype == np.int64
+    expected = [
+        (e * repeats + copy, i) for e, i in zip(*map(np.ndarray.tolist, plain), strict=True) for copy in range(repeats)
+    ][:length]
+    uses = list(zip(epochs.tolist(), ids.tolist(), strict=True))
+    assert len(set(uses)) == length  # no use has the random changes of another
+    for start in range(0, length, batch_size):
+        assert sorted(uses[start : start + batch_size]) == sorted(expected[start : start + batch_size])
+
+
+@pytest.mark.parametrize(("order", "repeats", "batch_size"), REPEATED)
+def test_any_piece_of_a_repeated_order_is_the_same_piece(order: SampleOrder, repeats: int, batch_size: int):
+    found = RepeatedOrder(order, repeats, batch_size)
+    whole = found.ids(0, 20 * batch_size)
+    rng = np.random.default_rng(0)
+    for start, stop in [
+        (0, 0),
+        (3, 3),
+        (batch_size, batch_size),
+        *np.sort(rng.integers(20 * batch_size, size=(50, 2))),
+    ]:
+        piece = found.ids(int(start), int(stop))
+        assert np.array_equal(piece.ids, whole.ids[start:stop])
+        assert np.array_equal(piece.epochs, whole.epochs[start:stop])
+
+
+def test_neighbours_in_a_repeated_batch_are_different_samples():
+    """Which mixup needs: an image mixed with itself is none. Two of each in a batch are the fewest."""
+    for repeats in (2, 3, 4):
+        for batch_size in range(2 * repeats, 40):
+            _, ids = RepeatedOrder(SampleOrder(1000, 0), repeats, batch_size).ids(0, 24 * batch_size)
+            batches = ids.reshape(-1, batch_size)
+            assert (np.diff(batches, axis=1) != 0).all()
+
+
+def test_golden_repeats():
+    """A change here breaks the resuming of every run that users have: it needs a new format version."""
+    order = RepeatedOrder(SampleOrder(6, 0), 3, 8)
+    plain = SampleOrder(6, 0).ids(0, 6).ids.tolist()
+    assert order.ids(0, 8).ids.tolist() == [plain[i] for i in (0, 1, 2, 0, 1, 2, 0, 1)]
+    assert order.ids(0, 8).epochs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert order.ids(8, 16).ids.tolist() == [plain[i] for i in (3, 4, 5, 3, 4, 2, 3, 4)]
+    assert order.ids(8, 16).epochs.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert order.ids(18, 24).epochs.tolist() == [1, 4, 4, 2, 5, 5]
+
+
+def test_one_repeat_is_the_order_itself():
+    order = SampleOrder(97, 5)
+    assert np.array_equal(RepeatedOrder(order, 1, 10).ids(7, 300), order.ids(7, 300))
+    assert RepeatedOrder(order, 3, 10).num_samples == 3 * 97
+
+
+def test_a_repeated_order_far_on_is_computed_by_pieces():
+    order = RepeatedOrder(SampleOrder(400_000_000, 0, [10_000] * 40_000), 3, 4096)
+    _, ids = order.ids(10**9 // 4096 * 4096, (10**9 // 4096 + 1) * 4096)
+    assert 1365 <= len(np.unique(ids)) <= 1367
+
+
+def test_a_repeated_order_pickles():
+    order = RepeatedOrder(SampleOrder(97, 5), 3, 12)
+    assert np.array_equal(pickle.loads(pickle.dumps(order)).ids(5, 40), order.ids(5, 40))
+
+
+@pytest.mark.parametrize(("repeats", "batch_size"), [(0, 8), (-1, 8), (3, 5), (2, 1)])
+def test_bad_repeats(repeats: int, batch_size: int):
+    with pytest.raises(UsageError, match="cannot hold two samples"):
+        RepeatedOrder(SampleOrder(10, 0), repeats, batch_size)

@@ -1,6 +1,7 @@
 """Evaluation pixels are open_clip's; training pixels follow from the random state and each change does what it says."""
 
 import io
+import random
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from open_clip.transform import image_transform
 from PIL import ExifTags, Image
+from timm.data.auto_augment import rand_augment_transform
 
 from data_tools.decode import ImageError, Jpeg, read_image
+from data_tools.errors import UsageError
 from mmvit.data import transforms
 from mmvit.data.transforms import (
     AugmentConfig,
+    check_augment,
     eval_pixels,
     eval_pixels_from_bytes,
     train_pixels,
@@ -33,6 +37,8 @@ CHANGES = {
     "hue": 0.4,
     "flip": 1.0,
     "rand_augment": [2, 9],
+    "timm_augment": "rand-m9-n3-p1-mstd0.5-inc1",
+    "erase": 1.0,
 }
 
 # Side 4 of `pattern`, as they were before there was a faster way, and the next number from the random state.
@@ -414,3 +420,114 @@ def test_rand_augment_grows_with_its_magnitude():
         for r in ([0, 9], [2, 3], [2, 25])
     )
     assert none == 0 < weak < strong
+
+
+DEIT = AugmentConfig(None, timm_augment="rand-m9-mstd0.5-inc1")
+
+
+def timm_pixels(seed: int, notation: str = "rand-m9-mstd0.5-inc1") -> bytes:
+    return transforms._timm_augment(pattern(48, 48), notation, np.random.default_rng(seed)).tobytes()
+
+
+def test_timm_augment_follows_from_the_random_state_alone():
+    """And leaves the random states of Python, numpy and torch as they are, even where timm fails.
+
+    The function itself is called, for the checks of annotations draw from Python's.
+    """
+    states = lambda: [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # noqa: E731
+    before = states()
+    first = [timm_pixels(seed) for seed in range(12)]
+    assert states() == before
+    with pytest.raises(AssertionError, match="Unknown RandAugment"):
+        timm_pixels(0, "rand-x9")
+    assert states() == before
+    random.seed(7)
+    np.random.seed(7)
+    assert first == [timm_pixels(seed) for seed in range(12)]
+    assert len(set(first)) >= 6  # a quarter stays as it is
+
+
+def test_timm_augment_is_that_of_timm():
+    """Same draws, same pixels; with the fill and the resampling of DeiT's released training."""
+    image = photos()["china"].resize((64, 64))
+    theirs = rand_augment_transform(
+        "rand-m9-mstd0.5-inc1", {"img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
+    )
+    before = random.getstate(), np.random.get_state()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rng.uniform(-1, 1, size=4)  # for the colours, which are off
+        first, second = rng.integers(2**32, size=2).tolist()
+        random.seed(first)
+        np.random.seed(second)
+        expected = np.asarray(theirs(image)).transpose(2, 0, 1)
+        assert np.array_equal(changed(image, DEIT, seed, size=64), expected)
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+
+
+def test_erasing_makes_one_rectangle_noise():
+    """Of 1/50 to 1/3 of the area, three times as long as wide at most, in the colours of ImageNet."""
+    image = Image.new("RGB", (64, 64), (0, 0, 255))
+    noise, shares = [], []
+    for seed in range(200):
+        found = changed(image, AugmentConfig(None, erase=1.0), seed, size=64)
+        erased = (found != np.array([0, 0, 255])[:, None, None]).any(axis=0)
+        rows, columns = np.flatnonzero(erased.any(axis=1)), np.flatnonzero(erased.any(axis=0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert 0.29 <= height / width <= 3.45
+        assert erased.sum() >= 0.99 * height * width - 1  # by chance a pixel may be as it was
+        shares.append(height * width / 64**2)
+        noise.append(found[:, erased])
+    assert 0.018 <= min(shares) < 0.05
+    assert 0.3 < max(shares) <= 0.345
+    assert np.mean(shares) == pytest.approx((0.02 + 1 / 3) / 2, abs=0.03)
+    values = np.concatenate(noise, axis=1).astype(float)
+    assert np.abs(values.mean(axis=1) - [124, 116, 104]).max() < 3
+    assert np.abs(values.std(axis=1) - [58, 57, 57]).max() < 4
+    assert np.abs(np.corrcoef(values) - np.eye(3)).max() < 0.02  # each pixel and channel by itself
+
+
+def test_erasing_comes_last_and_as_often_as_it_says():
+    image, rest = photos()["china"].resize((96, 64)), {"crop_area": [0.5, 1.0], "flip": 0.5, "hue": 0.1}
+    plain = [changed(image, AugmentConfig(**rest), seed) for seed in range(400)]
+    found = [changed(image, AugmentConfig(**rest, erase=0.25), seed) for seed in range(400)]
+    different = [(one != other).any(axis=0) for one, other in zip(plain, found, strict=True)]
+    count = sum(bool(each.any()) for each in different)
+    assert abs(count - 100) < 4 * 75**0.5
+    assert max(each.mean() for each in different) < 0.4
+    assert np.array_equal(found[3], changed(image, AugmentConfig(**rest, erase=0.25), 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (2, 3)])
+def test_nothing_is_erased_where_no_rectangle_fits(shape: tuple[int, int]):
+    rows = np.zeros((*shape, 3), np.uint8)
+    for seed in range(20):
+        assert transforms._erase(rows, np.random.default_rng(seed)).shape == rows.shape
+    assert not rows.any()
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (AugmentConfig(rand_augment=[2]), "rand_augment"),
+        (AugmentConfig(rand_augment=[0, 9]), "rand_augment"),
+        (AugmentConfig(rand_augment=[2, 31]), "rand_augment"),
+        (AugmentConfig(timm_augment="randaug"), "timm_augment"),
+        (AugmentConfig(timm_augment="rand-m9-x3"), "timm_augment"),
+        (AugmentConfig(timm_augment="augmix-m5"), "timm_augment"),
+        (AugmentConfig(timm_augment=""), "timm_augment"),
+        (AugmentConfig(flip=1.5), "flip"),
+        (AugmentConfig(erase=-0.1), "erase"),
+    ],
+)
+def test_changes_that_there_are_not_name_their_key(config: AugmentConfig, key: str):
+    with pytest.raises(UsageError, match=f"data.augment.{key} is") as caught:
+        check_augment(config, where="data.augment")
+    assert caught.value.where == f"data.augment.{key}"
+
+
+@pytest.mark.parametrize("notation", ["rand-m9-mstd0.5-inc1", "rand", "rand-m15-n2-p0.3-mmax30-mstd101-inc0"])
+def test_what_passes_the_check_is_known_to_timm(notation: str):
+    check_augment(AugmentConfig(rand_augment=[2, 9], timm_augment=notation, flip=0.5, erase=0.25), where="data.augment")
+    assert rand_augment_transform(notation, {}).ops

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from data_tools import emoji as emoji_source
 from data_tools.emoji import EmojiOptions, EmojiReport, png_on_white, write_emoji
+from data_tools.emoji_groups import GROUPS, emoji_group
 from data_tools.errors import UsageError
 from data_tools.expand import expand_shards
 from mmvit.data.shards import IndexedShards
@@ -68,13 +70,13 @@ def test_a_sample_in_english_and_korean(made: EmojiReport, train: IndexedShards)
     assert grin.caption == "grinning face"
     assert grin.meta["code_points"] == "U+1F600"
     assert grin.meta["vendor"] == "Goog"
-    assert grin.meta["group"] == "faces"
+    assert grin.meta["group"] == "Smileys & Emotion"
     assert grin.meta["names"] == {"en": "grinning face", "ko": "\ud65c\uc9dd \uc6c3\ub294 \uc5bc\uad74"}
     assert names["ko"][grin.label] == grin.meta["names"]["ko"]
     assert samples["goog-1f9d1-200d-1f692"].caption == "firefighter"
     assert samples["goog-2764-fe0f"].caption == "red heart"  # its file's name lacks the FE0F
-    assert samples["goog-1f1f0-1f1f7"].meta["group"] == "flags"
-    assert samples["goog-1f44d"].meta["group"] == "people"
+    assert samples["goog-1f1f0-1f1f7"].meta["group"] == "Flags"
+    assert samples["goog-1f44d"].meta["group"] == "People & Body"
     for sample in samples.values():
         assert sample.caption == names["en"][sample.label]
         assert not any(mark in sample.caption for mark in ":_")
@@ -153,7 +155,11 @@ def test_other_options_or_other_files_are_refused(made: EmojiReport, tmp_path: P
 
 
 def test_a_damaged_data_set_is_refused(tmp_path: Path):
-    manifest = {"format": 1, "arguments": emoji_source._arguments(SMALL), "files": {"val-00000.tar": {"bytes": 5}}}
+    manifest = {
+        "format": emoji_source._FORMAT,
+        "arguments": emoji_source._arguments(SMALL),
+        "files": {"val-00000.tar": {"bytes": 5}},
+    }
     (tmp_path / "emoji.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match=r"damaged \(val-00000.tar\)"):
         write_emoji(tmp_path, SMALL)
@@ -166,6 +172,7 @@ def test_a_damaged_data_set_is_refused(tmp_path: Path):
         (EmojiOptions(held_out=("Wind",), vendors=("Goog",)), "held-out vendors"),
         (EmojiOptions(held_out=("Goog",), vendors=("Goog",)), "held-out vendors"),
         (EmojiOptions(languages=("kr",)), "language 'kr'"),
+        (EmojiOptions(labels="group"), "did you mean 'groups'"),
         (EmojiOptions(seed=-1), "seed"),
         (EmojiOptions(shard_size=0), "shard size"),
     ],
@@ -185,6 +192,62 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "emoji", None)
     with pytest.raises(UsageError, match="emoji is not installed"):
         write_emoji(tmp_path / "out", SMALL)
+
+
+# What is drawn, counted by Unicode's emoji-test.txt 15.0, in its order.
+DRAWN_BY_GROUP = {
+    "Smileys & Emotion": 162,
+    "People & Body": 361,
+    "Component": 9,
+    "Animals & Nature": 145,
+    "Food & Drink": 131,
+    "Travel & Places": 218,
+    "Activities": 85,
+    "Objects": 257,
+    "Symbols": 221,
+    "Flags": 269,
+}
+
+
+def test_groups_are_those_of_unicode():
+    for text, group in {
+        "1f60a": "Smileys & Emotion",
+        "2764": "Smileys & Emotion",
+        "1f441-200d-1f5e8": "Smileys & Emotion",
+        "1f441": "People & Body",
+        "1f468-200d-1f33e": "People & Body",  # a farmer begins with a man
+        "1f3fb": "Component",
+        "1f340": "Animals & Nature",
+        "1f34e": "Food & Drink",
+        "1f680": "Travel & Places",
+        "26bd": "Activities",
+        "1f4a1": "Objects",
+        "23-20e3": "Symbols",
+        "1f1f0-1f1f7": "Flags",
+        "1f3f3-200d-1f308": "Flags",
+        "1fae9": "Smileys & Emotion",  # of Unicode 16
+    }.items():
+        assert emoji_group([int(part, 16) for part in text.split("-")]) == group
+    classes = emoji_source._load_classes(EmojiOptions(languages=("en",)))
+    drawings = emoji_source._list_drawings(emoji_source._drawings_folder(), EmojiOptions(), classes)
+    counts = Counter(classes[label].group for label in {drawing.label for drawing in drawings})
+    assert {group: counts[group] for group in GROUPS.values()} == DRAWN_BY_GROUP
+
+
+@pytest.mark.usefixtures("few_classes")
+def test_labels_can_be_groups(tmp_path: Path):
+    options = replace(SMALL, labels="groups")
+    folder = write_emoji(tmp_path / "out", options).folder
+    lines = (folder / "groups.txt").read_text().splitlines()
+    assert lines == list(DRAWN_BY_GROUP)
+    assert not list(folder.glob("names.*"))
+    for split in ("train", "val"):
+        shards = IndexedShards(expand_shards(f"{folder}/{split}-*.tar"))
+        groups = [shards.meta(i)["group"] for i in range(len(shards))]
+        assert [lines[shards.label(i)] for i in range(len(shards))] == groups
+        assert len(set(groups)) > 3
+    with pytest.raises(UsageError, match=r"other options \(labels\)"):
+        write_emoji(folder, SMALL)
 
 
 def test_skin_tones_are_an_option():

@@ -56,7 +56,7 @@ def test_what_a_partial_holds_is_sent_once_to_each_worker():
 
 
 CTRL_C_SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from data_tools.engine import run_tasks
 
@@ -70,6 +70,7 @@ def wait(task):
             print("cleaned up", flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background inherits that it is ignored
     try:
         for number, _ in run_tasks(wait, [0, 1], num_workers=2):
             pass

@@ -26,11 +26,11 @@ from mmvit.layers.positions import resample_positions
 from mmvit.models.dual_encoder import DualEncoder, Embeddings
 from mmvit.retrieval.sources import open_source
 from mmvit.retrieval.store import embed_source
-from mmvit.train import meters, precision
-from mmvit.train import run as run_module
+from mmvit.train import meters, precision, pretraining
 from mmvit.train.flops import FlopCounter
 from mmvit.train.log import read_log
 from mmvit.train.loop import pretrain
+from mmvit.train.pretraining import Pretraining
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.step import StepResult
 from mmvit.train.stop import Stopped
@@ -135,8 +135,8 @@ def no_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FlopCounter, "sample_flops", lambda *batch: 1.0)
 
 
-def open_run(config: PretrainConfig) -> Run:
-    return Run(config, open_accelerator(config), Watch(config.train.timeout_s))
+def open_run(config: PretrainConfig) -> Pretraining:
+    return Pretraining(config, open_accelerator(config), Watch(config.train.timeout_s))
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def figure(encoder: Encoder) -> float:
 
 def test_average_is_evaluated_and_exported(recipes: Recipes, tiny_data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        run_module,
+        pretraining,
         "evaluate_zero_shot",
         lambda encoder, *task, **options: ZeroShotResult(figure(encoder), 0.0, NONE, NONE, NONE, num_bad=0),
     )

@@ -67,7 +67,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     tokenizer = build_tokenizer(TokenizerConfig("file", str(path)), 16)
     torch.manual_seed(0)
     text = TextConfig(tokenizer.vocab_size, 16, tokenizer.end_of_text, width=32, depth=1, num_heads=2)
-    image = ViTConfig(IMAGE_SIZE, 8, width=32, depth=1, num_heads=2)
+    image = ViTConfig(image_size=IMAGE_SIZE, patch_size=8, width=32, depth=1, num_heads=2)
     model = build_dual_encoder(DualEncoderConfig(24, image=image, text=text))
     encoder = Encoder(model, tokenizer, image_size=IMAGE_SIZE, fingerprint="colours", batch_size=7)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -91,7 +91,7 @@ def test_a_photo_lying_on_its_side_is_turned_once(encoder: Encoder, tmp_path: Pa
 def test_a_model_folder_gives_the_model_back(tmp_path: Path):
     config = DualEncoderConfig(
         embed_dim=16,
-        image=ViTConfig(16, 8, width=32, depth=1, num_heads=2),
+        image=ViTConfig(image_size=16, patch_size=8, width=32, depth=1, num_heads=2),
         text=TextConfig(context_length=8, width=32, depth=1, num_heads=2),
     )
     preprocess = PreprocessConfig([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])

@@ -20,7 +20,7 @@ def quick_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from saves import tiny_model, tiny_tokenizer
 
-    import mmvit.checkpoint as checkpoint
+    import mmvit.checkpoint.models as checkpoint
 
     @functools.cache
     def parsed(cls: type, text: str) -> Any:

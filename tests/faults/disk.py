@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-import mmvit.checkpoint as checkpoint
+import mmvit.checkpoint.sealed as sealed
 
 MODES = ("once", "for ever", "killed")
 
@@ -48,7 +48,7 @@ class Disk:
                 patch.setattr(os, name, self._wrapped_rename(getattr(os, name)))
             patch.setattr(os, "fsync", self._fsync)  # recorded, and not done: the machine stays up
             patch.setattr(io, "open", self._wrapped_open(io.open))
-            patch.setattr(checkpoint, "save_file", self._wrapped_save(checkpoint.save_file))
+            patch.setattr(sealed, "save_file", self._wrapped_save(sealed.save_file))
             yield self
 
     def _step(self, error: Exception | None = None, torn: Callable[[], Any] = lambda: None) -> None:

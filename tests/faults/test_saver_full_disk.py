@@ -11,7 +11,7 @@ import pytest
 from disk import Disk
 from saves import CRASHING, save, set_up, step_of, tensors
 
-import mmvit.checkpoint as checkpoint
+import mmvit.checkpoint.sealed as checkpoint
 from data_tools.errors import ResourceError
 from mmvit.train.saver import Saver
 

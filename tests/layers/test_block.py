@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvit.layers.block import Block
+from mmvit.layers.block import Block, start_as_identity
 
 
 def copied_block(theirs: nn.TransformerEncoderLayer, eps: float) -> Block:
@@ -24,7 +24,7 @@ def copied_block(theirs: nn.TransformerEncoderLayer, eps: float) -> Block:
 @pytest.mark.parametrize(
     ("norm_first", "eps", "equal"), [(True, 1e-5, True), (False, 1e-5, False), (True, 1e-2, False)]
 )
-def test_equals_the_pre_norm_encoder_layer_and_no_other(norm_first: bool, eps: float, equal: bool):
+def test_v8_equals_the_pre_norm_encoder_layer_and_no_other(norm_first: bool, eps: float, equal: bool):
     torch.manual_seed(0)
     theirs = nn.TransformerEncoderLayer(24, 4, 96, 0.0, "gelu", batch_first=True, norm_first=norm_first)
     with torch.no_grad():
@@ -65,3 +65,52 @@ def test_equals_the_pre_norm_decoder_layer():
     expected = theirs(x, context, tgt_mask=causal, memory_key_padding_mask=hidden)
     assert (ours(x, context=context, context_mask=~hidden[:, None, None]) - expected).abs().max() <= 1e-5
     assert (ours(x, context=context) - expected).abs().max() > 1e-3
+
+
+def test_v9_each_token_is_normalised_by_itself():
+    torch.manual_seed(0)
+    block, x = Block(64, 2, norm_eps=1e-6), 3 * torch.randn(4, 5, 64) + 2
+    y = block.attention_norm(x)
+    assert y.mean(dim=2).abs().max() <= 1e-5
+    assert (y.var(dim=2, correction=0) - 1).abs().max() <= 1e-4
+    assert torch.equal(block.attention_norm(x[1:2, 2:3]), y[1:2, 2:3])
+    torch.nn.init.normal_(block.attention_norm.weight)
+    torch.nn.init.normal_(block.attention_norm.bias)
+    mean, variance = x.mean(dim=2, keepdim=True), x.var(dim=2, correction=0, keepdim=True)
+    expected = (x - mean) / (variance + 1e-6).sqrt() * block.attention_norm.weight + block.attention_norm.bias
+    assert (block.attention_norm(x) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("context_width", [None, 8])
+def test_options_that_are_off_add_no_parameter(context_width: int | None):
+    names = Block(16, 2, context_width=context_width).state_dict().keys()
+    more = Block(16, 2, context_width=context_width, qk_norm=True, layer_scale=0.1).state_dict().keys()
+    assert names < more
+    assert not [name for name in names if "scale" in name or "q_norm" in name]
+
+
+def test_layer_scale_scales_what_each_branch_adds():
+    torch.manual_seed(0)
+    block, x = Block(16, 2, layer_scale=0.5), torch.randn(2, 3, 16)
+    assert (block.attention_scale.gamma == 0.5).all()
+    torch.nn.init.normal_(block.attention_scale.gamma)
+    torch.nn.init.zeros_(block.feed_forward_scale.gamma)
+    added = block.attention(block.attention_norm(x)) * block.attention_scale.gamma
+    assert torch.allclose(block(x), x + added)
+    torch.nn.init.ones_(block.feed_forward_scale.gamma)
+    assert torch.allclose(block(x), x + added + block.feed_forward(block.feed_forward_norm(x + added)))
+
+
+def test_layer_scale_holds_for_the_context_too():
+    torch.manual_seed(0)
+    block, x, context = Block(16, 2, layer_scale=1.0, context_width=8), torch.randn(2, 3, 16), torch.randn(2, 4, 8)
+    torch.nn.init.zeros_(block.context_scale.gamma)
+    assert torch.equal(block(x, context=context), block(x))
+
+
+def test_blocks_with_all_options_can_start_as_the_identity():
+    torch.manual_seed(0)
+    block, x = Block(16, 2, qk_norm=True, layer_scale=0.1, drop_path=0.5), torch.randn(2, 3, 16)
+    assert not torch.equal(block.eval()(x), x)
+    start_as_identity(block)
+    assert torch.equal(block(x), x)

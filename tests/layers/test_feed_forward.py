@@ -15,12 +15,17 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_each_activation_is_its_formula_and_no_other(name: str):
+def test_v10_each_activation_is_its_formula_and_no_other(name: str):
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     result = ACTIVATIONS[name]()(x)
     for other, formula in FORMULAS.items():
         expected = torch.tensor([formula(value) for value in x.tolist()], dtype=torch.float64)
         assert ((result - expected).abs().max() < 1e-12) == (other == name)
+
+
+def test_v10_gelu_falls_before_it_rises():
+    x = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
+    assert x[ACTIVATIONS["gelu"]()(x).argmin()].item() == pytest.approx(-0.7518, abs=2e-4)
 
 
 def test_each_token_is_transformed_by_itself():

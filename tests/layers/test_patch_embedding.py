@@ -9,11 +9,18 @@ from mmvit.layers.patch_embedding import PatchEmbedding, Patches, patch_grid, pa
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(224, 224, 16), (8, 12, 4), (6, 2, 2)])
-def test_unpatchify_inverts_patchify_bit_for_bit(height: int, width: int, size: int):
+def test_v1_unpatchify_inverts_patchify_bit_for_bit(height: int, width: int, size: int):
     images = torch.randn(2, 3, height, width)
     patches = patchify(images, size)
     assert patches.shape == (2, height * width // size**2, 3 * size**2)
     assert torch.equal(unpatchify(patches, size, (height // size, width // size)), images)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "num_patches"), [(224, 16, 196), (224, 32, 49), (224, 14, 256), (256, 16, 256)]
+)
+def test_v1_counts(side: int, size: int, num_patches: int):
+    assert patchify(torch.zeros(1, 3, side, side, device="meta"), size).shape == (1, num_patches, 3 * size**2)
 
 
 def test_patches_go_row_by_row_with_the_channel_fastest():
@@ -23,14 +30,15 @@ def test_patches_go_row_by_row_with_the_channel_fastest():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_convolution_is_a_linear_map_of_the_patches(bias: bool):
+def test_v2_the_convolution_is_a_linear_map_of_the_patches(bias: bool):
     torch.manual_seed(0)
     embed, images = PatchEmbedding(4, 10, bias=bias), torch.randn(2, 3, 8, 12)
     assert (embed(images) - embed.embed_patches(patchify(images, 4))).abs().max() <= 1e-6
+    assert embed(images).shape == (2, 2 * 3, 10)
 
 
 @pytest.mark.parametrize("cut", [lambda x: patchify(x, 16), PatchEmbedding(16, 8)], ids=["patchify", "embedding"])
-def test_a_size_that_does_not_divide_is_refused_with_one_that_fits(cut):
+def test_v1_a_size_that_does_not_divide_is_refused_with_one_that_fits(cut):
     with pytest.raises(ValueError, match=re.escape("100x7 px is not divisible")) as caught:
         cut(torch.zeros(1, 3, 100, 7))
     height, width = map(int, re.search(r"(\d+)x(\d+) px or", str(caught.value)).groups())

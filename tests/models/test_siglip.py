@@ -23,7 +23,7 @@ CONFIG = DualEncoderConfig(
     image_projection=False,
     text_projection_bias=True,
     initial_logit_bias=-10.0,
-    image=ViTConfig(32, 8, pool="attention", pre_norm=False, patch_bias=True, **SHAPE),
+    image=ViTConfig(image_size=32, patch_size=8, pool="attention", pre_norm=False, patch_bias=True, **SHAPE),
     text=TextConfig(VOCAB, LENGTH, END, causal=False, pool="last", **SHAPE),
 )
 MODULES = {

@@ -11,6 +11,7 @@ import torch
 import mmvit.checkpoint
 from data_tools.errors import CheckpointError, UsageError
 from mmvit.data.shards import IndexedShards
+from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.retrieval import search
 from mmvit.retrieval.search import Searcher, top_k
 from mmvit.retrieval.sources import open_source
@@ -120,7 +121,7 @@ def test_missing_or_other_model_is_refused(folder: Path, told: Told, tmp_path: P
     loaded = mmvit.load(folder.parent / "model")
     torch.nn.init.zeros_(loaded.model.logit_scale)
     description = mmvit.checkpoint.load_model(folder.parent / "model")
-    tokenizer = mmvit.checkpoint.TokenizerConfig("file", str(folder.parent / "model" / "tokenizer.json"))
+    tokenizer = TokenizerConfig("file", str(folder.parent / "model" / "tokenizer.json"))
     mmvit.checkpoint.save_model(tmp_path / "other", loaded.model, description.config, description.preprocess, tokenizer)
     code, _, err = told("search", alone, "--text", "x", "--model", tmp_path / "other")
     assert code == 4

@@ -23,10 +23,10 @@ from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig, Embeddings
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
-from mmvit.train.objective import Objective, Targets, Totals
+from mmvit.train.objective import Targets
 from mmvit.train.optim import build_optimizers, flatten_state, restore_state
 from mmvit.train.parallel import ddp_arguments, full_state, make_shardable, shard_optimizer_state, shard_state
-from mmvit.train.step import Part, train_step
+from mmvit.train.step import Objective, Part, train_step
 
 STEPS, BATCH = 20, 8
 IMAGE = ViTConfig(image_size=16, patch_size=8, width=32, depth=2, num_heads=2)
@@ -36,16 +36,15 @@ TEXT = TextConfig(vocab_size=50, context_length=8, end_of_text=49, width=32, dep
 class Contrastive(Objective):
     """The loss alone."""
 
-    def __init__(self) -> None:
-        pass
+    compares = True
 
-    def totals(self, ids: Sequence[torch.Tensor]) -> Totals:
-        return Totals(1, None, None)
+    def totals(self, parts: Sequence[Part]) -> None:
+        return None
 
     def between(self, rows: Embeddings, targets: Targets) -> dict[str, torch.Tensor]:
         return {"contrastive": contrastive_loss(rows.image, rows.text[:, 0], rows.logit_scale)}
 
-    def within(self, rows: Embeddings, ids: torch.Tensor, totals: Totals) -> dict[str, torch.Tensor]:
+    def within(self, rows: Embeddings, part: Part, totals: None) -> dict[str, torch.Tensor]:
         return {}
 
 
@@ -68,7 +67,7 @@ def parts(step: int, rank: int, world_size: int, num_parts: int) -> list[Part]:
     ids = torch.randint(1, 49, (BATCH, 1, 8), generator=random)
     ids[:, :, -1] = 49
     mine = [tensor.chunk(world_size)[rank].chunk(num_parts) for tensor in (images, ids)]
-    return [Part(image, text, None, Targets(None)) for image, text in zip(*mine, strict=True)]
+    return [Part((image, text), Targets(None)) for image, text in zip(*mine, strict=True)]
 
 
 def main(kind: str, num_parts: int, out: Path, start: str) -> None:

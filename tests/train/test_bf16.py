@@ -73,7 +73,7 @@ def test_one_small_update_is_in_the_master_only():
 
 def dual_encoder(**options: object) -> DualEncoder:
     torch.manual_seed(0)
-    image = ViTConfig(16, 8, 32, depth=1, num_heads=2, **options)
+    image = ViTConfig(image_size=16, patch_size=8, width=32, depth=1, num_heads=2, **options)
     text = TextConfig(vocab_size=50, end_of_text=49, context_length=8, width=32, depth=1, num_heads=2)
     return build_dual_encoder(DualEncoderConfig(24, initial_logit_bias=-10.0, image=image, text=text))
 

@@ -23,6 +23,7 @@ from mmvit.eval.encoder import Encoder
 from mmvit.train import objective, saver
 from mmvit.train.log import read_log
 from mmvit.train.loop import check, measure_step_time, pretrain
+from mmvit.train.pretraining import Pretraining
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.stop import StopFlag, Stopped
 from mmvit.train.watch import Watch
@@ -39,8 +40,8 @@ def config(tiny_config: Path, tmp_path: Path) -> PretrainConfig:
     return load_config(PretrainConfig, tiny_config, [f"out={tmp_path / 'run'}", *steps])
 
 
-def open_run(config: PretrainConfig) -> Run:
-    return Run(config, open_accelerator(config), Watch(config.train.timeout_s))
+def open_run(config: PretrainConfig) -> Pretraining:
+    return Pretraining(config, open_accelerator(config), Watch(config.train.timeout_s))
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: range, how: str) -> None:

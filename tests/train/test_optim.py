@@ -9,14 +9,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from data_tools.errors import CheckpointError
+from data_tools.errors import CheckpointError, UsageError
 from mmvit.config import OptimConfig
-from mmvit.models.build import build_dual_encoder
+from mmvit.models.build import build_classifier, build_dual_encoder
+from mmvit.models.classifier import ClassifierConfig
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.image_towers import tower_config
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train.muon import Muon
-from mmvit.train.optim import build_optimizers, flatten_state, is_hidden_matrix, restore_state, set_learning_rates
+from mmvit.train.optim import (
+    build_optimizers,
+    flatten_state,
+    is_hidden_matrix,
+    layer_factors,
+    restore_state,
+    set_learning_rates,
+)
 from mmvit.train.schedule import schedule_factor
 
 BLOCK_MATRICES = {
@@ -36,7 +45,7 @@ NEVER_DECAYED = {
 
 def small_model(stem_channels: tuple[int, ...] = ()) -> DualEncoder:
     torch.manual_seed(0)
-    image = ViTConfig(16, 8, 32, depth=1, num_heads=2, stem_channels=list(stem_channels))
+    image = ViTConfig(image_size=16, patch_size=8, width=32, depth=1, num_heads=2, stem_channels=list(stem_channels))
     text = TextConfig(vocab_size=50, end_of_text=49, context_length=8, width=32, depth=1, num_heads=2)
     return build_dual_encoder(DualEncoderConfig(24, image=image, text=text))
 
@@ -44,7 +53,7 @@ def small_model(stem_channels: tuple[int, ...] = ()) -> DualEncoder:
 def full_model(depths: tuple[int, int] = (1, 1)) -> DualEncoder:
     """With every part that a dual encoder can have."""
     torch.manual_seed(0)
-    image = ViTConfig(16, 8, 32, depth=depths[0], num_heads=2, pool="attention")
+    image = ViTConfig(image_size=16, patch_size=8, width=32, depth=depths[0], num_heads=2, pool="attention")
     text = TextConfig(vocab_size=50, end_of_text=49, context_length=8, width=32, depth=depths[1], num_heads=2)
     config = DualEncoderConfig(24, initial_logit_bias=-10.0, caption_depth=1, token_head=True, image=image, text=text)
     return build_dual_encoder(config)
@@ -184,6 +193,32 @@ def test_layer_decay_counts_frozen_blocks_too():
     (adamw,) = build_optimizers(model, OptimConfig(lr=1.0, layer_decay=0.5))
     rates = {key: group["lr"] for group in adamw.param_groups for key in members(model, group)}
     assert rates["image_tower.blocks.0.attention.q.weight"] == pytest.approx(1 / 8)
+
+
+def test_layer_decay_slows_relative_positions_with_their_block():
+    names = ["image_tower.blocks.0.attention.q.weight", "image_tower.blocks.1.attention.q.weight"]
+    names += ["image_tower.relative.0.offset_bias", "image_tower.relative.1.offset_bias"]
+    factors = list(layer_factors(names, 0.5).values())
+    assert factors == [0.25, 0.5, 0.25, 0.5]
+
+
+def test_tables_of_timm_do_not_decay():
+    """Those that the model itself names, and its biases and norms."""
+    model = build_classifier(ClassifierConfig(tower_config("timm:test_vit")), ["a", "b"])
+    (optimizer,) = build_optimizers(model, OptimConfig(weight_decay=0.1))
+    plain = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    kept = {f"image_tower.model.{name}" for name in model.image_tower.model.no_weight_decay()}
+    named = dict(model.named_parameters())
+    assert kept & named.keys()
+    assert {id(named[name]) for name in kept & named.keys()} <= plain
+
+
+def test_layer_decay_wants_a_row_of_blocks():
+    with torch.device("meta"):
+        model = build_classifier(ClassifierConfig(tower_config("rn50")), ["a", "b"])
+    with pytest.raises(UsageError, match="the image tower has no row of blocks") as error:
+        build_optimizers(model, OptimConfig(layer_decay=0.5))
+    assert error.value.where == "optim.layer_decay"
 
 
 def test_rates_are_set_from_the_peak_each_time():

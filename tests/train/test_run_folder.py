@@ -8,22 +8,24 @@ from typing import Any
 import pytest
 
 from data_tools.errors import UsageError
-from mmvit.config import PretrainConfig, load_config
+from mmvit.config import FinetuneConfig, PretrainConfig, load_config
 from mmvit.data.curriculum import Stage
 from mmvit.train.run_folder import FREE, REFUSED, TOLD, check_run_folder, is_among, open_run_folder, settings
 
 CLASSES = {"free": FREE, "told": TOLD, "refused": REFUSED}
 
 
-@pytest.mark.parametrize("key", settings(PretrainConfig()))
+KEYS = {**settings(PretrainConfig()), **settings(FinetuneConfig())}
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_each_setting_is_in_one_class(key: str):
     assert len([name for name, names in CLASSES.items() if is_among(key, names)]) == 1, "say what it means to a run"
 
 
 def test_classes_name_settings_only():
-    keys = settings(PretrainConfig())
     for names in CLASSES.values():
-        assert [name for name in names if not any(is_among(key, [name]) for key in keys)] == []
+        assert [name for name in names if not any(is_among(key, [name]) for key in KEYS)] == []
 
 
 @pytest.fixture
@@ -75,9 +77,9 @@ def test_refused_settings_are_shown_and_change_nothing(begun: Path):
         open_run_folder(begun, config)
     assert error.value.exit_code == 2
     lines = error.value.what.splitlines()
-    assert lines[1] == "    model.embed_dim: 512 -> 64"
-    assert lines[2].startswith("    curriculum: [] -> [{'until': 1.0")
-    assert lines[3:] == ["    optim.betas: [0.9, 0.98] -> [0.9, 0.95]"]  # the one that may change is left out
+    assert lines[1].startswith("    curriculum: [] -> [{'until': 1.0")
+    # The one that may change is left out.
+    assert lines[2:] == ["    optim.betas: [0.9, 0.98] -> [0.9, 0.95]", "    model.embed_dim: 512 -> 64"]
     assert "out=FOLDER" in error.value.mend
     assert (begun / "config.yaml").read_bytes() == before
 

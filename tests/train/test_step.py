@@ -20,8 +20,8 @@ from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train import step as step_module
 from mmvit.train.guard import Guard
-from mmvit.train.objective import Objective
-from mmvit.train.step import Part, StepResult, to_part, train_step
+from mmvit.train.objective import PretrainObjective
+from mmvit.train.step import Part, StepResult, train_step
 
 NUM_IMAGES = 16
 TOLERANCE = 1e-5
@@ -84,11 +84,11 @@ def step(
     optimizer.register_step_pre_hook(
         lambda *_: gradients.update({name: p.grad.clone() for name, p in model.named_parameters()})
     )
-    objective = Objective(loss, None, same_caption_positives=same_caption_positives, tokenizer=tokenizer)
+    objective = PretrainObjective(loss, None, same_caption_positives=same_caption_positives, tokenizer=tokenizer)
 
     def part(each: Batch) -> Part:
         keep = kept_patches(each.positions, 16, drop, 0) if drop else None
-        return to_part(each, objective, torch.device("cpu"), keep)
+        return Part((each.images, each.ids, keep), objective.targets(each, torch.device("cpu")))
 
     parts = [part(each) for each in split(batch, num_parts, tokenizer.end_of_text)]
     refuse = Guard(None).refuse
@@ -171,14 +171,14 @@ def test_the_second_pass_draws_what_the_first_drew(tokenizer: Tokenizer, batch: 
 
     def gradients(backward: Any) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
-            patch.setattr(step_module, "_backward_whole", backward)
+            patch.setattr(step_module, "_backward", backward)
             torch.manual_seed(7)
             return step(model, tokenizer, batch)[1]
 
-    expected = gradients(step_module._backward_whole)
-    assert farthest(gradients(step_module._backward_in_parts), expected) <= TOLERANCE
+    expected = gradients(step_module._backward)
+    assert farthest(gradients(step_module._backward_cached), expected) <= TOLERANCE
     monkeypatch.setattr(step_module, "_set_random_state", lambda *_: None)
-    assert farthest(gradients(step_module._backward_in_parts), expected) > 1e-2
+    assert farthest(gradients(step_module._backward_cached), expected) > 1e-2
 
 
 def test_refused_step_changes_nothing(tokenizer: Tokenizer, batch: Batch):

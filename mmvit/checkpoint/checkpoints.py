@@ -1,0 +1,172 @@
+"""Training checkpoints, which survive a crash."""
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_tools.atomic import atomic_folder, fsync_tree, remove_folder, remove_leftovers
+from data_tools.errors import CheckpointError
+from mmvit.checkpoint.sealed import (
+    FORMAT_VERSION,
+    OtherVersionError,
+    digests_of,
+    disk_for,
+    read_sealed,
+    unreadable,
+    verify_files,
+    write_sealed,
+    write_tensors,
+)
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint read back: `tensors` by file stem ("model", "optimizer", "ema"), `state` as it was given."""
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep_last: int,
+    keep_every: int | None = None,
+) -> Path:
+    """Write `run/checkpoints/step-NNNNNNNN` and only then remove those that are no longer wanted.
+
+    Wanted are the newest `keep_last`, and all whose step is a multiple of `keep_every`. The folder is built beside its
+    final name, synced and renamed; its manifest is written last. A crash leaves either no such folder or a whole one.
+    Removed too are later steps, which this run could not read and repeats, and what a killed save left. A whole
+    checkpoint of this very step stays as it is.
+
+    Raises:
+        ResourceError: the disk is full or fails; what was saved before is as it was.
+    """
+    final = run / "checkpoints" / f"step-{step:08d}"
+    remove_leftovers(final.parent, "step-*")
+    if not (final.exists() and _is_whole(final)):
+        with disk_for(tensors.values(), final):
+            if final.exists():
+                remove_folder(final)
+            with atomic_folder(final) as folder:
+                for name, group in tensors.items():
+                    write_tensors(group, folder / f"{name}.safetensors")
+                (folder / STATE).write_text(json.dumps(dict(state), indent=1))
+                fsync_tree(folder)
+                facts = {"format_version": FORMAT_VERSION, "step": step, "files": digests_of(folder)}
+                write_sealed(folder / MANIFEST, facts)
+    _prune(run, step, keep_last, keep_every)
+    return final
+
+
+def latest_checkpoint(run: Path) -> Checkpoint | None:
+    """Read the newest whole checkpoint, None where there is none; what is passed over, and why, is told in the log.
+
+    Raises:
+        OtherVersionError: the newest is of another format version; going on without it would destroy it.
+        ResourceError: the disk does not give one; it may be whole.
+        CheckpointError: there are some, and none is whole.
+    """
+    damaged: list[tuple[int, CheckpointError]] = []
+    found = None
+    for step, folder in reversed(_checkpoint_folders(run).items()):
+        try:
+            found = read_checkpoint(folder)
+            break
+        except OtherVersionError:
+            raise
+        except CheckpointError as error:
+            damaged.append((step, error))
+    if damaged and found is None:
+        whats = "; ".join(error.what for _, error in damaged)
+        raise CheckpointError(
+            f"none of the checkpoints of this run is whole: {whats}",
+            where=str(run / "checkpoints"),
+            meaning="nothing was changed",
+            mend="move that folder away to start the run anew",
+        )
+    start = found.step if found else 0
+    for step, why in damaged:
+        instead = f"going on at step {start}, {step - start} steps are repeated"
+        logger.warning("%s; %s\n  where: %s", why.what, instead, why.where)
+    return found
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint; raises CheckpointError where a file is missing, cut or changed."""
+    manifest = verify_folder(folder)
+    names = [name for name in manifest["files"] if name.endswith(".safetensors")]
+    try:
+        tensors = {name.removesuffix(".safetensors"): load_file(folder / name) for name in names}
+        state = json.loads((folder / STATE).read_text())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder.name} cannot be read: {error}", where=str(folder)) from error
+    return Checkpoint(folder, manifest["step"], tensors, state)
+
+
+def check_leaves(checkpoint: Checkpoint, groups: Collection[str], state: Collection[str]) -> None:
+    """Raise CheckpointError unless the checkpoint holds just these groups of tensors, and no other entry of `state`.
+
+    What a run does not take up again it would lose silently; entries that an older version did not write may lack.
+    """
+    unknown = sorted({*checkpoint.tensors} - {*groups} | {*checkpoint.state} - {*state})
+    missing = sorted({*groups} - {*checkpoint.tensors})
+    if unknown or missing:
+        what = f"has {', '.join(unknown)}, which this run does not" if unknown else f"lacks {', '.join(missing)}"
+        raise CheckpointError(
+            f"{checkpoint.folder.name} {what}",
+            where=str(checkpoint.folder),
+            meaning="going on would lose a part of the state; nothing was changed",
+            mend="use the version of mmvit and the config that wrote it, or start anew with another out=FOLDER",
+        )
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """Hold every file against the folder's manifest and return it; raises CheckpointError naming the file."""
+    manifest = read_sealed(folder / MANIFEST, {"format_version": int, "step": int, "files": dict})
+    verify_files(folder, manifest["files"], STATE)
+    return manifest
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_folder(folder)
+    except OtherVersionError:
+        raise
+    except CheckpointError:
+        return False
+    return True
+
+
+def _checkpoint_folders(run: Path) -> dict[int, Path]:
+    """Return the folders by step, the oldest first."""
+    steps = {path: path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")}
+    return dict(sorted((int(step), path) for path, step in steps.items() if step.isdecimal()))
+
+
+def _prune(run: Path, step: int, keep_last: int, keep_every: int | None) -> None:
+    folders = _checkpoint_folders(run)
+    wanted = {each for each in folders if each <= step and keep_every and each % keep_every == 0}
+    wanted.update([each for each in folders if each <= step][-max(keep_last, 1) :])
+    for each in folders.keys() - wanted:
+        try:
+            remove_folder(folders[each])
+        except OSError as error:  # the next save tries again
+            logger.warning("an old checkpoint cannot be removed: %s", error)

@@ -1,0 +1,259 @@
+"""Model folders, which survive a crash and need nothing else to be used."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from data_tools.atomic import atomic_folder, fsync_tree, remove_folder, remove_leftovers, rename_synced
+from data_tools.errors import CheckpointError, UsageError
+from mmvit.checkpoint.sealed import (
+    FORMAT_VERSION,
+    WEIGHTS,
+    digests_of,
+    disk_for,
+    load_weights,
+    read_sealed,
+    verify_files,
+    write_sealed,
+    write_tensors,
+)
+from mmvit.config import from_tree
+from mmvit.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerConfig, build_tokenizer, resolve_tokenizer
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.models.build import build_classifier, build_dual_encoder
+from mmvit.models.classifier import ClassifierConfig, ImageClassifier
+from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.image_towers import build_image_tower
+from mmvit.towers.contract import Tower, TowerConfig
+
+DESCRIPTION = "mmvit.json"
+DUAL_ENCODER, CLASSIFIER, TOWER = "dual_encoder", "classifier", "image_tower"  # what a model folder can hold
+_KEYS = {"format_version": int, "kind": str, "model": dict, "preprocess": dict, "files": dict}
+_KINDS = {DUAL_ENCODER: _KEYS | {"tokenizer": dict}, CLASSIFIER: _KEYS | {"class_names": list}, TOWER: _KEYS}
+
+
+class LoadedClassifier(NamedTuple):
+    """The model folder of a classifier read back; `fingerprint` is the SHA-256 of the weights file."""
+
+    model: ImageClassifier
+    preprocess: PreprocessConfig
+    config: ClassifierConfig
+    fingerprint: str
+
+
+class LoadedTower(NamedTuple):
+    """The image tower of a model folder read back."""
+
+    tower: Tower
+    preprocess: PreprocessConfig
+    config: TowerConfig
+
+
+class LoadedModel(NamedTuple):
+    """The model folder of a dual encoder read back; `fingerprint` is the SHA-256 of the weights file."""
+
+    model: DualEncoder
+    tokenizer: Tokenizer
+    preprocess: PreprocessConfig
+    config: DualEncoderConfig
+    fingerprint: str
+
+
+def save_model(
+    folder: Path,
+    model: DualEncoder,
+    config: DualEncoderConfig,
+    preprocess: PreprocessConfig,
+    tokenizer: TokenizerConfig,
+) -> None:
+    """Write a model folder that `load_model` reads with nothing else; an older model folder is replaced."""
+    files = {}
+    if tokenizer.kind == "file":
+        tokenizer = resolve_tokenizer(tokenizer)
+        files[TOKENIZER_FILE] = Path(tokenizer.path).read_bytes()
+    description = {
+        "kind": DUAL_ENCODER,
+        "model": asdict(config),
+        "preprocess": asdict(preprocess),
+        "tokenizer": asdict(replace(tokenizer, path=TOKENIZER_FILE if files else "")),
+    }
+    _save_folder(folder, model, description, files)
+
+
+def save_classifier(
+    folder: Path, model: ImageClassifier, config: ClassifierConfig, preprocess: PreprocessConfig
+) -> None:
+    """Write a model folder that `load_classifier` reads with nothing else; an older model folder is replaced."""
+    description = {
+        "kind": CLASSIFIER,
+        "model": asdict(config),
+        "class_names": model.class_names,
+        "preprocess": asdict(preprocess),
+    }
+    _save_folder(folder, model, description, {})
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
+    """Read the model folder of a dual encoder.
+
+    Raises:
+        CheckpointError: it is none, damaged, or of another format version.
+        UsageError: it holds a classifier.
+    """
+    folder, description = _open_folder(folder, DUAL_ENCODER)
+    where = str(folder / DESCRIPTION)
+    config = from_tree(DualEncoderConfig, description["model"], where)
+    preprocess = from_tree(PreprocessConfig, description["preprocess"], where)
+    tokenizer = from_tree(TokenizerConfig, description["tokenizer"], where)
+    if tokenizer.path:
+        tokenizer.path = str(folder / tokenizer.path)
+    model = build_dual_encoder(config, preprocess.mean, preprocess.std)
+    load_weights(model, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
+    return LoadedModel(
+        model=model.to(device).eval(),
+        tokenizer=build_tokenizer(tokenizer, config.text.context_length),
+        preprocess=preprocess,
+        config=config,
+        fingerprint=description["files"][WEIGHTS],
+    )
+
+
+def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> LoadedClassifier:
+    """Read the model folder of a classifier.
+
+    Raises:
+        CheckpointError: it is none, damaged, or of another format version.
+        UsageError: it holds a dual encoder.
+    """
+    folder, description = _open_folder(folder, CLASSIFIER)
+    where = str(folder / DESCRIPTION)
+    config = from_tree(ClassifierConfig, description["model"], where)
+    preprocess = from_tree(PreprocessConfig, description["preprocess"], where)
+    model = build_classifier(config, description["class_names"], preprocess.mean, preprocess.std)
+    load_weights(model, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
+    return LoadedClassifier(model.to(device).eval(), preprocess, config, description["files"][WEIGHTS])
+
+
+def load_tower(folder: str | Path) -> LoadedTower:
+    """Read the image tower of a model folder of any kind.
+
+    Raises:
+        CheckpointError: it is no model folder, damaged, or of another format version.
+    """
+    kind = model_kind(folder)
+    if kind != TOWER:
+        loaded = load_model(folder) if kind == DUAL_ENCODER else load_classifier(folder)
+        return LoadedTower(loaded.model.image_tower, loaded.preprocess, loaded.config.image)
+    folder, description = _open_folder(folder, TOWER)
+    where = str(folder / DESCRIPTION)
+    config = from_tree(TowerConfig, description["model"], where)
+    tower = build_image_tower(config)
+    load_weights(tower, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
+    return LoadedTower(tower.eval(), from_tree(PreprocessConfig, description["preprocess"], where), config)
+
+
+def model_kind(folder: str | Path) -> str:
+    """Tell what a model folder holds: DUAL_ENCODER, CLASSIFIER or TOWER; raises CheckpointError where it is none."""
+    return str(_description(_model_folder(folder))["kind"])
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """Return the SHA-256 of a model folder's weights file; raises CheckpointError where it is none."""
+    return str(_description(_model_folder(folder))["files"][WEIGHTS])
+
+
+def image_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the `kind` of a model folder and its settings for images, `model` and `preprocess`, as configs have them.
+
+    Raises:
+        CheckpointError: it is no model folder, damaged, or of another format version.
+    """
+    description = _description(_model_folder(folder))
+    model = {"image": description["model"]} if description["kind"] == TOWER else description["model"]
+    return {"kind": description["kind"], "model": model, "preprocess": description["preprocess"]}
+
+
+def save_tower(folder: Path, tower: Tower, config: TowerConfig, preprocess: PreprocessConfig) -> None:
+    """Write a model folder with an image tower alone, which runs can start from."""
+    description = {"kind": TOWER, "model": asdict(config), "preprocess": asdict(preprocess)}
+    _save_folder(folder, tower, description, {})
+
+
+def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise UsageError("the output folder holds something else", where=str(folder), mend="name another folder")
+    fresh = _successor(folder)
+    weights = model.state_dict()
+    remove_leftovers(folder.parent, fresh.name)
+    with disk_for([weights], folder):
+        if fresh.exists() and not folder.exists():
+            fresh.rename(folder)  # a killed run got no further
+        elif fresh.exists():
+            remove_folder(fresh)
+        with atomic_folder(fresh) as building:
+            write_tensors(weights, building / WEIGHTS)
+            for name, content in files.items():
+                (building / name).write_bytes(content)
+            fsync_tree(building)
+            sealed = {"format_version": FORMAT_VERSION} | description | {"files": digests_of(building)}
+            write_sealed(building / DESCRIPTION, sealed)
+        _replace_folder(fresh, folder)
+
+
+def _open_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    folder = _model_folder(folder)
+    description = _description(folder)
+    found = description["kind"]
+    if found != kind:
+        called = {DUAL_ENCODER: "a dual encoder", CLASSIFIER: "a classifier", TOWER: "an image tower"}
+        verbs = {DUAL_ENCODER: "zero-shot", CLASSIFIER: "classify", TOWER: "finetune CONFIG train.init=FOLDER"}
+        what = f"the model folder holds {called[found]}, and this needs {called[kind]}"
+        raise UsageError(what, where=str(folder), mend=f"mmvit {verbs[found]} works with it")
+    verify_files(folder, description["files"], WEIGHTS)
+    return folder, description
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    description = read_sealed(path, *_KINDS.values())
+    if description.keys() != _KINDS.get(description["kind"], {}).keys():
+        raise CheckpointError(f"{folder.name} is damaged ({DESCRIPTION} is cut or changed)", where=str(path))
+    return description
+
+
+def _model_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.exists() and _successor(folder).is_dir():
+        folder = _successor(folder)  # a run was killed as it put this one in the place of an older one
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(
+            "this is not a model folder",
+            where=str(folder),
+            meaning=f"a model folder holds {DESCRIPTION} and {WEIGHTS}",
+            mend="give the model/ folder that a run writes",
+        )
+    return folder
+
+
+def _successor(folder: Path) -> Path:
+    """Where a whole model folder stands just before it takes the place of `folder`."""
+    return folder.with_name(f".{folder.name}.new")
+
+
+def _replace_folder(fresh: Path, final: Path) -> None:
+    """Put `fresh` in the place of `final`, which no rename can do at once when `final` is full.
+
+    In between there is only `fresh`, which `load_model` and the next `save_model` know.
+    """
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    rename_synced(fresh, final)
+    shutil.rmtree(old, ignore_errors=True)

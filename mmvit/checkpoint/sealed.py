@@ -1,0 +1,146 @@
+"""Folders whose files are sealed by their SHA-256, written last, and read back only where all is whole."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_tools.atomic import make_folder
+from data_tools.errors import CheckpointError, ResourceError
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+SLACK = 2**16  # bytes of the small files beside the tensors
+_NO_DIGEST = "0" * 64
+
+
+class OtherVersionError(CheckpointError):
+    """A folder of another format version: whole, but not for this version to read."""
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights into the model; raises CheckpointError naming the first that is missing, left over or misshapen."""
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"weights do not fit the model: {str(error).splitlines()[1].strip()}",
+            where=where,
+            meaning="they belong to another architecture",
+            mend="use the config that the weights were trained with",
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def disk_for(groups: Iterable[Mapping[str, Tensor]], final: Path) -> Iterator[None]:
+    """Make the folder that `final` stands in, for a block that writes the tensors there.
+
+    Raises:
+        ResourceError: they do not fit there, or the block could not write them.
+    """
+    needed = sum(tensor.nbytes for group in groups for tensor in group.values()) + SLACK
+    free = 0
+    try:
+        make_folder(final.parent)
+        free = shutil.disk_usage(final.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(
+            f"{final.name} cannot be written: {error}",
+            where=str(final),
+            meaning=f"it needs {needed:,} bytes, and {free:,} are free there; nothing that was saved before is lost",
+            mend="make room and run the same command again",
+        ) from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file."""
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    with contextlib.suppress(OSError):  # there are file systems without modes
+        path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets nobody but the owner read it
+
+
+def write_sealed(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write JSON that holds the SHA-256 of its own text, taken with zeros in the digest's place."""
+    text = json.dumps({**tree, "sha256": _NO_DIGEST}, indent=1)
+    path.write_text(text.replace(_NO_DIGEST, hashlib.sha256(text.encode()).hexdigest()))
+
+
+def read_sealed(path: Path, *kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, with exactly the keys of one of `kinds`; the oldest folders have no seal.
+
+    Every version seals in this way: what is damaged must not look like another version, nor the other way round.
+    """
+    folder = path.parent.name
+    try:
+        text = path.read_text()
+        tree = json.loads(text)
+        digest = tree.pop("sha256", None)
+        intact = digest is None or hashlib.sha256(text.replace(digest, _NO_DIGEST).encode()).hexdigest() == digest
+        version = tree["format_version"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is incomplete ({path.name} is missing)", where=str(path)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is damaged ({path.name} cannot be read)", where=str(path)) from error
+    if intact and version != FORMAT_VERSION:
+        raise OtherVersionError(
+            f"{folder} has format version {version}, not {FORMAT_VERSION}",
+            where=str(path),
+            meaning="nothing was changed",
+            mend="use the version of mmvit that wrote it",
+        )
+    if not intact or {key: type(value) for key, value in tree.items()} not in kinds:
+        raise CheckpointError(
+            f"{folder} is damaged ({path.name} is cut or changed)",
+            where=str(path),
+            mend='to change it by hand, remove its line "sha256" too' if not intact else None,
+        )
+    return cast(dict[str, Any], tree)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name."""
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+
+
+def verify_files(folder: Path, digests: Mapping[str, str], wanted: str) -> None:
+    """Hold files against their SHA-256, `wanted` among them; raises CheckpointError naming the first that differs."""
+    for name, digest in {wanted: None, **digests}.items():
+        path = folder / name
+        try:
+            intact = Path(name).name == name and file_sha256(path) == digest  # no file of another folder
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder.name} is incomplete ({name} is missing)", where=str(path)) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not intact:
+            raise CheckpointError(f"{folder.name} is damaged ({name} is cut or changed)", where=str(path))
+
+
+def unreadable(path: Path, error: OSError) -> ResourceError:
+    """What a disk does not give may be whole: to pass it over would be to lose it."""
+    return ResourceError(
+        f"{path.name} cannot be read: {error.strerror or error}",
+        where=str(path),
+        meaning="nothing was changed",
+        mend="look at the disk, then run again",
+    )

@@ -1,0 +1,24 @@
+"""One run's configuration: composed from the dataclasses beside the code, loaded, overridden, checked, saved."""
+
+from mmvit.config.finetune import ClassLossConfig, FinetuneConfig, ValidationConfig
+from mmvit.config.load import find_config, from_tree, load_config, read_tree, to_yaml
+from mmvit.config.pretrain import LossConfig, PretrainConfig, ZeroShotConfig
+from mmvit.config.run import LoraConfig, OptimConfig, RunConfig, TrainConfig
+
+__all__ = [
+    "ClassLossConfig",
+    "FinetuneConfig",
+    "LoraConfig",
+    "LossConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "RunConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "ZeroShotConfig",
+    "find_config",
+    "from_tree",
+    "load_config",
+    "read_tree",
+    "to_yaml",
+]

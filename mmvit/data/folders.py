@@ -1,0 +1,236 @@
+"""Labelled pictures that lie as files: in a folder for each class, or named with their classes in a JSON file."""
+
+import hashlib
+import json
+import logging
+import os
+import stat
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
+
+from data_tools.errors import DataError, SampleError, UsageError
+from data_tools.make_sources import READABLE, SPLITS, walk
+from data_tools.shard_reader import MAX_BYTES
+from mmvit.data.shards import IndexedShards
+
+logger = logging.getLogger(__name__)
+
+Label = int | str  # a class number, or a class name
+
+_LOOK_UPS = 100  # of the files that a JSON names
+
+
+class LabelledNames(NamedTuple):
+    """Files below `root` and what each is labelled with."""
+
+    root: Path
+    files: list[str]
+    labels: list[Label]
+
+
+class LabelledFiles(IndexedShards):
+    """Picture files, read as if they were the samples of one shard; a sample's key is its path below `root`.
+
+    Links are followed as long as they lead to files below `root`. A file that cannot be read, or is no picture, is a
+    `SampleError` when its turn comes, like a broken sample of a shard.
+
+    Args:
+        root: the folder.
+        files: their paths below `root`, with "/" in them.
+        labels: the class index of each.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int]):
+        encoded = [os.fsencode(file) for file in files]
+        self.paths = [root]
+        self.require_caption = False
+        self.shard_sizes = (len(files),)
+        self._stops = [len(files)]
+        self._root = Path(os.path.realpath(root))
+        # Two objects rather than a million: processes that the loader forks would copy these page by page.
+        self._names = b"".join(encoded)
+        self._ends = array("q", accumulate(map(len, encoded)))
+        self.labels = array("q", labels)
+
+    def key(self, i: SupportsIndex) -> str:
+        """Return the path of file `i` below the root."""
+        number = self.place(i)[1]
+        return os.fsdecode(self._names[self._ends[number - 1] if number else 0 : self._ends[number]])
+
+    def label(self, i: SupportsIndex) -> int:
+        """Return the class index of file `i`."""
+        return self.labels[self.place(i)[1]]
+
+    def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
+        """Return the label of file `i` as `cls` and its content, whatever its format, as `jpg`; or what is `wanted`.
+
+        Raises:
+            SampleError: it cannot be read, is no file, is too large, or lies outside of the root.
+        """
+        fields = {"cls": str(self.label(i)).encode()} if wanted is None or "cls" in wanted else {}
+        return fields | {"jpg": self._content(i)} if wanted is None or "jpg" in wanted else fields
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 (hex) of the files' names, sizes and labels, in their order.
+
+        The root's own name and the files' times are not part of it. Nor is their content, whose hash would cost a pass
+        over all of them: a picture that is replaced by one of the same size goes unseen.
+        """
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            try:
+                size = (self._root / self.key(i)).stat().st_size
+            except (OSError, ValueError):  # told when it is read
+                size = -1
+            digest.update(json.dumps([self.key(i), size, self.label(i)]).encode())
+        return digest.hexdigest()
+
+    def lost(self) -> list[SampleError]:
+        """Return nothing: what is wrong with a file is told when it is read."""
+        return []
+
+    def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
+        """Return an error that names file `i`."""
+        return SampleError(cause, what, shard=str(self.paths[0]), key=self.key(i))
+
+    def _content(self, i: SupportsIndex) -> bytes:
+        try:
+            path = Path(os.path.realpath(self._root / self.key(i)))
+            if not path.is_relative_to(self._root):
+                raise self.error("no-image", f"it leads outside of the folder, to {path}", i)
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+                raise self.error("no-image", "it is no file", i)
+            if status.st_size > MAX_BYTES["jpg"]:
+                raise self.error("too-large", f"it has {status.st_size} bytes, more than {MAX_BYTES['jpg']}", i)
+            return path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self.error("no-image", f"the file cannot be read: {reason}", i) from error
+
+
+def list_class_folders(root: Path) -> LabelledNames:
+    """Return the pictures in each folder of `root`, and in the folders below these, with the folder as their label.
+
+    Hidden files and folders, and links to folders, are left out.
+
+    Raises:
+        UsageError: no folders, or they are the parts of a data set instead of classes.
+        DataError: a folder without a picture.
+    """
+    aside: Counter[str] = Counter()
+    files: list[str] = []
+    counts: Counter[str] = Counter()
+    for folder, names in walk(root, aside):
+        name = folder.partition("/")[0]
+        pictures = [f"{folder}{file}" for file in names if Path(file).suffix.lower() in READABLE]
+        if not name:
+            aside["picture in no class folder"] += len(pictures)
+            continue
+        counts[name] += len(pictures)
+        aside["file that is no JPEG, PNG or WebP"] += len(names) - len(pictures)
+        files += pictures
+    _check_folders(root, counts)
+    del aside["hidden"]
+    if +aside:
+        told = ", ".join(f"{count} x {what}" for what, count in (+aside).items())
+        logger.warning("left out of %s: %s", root, told)
+    return LabelledNames(root, files, [file.partition("/")[0] for file in files])
+
+
+def _check_folders(root: Path, counts: Counter[str]) -> None:
+    if not counts:
+        raise UsageError(
+            "the folder holds no class folders",
+            where=str(root),
+            mend=f"put the pictures of each class into a folder of its own, as {root / 'cat' / '1.jpg'}; or name a "
+            "JSON file that maps pictures to classes, or shards with .cls",
+        )
+    if {name.lower() for name in counts} <= SPLITS:
+        what = f"these folders are parts of a data set, not classes: {', '.join(sorted(counts))}"
+        raise UsageError(what, where=str(root), mend=f"name one of them: {root / min(counts)}")
+    empty = sorted(name for name in counts if not counts[name])
+    if empty:
+        what = f"{len(empty)} of {len(counts)} class folders hold no picture: {', '.join(empty[:5])}"
+        raise DataError(what, where=str(root), mend="put pictures into each, or remove it")
+
+
+def list_json_labels(path: Path) -> LabelledNames:
+    """Return the files that a JSON file labels; their paths start at its folder.
+
+    It is one object {"FILE": LABEL}, one list of {"file": FILE, "label": LABEL}, or (`.jsonl`) such an object a line.
+    A label is a class name, or a number.
+
+    Raises:
+        DataError: it is not that, names a file twice, or names none that is there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(_json_lines(text) if path.suffix.lower() == ".jsonl" else _json_rows(text))
+    except OSError as error:
+        raise DataError(
+            f"the labels cannot be read: {error.strerror}", where=str(path), mend="check the path"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _not_labels(path, f"the file is not JSON ({error})") from error
+    files: dict[str, Label] = {}
+    root = Path(os.path.realpath(path.parent))
+    for place, row in rows:
+        if not _is_labelled(row):
+            raise _not_labels(path, f"{place} is no file with a label: {json.dumps(row)[:80]}")
+        file, label = os.path.normpath(row[0]), row[1]
+        if not Path(os.path.normpath(root / file)).is_relative_to(root):
+            what = f"{place} names a file outside of the JSON's folder: {row[0]!r}"
+            raise DataError(what, where=str(path), mend="move the JSON to a folder above all of its files")
+        if file in files:
+            what = f"{place} names a file for the second time: {row[0]!r}"
+            raise DataError(what, where=str(path), mend="keep one of its labels")
+        files[file] = label
+    if not files:
+        raise _not_labels(path, "it names no file")
+    if not any((path.parent / file).exists() for file in islice(files, _LOOK_UPS)):
+        first = next(iter(files))
+        raise DataError(
+            f"the files are not there, such as {first!r}",
+            where=str(path),
+            mend=f"their paths start at the JSON's folder, {path.parent}: write them so, or move the JSON",
+        )
+    return LabelledNames(path.parent, list(files), list(files.values()))
+
+
+def _not_labels(path: Path, what: str) -> DataError:
+    mend = 'write {"FILE": "CLASS", ...}, or [{"file": "FILE", "label": "CLASS"}, ...], in .jsonl such an object a line'
+    return DataError(what, where=str(path), mend=mend)
+
+
+def _json_rows(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the (file, label) of each entry; what has another form comes as it is."""
+    whole = json.loads(text, object_pairs_hook=tuple)  # a dict would lose what stands twice
+    is_map = isinstance(whole, tuple)
+    for number, entry in enumerate(whole if isinstance(whole, tuple | list) else [whole], start=1):
+        yield f"entry {number}", entry if is_map else _file_and_label(entry)
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", _file_and_label(json.loads(line, object_pairs_hook=tuple))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+
+
+def _file_and_label(entry: Any) -> Any:
+    fields = dict(entry) if isinstance(entry, tuple) else {}
+    return (fields["file"], fields["label"]) if {"file", "label"} <= fields.keys() else entry
+
+
+def _is_labelled(row: Any) -> bool:
+    match row:
+        case (str(file), int() | str() as label):
+            return bool(file) and label != "" and not isinstance(label, bool)
+    return False

@@ -1,0 +1,227 @@
+"""Pictures with classes, from shards, folders or JSON files, under one numbering of the classes."""
+
+import logging
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple, SupportsIndex
+
+import numpy as np
+
+from data_tools.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
+from data_tools.expand import expand_shards
+from data_tools.storage import Place, is_url
+from mmvit.data.folders import Label, LabelledFiles, LabelledNames, list_class_folders, list_json_labels
+from mmvit.data.prompts import load_class_names
+from mmvit.data.shards import IndexedShards
+
+logger = logging.getLogger(__name__)
+
+_LOOK_UPS = 200_000  # samples whose labels are read when shards are opened, evenly spread: 6 s
+_REMOTE_LOOK_UPS = 1000
+_NOT_READ = -1
+_MEND = "classes=FILE, with a class name a line; line n, counted from 0, names label n"
+
+
+class LabelledShards(IndexedShards):
+    """Shards whose samples have a class each: in `.cls` its number, or its name, which is then not all digits.
+
+    Labels are read when the shards are opened; of very many samples, or remote ones, only some. A sample without a
+    label is a `SampleError` when it is read, and so is one of an unknown class that was not found out before.
+
+    Args:
+        paths: as for `IndexedShards`.
+        class_names: None takes the names that are in `.cls`, sorted.
+        verify: compare what is read with the hashes of the index.
+
+    Raises:
+        DataError: no labels, or what `name_classes` refuses; and as `IndexedShards`.
+        UsageError: class names are needed.
+    """
+
+    def __init__(self, paths: Sequence[Place], class_names: Sequence[str] | None = None, verify: bool = False):
+        super().__init__(paths, verify, require_caption=False)
+        found, missing = self._look_up()
+        if not found:
+            mend = "mmvit-data make writes .cls from folders of classes and from tables"
+            raise DataError("the shards hold no labels (.cls)", where=missing[0].where, mend=mend)
+        looked_at = len(found) + len(missing)
+        if missing:
+            what = "%d of %d samples have no label and are left out, such as %s"
+            logger.warning(what, len(missing), looked_at, missing[0].where)
+        labels = list(found.values())
+        if class_names is None and isinstance(labels[0], str) and looked_at < len(self):
+            what = f"only {looked_at} of {len(self)} samples are looked at, which may not show all classes"
+            raise UsageError(what, where=str(self.paths[0]), mend=_MEND)
+        samples = list(found)
+        self.class_names = name_classes(
+            labels, class_names, lambda j: str(self.error("bad-label", "", samples[j]).where)
+        )
+        self._number_of = _number_of(self.class_names)
+        self.labels = array("q", [_NOT_READ]) * len(self)
+        for sample, label in found.items():
+            self.labels[sample] = self._number_of[label]
+
+    def label(self, i: SupportsIndex) -> int:
+        """Return the class of sample `i`."""
+        known = self.labels[i]
+        return self._label(self.fields(i, ("cls",)), i) if known == _NOT_READ else known
+
+    def _look_up(self) -> tuple[dict[int, Label], list[SampleError]]:
+        """Return the labels of samples by number, and the errors of those that have none."""
+        limit = _REMOTE_LOOK_UPS if any(isinstance(path, str) and is_url(path) for path in self.paths) else _LOOK_UPS
+        found: dict[int, Label] = {}
+        missing = []
+        for i in range(0, len(self), -(-len(self) // limit)):
+            try:
+                found[i] = self._raw_label(self.fields(i, ("cls",)), i)
+            except SampleError as error:
+                missing.append(error)
+        return found, missing
+
+    def _label(self, fields: dict[str, bytes], i: SupportsIndex) -> int:
+        label = self._raw_label(fields, i)
+        if label not in self._number_of:
+            raise self.error("bad-label", f"the label {label!r} is none of the {len(self.class_names)} classes", i)
+        return self._number_of[label]
+
+    def _raw_label(self, fields: dict[str, bytes], i: SupportsIndex) -> Label:
+        text = self._text(fields, "cls", i).strip() if "cls" in fields else ""
+        if not text:
+            raise self.error("bad-label", "the sample has no label", i)
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else text
+
+
+class Labelled(NamedTuple):
+    """Samples whose label i is the class `class_names[i]`."""
+
+    samples: LabelledShards | LabelledFiles
+    class_names: list[str]
+
+    def counts(self) -> list[int]:
+        """Return how many samples each class has, of those whose label was read when the data were opened."""
+        labels = np.asarray(self.samples.labels)
+        return np.bincount(labels[labels != _NOT_READ], minlength=len(self.class_names)).tolist()
+
+
+def open_labelled(
+    spec: Sequence[str], classes: str = "", *, known: Sequence[str] | None = None, verify: bool = False
+) -> Labelled:
+    """Open one folder with a folder for each class, one JSON file of labels, or shards with `.cls`.
+
+    Args:
+        spec: the folder, the JSON file, or shards as `expand_shards` takes them. A folder with tars in it is shards.
+        classes: class names, a file or a list with commas; "" takes them from the data, where these have names.
+        known: the classes of the training data, where other data are opened: `classes` is not looked at.
+        verify: compare what is read of shards with the hashes of their indexes.
+
+    Raises:
+        UsageError: class names are missing or cannot be used; the folder is none of classes.
+        DataError: there are no labels, or one is no class; a folder without pictures; a file that is missing or broken.
+    """
+    class_names = list(known) if known is not None else load_class_names(classes) if classes else None
+    listed = _list_files(spec)
+    if listed is None:
+        shards = LabelledShards(expand_shards(spec), class_names, verify)
+        opened = Labelled(shards, shards.class_names)
+    else:
+        names = name_classes(listed.labels, class_names, lambda j: str(listed.root / listed.files[j]))
+        number_of = _number_of(names)
+        labels = [number_of[label] for label in listed.labels]
+        opened = Labelled(LabelledFiles(listed.root, listed.files, labels), names)
+    empty = [name for name, count in zip(opened.class_names, opened.counts(), strict=True) if not count]
+    if empty and known is None and _NOT_READ not in opened.samples.labels:
+        logger.warning("%d of %d classes have no sample: %s", len(empty), len(opened.class_names), ", ".join(empty[:5]))
+    return opened
+
+
+def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, where: Callable[[int], str]) -> list[str]:
+    """Return the names of the classes, in the order of their numbers: `class_names`, or else those in `labels`, sorted.
+
+    Args:
+        labels: at least one; all numbers, or all names.
+        class_names: what they are to be.
+        where: gives the place of a label by its position, for errors.
+
+    Raises:
+        DataError: numbers beside names, a number that is out of range, or a name that is none of `class_names`, or that
+            no file of class names can hold.
+        UsageError: numbers without class names.
+    """
+    kinds = [isinstance(label, str) for label in labels]
+    if any(kinds) and not all(kinds):
+        name, number = kinds.index(True), kinds.index(False)
+        what = f"some labels are names and others are numbers: {labels[name]!r} and {labels[number]}"
+        raise DataError(what, where=f"{where(name)}; {where(number)}", mend="write all labels in one way")
+    if class_names is None:
+        if not kinds[0]:
+            raise UsageError("the labels are numbers, and there are no class names", where=where(0), mend=_MEND)
+        class_names = sorted({str(label) for label in labels})
+        bad = [name for name in class_names if not name.isprintable() or name != name.strip()]
+        if bad:
+            what = f"a class name has characters that cannot be shown, or blanks at an end: {bad[0]!a}"
+            raise DataError(what, where=where(labels.index(bad[0])), mend="rename the class")
+    number_of = _number_of(class_names)
+    for place, label in enumerate(labels):
+        if label in number_of:
+            continue
+        if isinstance(label, str):
+            hint = did_you_mean(label, class_names) or f"the classes are: {', '.join(class_names[:10])}"
+            raise DataError(
+                f"the class {label!r} is none of the {len(class_names)} classes", where=where(place), mend=hint
+            )
+        last = len(class_names) - 1
+        raise DataError(
+            f"the label {label} is out of range: the classes go from 0 to {last}", where=where(place), mend=_MEND
+        )
+    return list(class_names)
+
+
+def class_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:
+    """Tell the first class in which two lists differ, "" where they are equal; `sides` say whose they are."""
+    for number, (one, other) in enumerate(zip_longest(first, second)):
+        if one is None or other is None:
+            longer, shorter = sides if other is None else sides[::-1]
+            return f"class {number}, {one or other!r}, is in {longer} and not in {shorter}"
+        if one != other:
+            return f"class {number} is {one!r} in {sides[0]} and {other!r} in {sides[1]}"
+    return ""
+
+
+def check_same_classes(
+    first: Sequence[str],
+    second: Sequence[str],
+    sides: tuple[str, str],
+    where: str,
+    kind: type[MmvitError] = UsageError,
+) -> None:
+    """Raise an error of this kind, which names the first difference, where two lists of classes are not equal."""
+    difference = class_difference(first, second, sides)
+    if difference:
+        raise kind(
+            f"the classes are not the same: {difference}",
+            where=where,
+            meaning="labels would mean other classes; nothing was started",
+            mend=f"give the class names in the order that {sides[0]} has",
+        )
+
+
+def _number_of(class_names: Sequence[str]) -> dict[Label, int]:
+    """Return the number of a class by its name, and by its number, which has to be in range."""
+    numbers: dict[Label, int] = {number: number for number in range(len(class_names))}
+    return numbers | {name: number for number, name in enumerate(class_names)}
+
+
+def _list_files(spec: Sequence[str]) -> LabelledNames | None:
+    """Return what a folder of classes or a JSON file labels; None where shards are named."""
+    paths = [Path(part).expanduser() for part in spec]
+    folders = [path for path in paths if path.is_dir() and not any(path.glob("*.tar"))]
+    files = [path for path in paths if path.suffix.lower() in (".json", ".jsonl")]
+    if (folders or files) and len(paths) > 1:
+        raise UsageError(
+            "a folder of classes, or a JSON file of labels, does not go with other data",
+            where=str((folders or files)[0]),
+            mend="make shards of each, with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
+        )
+    return list_class_folders(folders[0]) if folders else list_json_labels(files[0]) if files else None

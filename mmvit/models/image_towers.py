@@ -1,0 +1,173 @@
+"""Image towers by name."""
+
+import copy
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from data_tools.errors import did_you_mean
+from mmvit.layers.block import Block, start_as_identity
+from mmvit.layers.conv_stem import ConvStem
+from mmvit.layers.drop_path import drop_path_rates
+from mmvit.layers.patch_embedding import PatchEmbedding
+from mmvit.layers.pooling import AttentionPool
+from mmvit.layers.resnet_stem import ResNetStem
+from mmvit.towers.contract import Tower, TowerConfig
+from mmvit.towers.cvt import CvT, CvTConfig
+from mmvit.towers.resnet import ModifiedResNet, ResNetConfig
+from mmvit.towers.swin import SwinConfig, SwinTransformer
+from mmvit.towers.timm_tower import TimmConfig, TimmTower
+from mmvit.towers.vit import VisionTransformer, ViTConfig
+
+SIZES = ("image_size", "patch_size", "width", "depth", "num_heads", "window_size")  # of the configs, where one number
+TIMM = "timm:"  # before the name of a model of timm
+
+
+def _vit(patch_size: int, width: int, depth: int, num_heads: int, **more: Any) -> ViTConfig:
+    """Return a ViT as Dosovitskiy et al. 2021 and DeiT (Touvron et al. 2021) have it."""
+    shape: dict[str, Any] = {"patch_size": patch_size, "width": width, "depth": depth, "num_heads": num_heads}
+    return ViTConfig(**shape, pre_norm=False, patch_bias=True, norm_eps=1e-6, init="vit", **more)
+
+
+# The config that belongs to each name; a run may change any value of it. Sizes: ViT, table 1; DeiT, table 1; Swin,
+# section 3.3; CvT, table 2. "vit", "swin" and "cvt" are those of CLIP ViT-B/32, Swin-T and CvT-13, to be changed.
+TOWERS: dict[str, TowerConfig] = {
+    "vit": ViTConfig(),
+    "vit_ti16": _vit(16, 192, 12, 3),
+    "vit_s16": _vit(16, 384, 12, 6),
+    "vit_b32": _vit(32, 768, 12, 12),
+    "vit_b16": _vit(16, 768, 12, 12),
+    "vit_l16": _vit(16, 1024, 24, 16),
+    "vit_l14": _vit(14, 1024, 24, 16),
+    "vit_h14": _vit(14, 1280, 32, 16),
+    "vit_b16_r50": _vit(16, 768, 12, 12, stem_stages=[3, 4, 9]),
+    "deit_ti16_distilled": _vit(16, 192, 12, 3, distilled=True),
+    "deit_s16_distilled": _vit(16, 384, 12, 6, distilled=True),
+    "deit_b16_distilled": _vit(16, 768, 12, 12, distilled=True),
+    "swin": SwinConfig(),
+    "swin_t": SwinConfig(),
+    "swin_s": SwinConfig(depths=[2, 2, 18, 2]),
+    "swin_b": SwinConfig(width=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32]),
+    "swin_l": SwinConfig(width=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48]),
+    "cvt": CvTConfig(),
+    "cvt_13": CvTConfig(),
+    "cvt_21": CvTConfig(depths=[1, 4, 16]),
+    "cvt_w24": CvTConfig(image_size=384, widths=[192, 768, 1024], depths=[2, 2, 20], num_heads=[3, 12, 16]),
+    "resnet": ResNetConfig(),
+    "rn50": ResNetConfig(),
+}
+
+
+def tower_config(kind: str) -> TowerConfig:
+    """Return the config of an image tower, with the values that belong to its name.
+
+    Raises:
+        ValueError: no tower has this name; beside those of `TOWERS` there is timm:NAME.
+    """
+    if kind.startswith(TIMM):
+        return TimmConfig(kind=kind)
+    if kind not in TOWERS:
+        hint = did_you_mean(kind, TOWERS) or f"choose from {', '.join(TOWERS)} or timm:NAME"
+        raise ValueError(f"there is no image tower {kind!r}; {hint}")
+    return dataclasses.replace(copy.deepcopy(TOWERS[kind]), kind=kind)
+
+
+def build_image_tower(config: TowerConfig) -> Tower:
+    """Make an image tower with fresh weights; raises ValueError for sizes that do not fit."""
+    for name, value in dataclasses.asdict(config).items():
+        if name in SIZES and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+    if isinstance(config, ViTConfig):
+        return _build_vit(config)
+    if isinstance(config, TimmConfig):
+        return TimmTower(config.name, config.image_size)
+    shape = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    del shape["kind"]
+    size = shape.pop("image_size")
+    if size % config.stride:
+        what = f"image_size {size} is not a multiple of {config.stride} px, the stride of {config.kind}"
+        raise ValueError(f"{what}; {_fitting(size, config.stride)}")
+    if isinstance(config, SwinConfig):
+        tower = SwinTransformer(**shape)
+        tower.grids(size, size)  # raises for windows that do not fit
+        return tower
+    if isinstance(config, CvTConfig):
+        return CvT(**shape)
+    assert isinstance(config, ResNetConfig)
+    return ModifiedResNet((size // config.stride,) * 2, **shape)
+
+
+def _fitting(size: int, stride: int) -> str:
+    below = size // stride * stride
+    return f"{below} or {below + stride} px fit" if below else f"{stride} px or more fit"
+
+
+def _build_vit(config: ViTConfig) -> VisionTransformer:
+    embed: ConvStem | ResNetStem | PatchEmbedding
+    if config.stem_channels and config.stem_stages:
+        raise ValueError("stem_channels and stem_stages name two stems; leave one of them empty")
+    if config.stem_channels:
+        embed = ConvStem(config.stem_channels, config.width, config.stem_residuals)
+    elif config.stem_stages:
+        embed = ResNetStem(config.stem_stages, config.width)
+    else:
+        embed = PatchEmbedding(config.patch_size, config.width, bias=config.patch_bias)
+    if embed.patch_size != config.patch_size:
+        raise ValueError(f"the stem makes patches of {embed.patch_size} px, but patch_size is {config.patch_size}")
+    if config.image_size % config.patch_size:
+        what = f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
+        raise ValueError(f"{what}; {_fitting(config.image_size, config.patch_size)}")
+    blocks = [
+        Block(
+            config.width,
+            config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+            qk_norm=config.qk_norm,
+            layer_scale=config.layer_scale,
+            drop_path=rate,
+        )
+        for rate in drop_path_rates(config.drop_path, config.depth)
+    ]
+    pool: str | AttentionPool = config.pool
+    if config.pool == "attention":
+        pool = AttentionPool(
+            config.width,
+            config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+        )
+    tower = VisionTransformer(
+        embed,
+        (config.image_size // config.patch_size,) * 2,
+        config.width,
+        blocks,
+        position=config.position,
+        norm_eps=config.norm_eps,
+        pool=pool,
+        pre_norm=config.pre_norm,
+        distilled=config.distilled,
+        num_registers=config.num_registers,
+    )
+    if config.init == "vit":
+        _start_as_vit(tower)
+    elif config.init != "clip":
+        raise ValueError(f"init {config.init!r} is unknown; choose from ['clip', 'vit']")
+    if config.identity_start:
+        start_as_identity(tower)
+    return tower
+
+
+def _start_as_vit(tower: VisionTransformer) -> None:
+    """Draw linear maps and tables from N(0, 0.02^2), cut far out, and biases of zero, as DeiT's released code does."""
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for table in (tower.positions, tower.class_token, tower.distillation_token, tower.registers):
+        if table is not None:
+            nn.init.trunc_normal_(table, std=0.02)

@@ -1,0 +1,157 @@
+"""CLIP's modified ResNet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmvit.layers.patch_embedding import Patches, patch_grid
+from mmvit.layers.positions import Grid, resample_positions
+from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
+
+
+@dataclass
+class ResNetConfig(TowerConfig):
+    """Shape of a modified ResNet; the defaults are those of CLIP RN50."""
+
+    kind: str = "resnet"
+    width: int = 1024  # of the output, which is CLIP's embedding: leave out the image projection to have the same
+    depths: list[int] = field(default_factory=lambda: [3, 4, 6, 3])  # bottlenecks of each stage
+    stem_width: int = 64  # channels after the stem; stage i (from 0) ends with 4 * 2^i times as many
+    num_heads: int = 32  # of the attention pooling
+
+    @property
+    def stride(self) -> int:
+        """Return 4 px of the stem, doubled by each stage after the first."""
+        return 2 ** (len(self.depths) + 1)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut (He et al. 2016, section 4.1), with stride 1 all of them.
+
+    Where the map shrinks, averages of neighbours do it and no pixel is skipped (anti-aliasing, Zhang 2019).
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        out_channels = 4 * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.shortcut = nn.Sequential(self.pool, conv, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ _ _"]:
+        """Add what the neighbourhoods tell."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        y = self.norm3(self.conv3(self.pool(y)))
+        return F.relu(y + self.shortcut(x))
+
+
+class MapAttentionPool(nn.Module):
+    """One layer of attention from the mean of a map to its places (Radford et al. 2021, section 2.4).
+
+    Positions are added to mean and places alike; `grid` is the rows and columns that they are made for. The output map
+    is part of it, so that the result has `out_width` and not the map's width.
+    """
+
+    def __init__(self, grid: Grid, width: int, num_heads: int, out_width: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"the last map's {width} channels are not divisible by num_heads {num_heads}")
+        self.grid: Grid = grid
+        self.num_heads = num_heads
+        self.positions = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, out_width)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> TowerOutput:
+        """Pool a map; the tokens are its places, each as if it had got all the attention: out(v(x))."""
+        grid = (x.shape[2], x.shape[3])
+        x = x.flatten(2).transpose(1, 2)  # [B, N, C]
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        x = x + resample_positions(self.positions, self.grid, grid).to(x.dtype)
+        values = self.v(x)
+        q, k, v = self._heads(self.q(x[:, :1])), self._heads(self.k(x)), self._heads(values)  # [B, H, 1 or 1 + N, d_h]
+        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, 1, C]
+        out = self.out(torch.cat([pooled, values[:, 1:]], dim=1))
+        return TowerOutput(out[:, 0], out[:, 1:])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class ModifiedResNet(Tower):
+    """ResNet with a stem of three convolutions, averages for strides, attention pooling (Radford et al. 2021, 2.4).
+
+    `grid` is the rows and columns of the last map that the positions are made for; for any other they are resampled.
+    The tokens are what the pooling could choose from (see `MapAttentionPool`; Zhou et al. 2022, section 3.2, read
+    segments of CLIP's images off them); none of them is the class token's or the mean's.
+
+    BatchNorm takes its statistics from each process's own part of the batch, so that the result of training depends on
+    how a batch is split over processes; a ViT or the hybrid's GroupNorm do not.
+    """
+
+    def __init__(self, grid: Grid, width: int, depths: Sequence[int], stem_width: int, num_heads: int):
+        super().__init__()
+        self.width = width
+        self.stride = 2 ** (len(depths) + 1)
+        self.grid: Grid = grid
+        layers: list[nn.Module] = []
+        for before, after, stride in (
+            (3, stem_width // 2, 2),
+            (stem_width // 2, stem_width // 2, 1),
+            (stem_width // 2, stem_width, 1),
+        ):
+            conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+        self.stem = nn.Sequential(*layers, nn.AvgPool2d(2))
+        self.stages = nn.Sequential()
+        in_channels = stem_width
+        for i, depth in enumerate(depths):
+            channels = stem_width * 2**i
+            blocks = [Bottleneck(in_channels, channels, stride=2 if i else 1)]
+            in_channels = 4 * channels
+            blocks += [Bottleneck(in_channels, channels, stride=1) for _ in range(depth - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+        self.pool = MapAttentionPool(grid, in_channels, num_heads, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as OpenAI's CLIP does: the pooling by its width, and each block's last norm at zero."""
+        std = self.pool.q.in_features**-0.5
+        for tensor in (self.pool.positions, *(getattr(self.pool, name).weight for name in ("q", "k", "v", "out"))):
+            nn.init.normal_(tensor, std=std)
+        for module in self.stages.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.norm3.weight)
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"] | Patches, keep: Int[Tensor, "B K"] | None = None
+    ) -> TowerOutput:
+        """Encode normalised images of one size.
+
+        Raises:
+            ValueError: a size that the stride does not divide; `Patches` or `keep`, which a convolution cannot take.
+        """
+        if isinstance(images, Patches) or keep is not None:
+            raise ValueError("patches can be neither packed nor dropped for a ResNet: this tower sees whole images")
+        patch_grid(images.shape[2], images.shape[3], self.stride)
+        return self.pool(self.stages(self.stem(images.to(self.pool.positions.dtype))))
+
+    @torch.no_grad()
+    def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:
+        """Return the position table as a tower for another grid has it, by its name in the state dict."""
+        return {"pool.positions": resample_positions(self.pool.positions, self.grid, grid)}

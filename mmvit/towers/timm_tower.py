@@ -1,0 +1,96 @@
+"""Any image model of timm as a tower."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data_tools.errors import did_you_mean
+from mmvit.layers.patch_embedding import Patches
+from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
+
+
+@dataclass
+class TimmConfig(TowerConfig):
+    """A model of timm; `kind` is "timm:" and the name that it has there."""
+
+    kind: str = "timm:resnet18"
+
+    @property
+    def name(self) -> str:
+        """Return the model's name in timm."""
+        return self.kind.removeprefix("timm:")
+
+    @property
+    def stride(self) -> int:
+        """Return the px of a token or of a place in the last map; raises ValueError for a name that timm has not."""
+        return _stride(self.name)
+
+
+class TimmTower(Tower):
+    """A model of timm (Wightman 2019, PyTorch Image Models) without its classifier, with fresh weights.
+
+    `pooled` is what its classifier would see. The tokens are its last features: a map's places row by row, or all
+    tokens of a transformer, its class token among them; where those have another width because a hidden layer follows
+    the pooling, as in MobileNetV3, or where there are several maps, as in CoaT, the one token is `pooled`.
+
+    Models with position tables or windows take images of `image_size` only, convolutional ones of any size.
+    """
+
+    def __init__(self, name: str, image_size: int):
+        super().__init__()
+        self.name = name
+        self.model, self.takes_one_size = _create(name, image_size)
+        self.image_size = image_size
+        self.width = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        self.stride = int(self.model.feature_info[-1]["reduction"])
+        self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"] | Patches, keep: Int[Tensor, "B K"] | None = None
+    ) -> TowerOutput:
+        """Encode normalised images.
+
+        Raises:
+            ValueError: a size that the model was not built for; `Patches` or `keep`.
+        """
+        if isinstance(images, Patches) or keep is not None:
+            raise ValueError(
+                "patches can be neither packed nor dropped for a model of timm: this tower sees whole images"
+            )
+        height, width = images.shape[2:]
+        if self.takes_one_size and (height, width) != (self.image_size, self.image_size):
+            size = f"{self.image_size}x{self.image_size}"
+            raise ValueError(f"timm's {self.name} was built for images of {size} px, these have {height}x{width} px")
+        features = self.model.forward_features(images.to(next(self.model.parameters()).dtype))
+        pooled = self.model.forward_head(features)  # [B, D]
+        if isinstance(features, Tensor) and features.ndim == 4:
+            features = features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
+        fits = isinstance(features, Tensor) and features.shape[2] == self.width
+        return TowerOutput(pooled, features if fits else pooled[:, None])
+
+
+def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
+    """Make the model, and tell whether it takes images of one size only; without a size it has the model's own."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"the image tower timm:{name} needs timm; pip install timm") from error
+    names = timm.list_models(exclude_filters="*_enc")  # encoders of language models, which do not pool
+    if name not in names:
+        # A tag such as .a1_in1k names weights, and not another model.
+        hint = did_you_mean(name.partition(".")[0], names) or "timm.list_models() lists all"
+        raise ValueError(f"timm has no model {name!r}; {hint}")
+    settings = timm.get_pretrained_cfg(name)
+    fixed = settings is not None and settings.fixed_input_size
+    options: dict[str, Any] = {"img_size": image_size} if fixed and image_size is not None else {}
+    return timm.create_model(name, pretrained=False, num_classes=0, **options), fixed
+
+
+@cache
+def _stride(name: str) -> int:
+    with torch.device("meta"):
+        return int(_create(name, None)[0].feature_info[-1]["reduction"])

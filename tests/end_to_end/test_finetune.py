@@ -1,0 +1,502 @@
+"""Supervised runs on handwritten digits: they learn, go on, start from other models, and refuse what cannot be."""
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_tools.digits import write_digits
+from data_tools.errors import CheckpointError, DataError, UsageError
+from mmvit.checkpoint import load_classifier, load_model, load_tower, save_model
+from mmvit.config import FinetuneConfig, load_config
+from mmvit.data.batches import Batch
+from mmvit.data.labels import open_labelled
+from mmvit.data.prompts import load_templates
+from mmvit.data.tokenizers import TokenizerConfig
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.eval.classify import evaluate_classifier
+from mmvit.eval.encoder import Encoder
+from mmvit.eval.zero_shot import zero_shot_classifier
+from mmvit.models.build import build_dual_encoder
+from mmvit.models.dual_encoder import DualEncoderConfig
+from mmvit.towers.swin import SwinConfig
+from mmvit.towers.text import TextConfig
+from mmvit.towers.vit import ViTConfig
+from mmvit.train.log import read_log
+from mmvit.train.loop import finetune
+from mmvit.train.run import Run, open_accelerator
+from mmvit.train.start_classifier import build_start
+from mmvit.train.start_config import load_finetune_config
+from mmvit.train.step import StepResult
+from mmvit.train.stop import Stopped
+
+CONFIG = """
+seed: 1
+model: {image: {image_size: 16, patch_size: 4, width: 64, depth: 2, num_heads: 2, pool: mean, pre_norm: false}}
+preprocess: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}
+data: {augment: {crop_area: null, rotate: 10}, cache_mb: 64}
+optim: {name: muon, lr: 2.0e-3, warmup_share: 0.1}
+train: {steps: 12, batch_size: 32, precision: fp32, log_every: 1, save_every: 5}
+"""
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+Configure = Callable[..., FinetuneConfig]
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "data"
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture
+def configure(digits_folder: Path, tmp_path: Path) -> Configure:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+
+    def make(name: str, *overrides: str) -> FinetuneConfig:
+        told = {"out": str(tmp_path / name), "data.train": f"[{digits_folder}/train-*.tar]"}
+        told |= {"classes": f"{digits_folder}/classes.txt"}
+        told |= dict(override.split("=", 1) for override in overrides)
+        return load_config(FinetuneConfig, tmp_path / "config.yaml", [f"{key}={value}" for key, value in told.items()])
+
+    return make
+
+
+def validation(folder: Path) -> list[str]:
+    return [f"validation.data=[{folder}/val-*.tar]", "validation.every=1000"]
+
+
+def stop_at(step: int, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until a signal comes in this step, from 0."""
+    take_step = Run.step
+
+    def step_and_signal(self: Run, number: int, parts: Sequence[Batch]) -> StepResult:
+        if number == step:
+            signal.raise_signal(signal.SIGTERM)
+        return take_step(self, number, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", step_and_signal)
+        with pytest.raises(Stopped):
+            finetune(config)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_log(run / "log.jsonl")]
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model.safetensors")
+
+
+def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_folder: Path, mmvit: Any):
+    steps = ["train.steps=70", "train.batch_size=64", "mix.mixup=0.1", "loss.label_smoothing=0.1", "data.repeats=2"]
+    model = finetune(configure("run", *steps, *validation(digits_folder)))
+    last = read_log(model.parent / "log.jsonl")[-1]
+    assert last["val_acc1"] > 0.6  # chance 0.1
+    assert last["val_acc5"] > last["val_acc1"]
+    data = open_labelled([f"{digits_folder}/val-*.tar"], f"{digits_folder}/classes.txt")
+    loaded = load_classifier(model)
+    found = evaluate_classifier(loaded.model, data, 16)
+    assert found.acc1 == pytest.approx(last["val_acc1"], abs=1e-6)
+    sample = data.samples.read(int((found.found == found.labels).nonzero()[0]))
+    picture = model.parent / "digit.png"
+    picture.write_bytes(sample.image)
+    done = mmvit("classify", model, picture, "--top", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    assert told["classes"][0]["name"] == data.class_names[sample.label]
+    assert len(told["classes"]) == 2
+
+
+@pytest.mark.parametrize("more", [[], ["train.micro_batches=2", "mix.cutmix=1.0", "optim.ema_decay=0.9"]], ids=str)
+def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str], monkeypatch: pytest.MonkeyPatch):
+    whole = finetune(configure("whole", *more))
+    stop_at(6, configure("stopped", *more), monkeypatch)
+    again = finetune(configure("stopped", *more))
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_parts_of_a_batch_are_the_batch(configure: Configure):
+    one, four = (finetune(configure(f"parts{n}", f"train.micro_batches={n}", "mix.mixup=0.2")).parent for n in (1, 4))
+    assert losses(four) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(configure: Configure, one_thread: dict[str, str], tmp_path: Path):
+    one = finetune(configure("one", "mix.mixup=0.2", "mix.cutmix=1.0", "data.repeats=3")).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "mmvit", "finetune", str(one / "config.yaml"), f"out={tmp_path / 'two'}"]
+    ranks = [
+        {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | place | one_thread
+        for rank in "01"
+    ]
+    processes = [subprocess.Popen(command, env=environment) for environment in ranks]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_other_classes_end_a_resumed_run(configure: Configure, tmp_path: Path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    finetune(configure("run", f"classes={names}"))
+    names.write_text("\n".join([*NAMES[:9], "neuf"]))
+    with pytest.raises(CheckpointError, match="class 9 is 'nine' in the checkpoint and 'neuf' in the data"):
+        finetune(configure("run", f"classes={names}", "train.steps=14"))
+
+
+def test_labels_beyond_the_classes_are_refused(configure: Configure, tmp_path: Path):
+    (tmp_path / "few.txt").write_text("zero\none\n")
+    with pytest.raises(DataError, match="out of range: the classes go from 0 to 1"):
+        finetune(configure("run", f"classes={tmp_path / 'few.txt'}"))
+
+
+def start(config: FinetuneConfig, names: Sequence[str]) -> Any:
+    return build_start(config, names, open_accelerator(config)).eval()
+
+
+PIXELS = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_v13_the_same_size_is_bit_identical_and_a_larger_one_runs(configure: Configure):
+    model = finetune(configure("run"))
+    before = load_classifier(model).model
+    same = start(configure("same", f"train.init={model}"), NAMES)
+    assert torch.equal(same(PIXELS).logits, before(PIXELS).logits)
+    larger = configure("larger", f"train.init={model}", "model.image.image_size=24", "train.steps=3")
+    run = finetune(larger)
+    assert weights(run)["image_tower.positions"].shape == (36, 64)
+    assert losses(run.parent)[0] < 3
+
+
+def test_what_the_model_to_start_from_has_need_not_be_said(configure: Configure, tmp_path: Path):
+    made = configure("run", "train.steps=1")
+    model = finetune(made)
+    (tmp_path / "short.yaml").write_text("train: {steps: 3, batch_size: 32}")
+    told = [f"train.init={model}", f"data.train={made.data.train}", f"classes={made.classes}"]
+    config = load_finetune_config(tmp_path / "short.yaml", [*told, "model.image.image_size=24"])
+    assert config.model.image == dataclasses.replace(made.model.image, image_size=24)
+    assert config.preprocess == made.preprocess
+    assert config.model.embed_dim is None
+    stated = load_finetune_config(tmp_path / "short.yaml", [*told, "model.image.kind=swin", "preprocess.std=[1,1,1]"])
+    assert stated.model.image == SwinConfig()
+    assert stated.preprocess == dataclasses.replace(made.preprocess, std=[1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.image.norm_eps=1.0e-3", "model.image.norm_eps=1e-05"),
+        ("model.image.activation=quick_gelu", "model.image.activation=gelu"),
+        ("preprocess.mean=[0,0,0]", "preprocess.mean=[0.5, 0.5, 0.5]"),
+    ],
+)
+def test_weights_of_other_settings_are_refused(configure: Configure, override: str, told: str):
+    model = finetune(configure("run", "train.steps=1"))
+    with pytest.raises(UsageError, match=re.escape(told)):
+        start(configure("other", f"train.init={model}", override), NAMES)
+    start(configure("free", f"train.init={model}", "model.image.drop_path=0.1"), NAMES)
+
+
+def test_a_swin_takes_its_biases_to_larger_windows(configure: Configure, tmp_path: Path):
+    vit = finetune(configure("vit", "train.steps=1"))
+    swin = "{kind: swin, image_size: 16, patch_size: 2, width: 16, depths: [1, 1], num_heads: [1, 2], window_size: 2}"
+    (tmp_path / "config.yaml").write_text(re.sub("model: .*", f"model: {{image: {swin}}}", CONFIG))
+    with pytest.raises(UsageError, match=r"model\.image\.kind=vit"):
+        start(configure("other", f"train.init={vit}"), NAMES)
+    model = finetune(configure("run", "train.steps=1"))
+    larger = start(configure("larger", f"train.init={model}", "model.image.window_size=4"), NAMES)
+    before, after = load_tower(model).tower, larger.image_tower.state_dict()
+    tables = before.resampled_tables((4, 4))
+    assert tables["blocks.0.relative_positions"].shape == (49, 1)
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after[name], tables.get(name, tensor))
+
+
+def test_other_classes_start_with_a_head_of_zeros(configure: Configure):
+    model = finetune(configure("run"))
+    other = start(configure("other", f"train.init={model}"), ["a", "b", "c"])
+    assert torch.equal(other(PIXELS).logits, torch.zeros(4, 3))
+    tower = load_tower(model).tower.state_dict()
+    assert all(torch.equal(tensor, tower[name]) for name, tensor in other.image_tower.state_dict().items())
+
+
+def contrastive(run: Path, *more: str) -> list[str]:
+    loaded = load_model(run / "model")
+    image = dataclasses.asdict(loaded.config.image)
+    overrides = [f"model.image.{key}={json.dumps(value)}" for key, value in image.items() if value is not None]
+    return [
+        f"train.init={run / 'model'}",
+        f"model.embed_dim={loaded.config.embed_dim}",
+        f"preprocess.mean={loaded.preprocess.mean}",
+        f"preprocess.std={loaded.preprocess.std}",
+        *overrides,
+        *more,
+    ]
+
+
+def test_a_contrastive_model_starts_as_its_zero_shot_classifier(configure: Configure, finished_run: Path):
+    loaded = load_model(finished_run / "model")
+    size = loaded.config.image.image_size
+    pixels = torch.randint(256, (4, 3, size, size), dtype=torch.uint8)
+    encoder = Encoder(loaded.model, loaded.tokenizer, image_size=size, fingerprint="")
+    expected = zero_shot_classifier(encoder, NAMES, load_templates("simple"))(pixels).logits
+    model = start(configure("run", *contrastive(finished_run, "templates=simple")), NAMES)
+    assert torch.allclose(model(pixels).logits, expected, atol=1e-5)
+
+
+def test_a_contrastive_model_without_a_projection_starts_as_its_zero_shot_classifier(
+    configure: Configure, tmp_path: Path
+):
+    """As CLIP's ResNets and SigLIP have none."""
+    torch.manual_seed(0)
+    text = TextConfig(vocab_size=49408, context_length=77, width=16, depth=1, num_heads=1)
+    image = ViTConfig(image_size=16, patch_size=8, width=24, depth=1, num_heads=2)
+    config = DualEncoderConfig(embed_dim=24, image=image, text=text, image_projection=False)
+    preprocess = PreprocessConfig()
+    folder = tmp_path / "contrastive" / "model"
+    save_model(folder, build_dual_encoder(config), config, preprocess, TokenizerConfig("clip"))
+    loaded = load_model(folder)
+    encoder = Encoder(loaded.model, loaded.tokenizer, image_size=16, fingerprint="")
+    expected = zero_shot_classifier(encoder, NAMES, load_templates("simple"))(PIXELS).logits
+    (tmp_path / "short.yaml").write_text("{}")
+    made = configure("run")
+    told = [f"train.init={folder}", f"data.train={made.data.train}", f"classes={made.classes}"]
+    short = load_finetune_config(tmp_path / "short.yaml", [*told, "templates=simple"])
+    assert (short.model.embed_dim, short.model.image_projection) == (24, False)
+    assert torch.allclose(start(short, NAMES)(PIXELS).logits, expected, atol=1e-5)
+    short.model.image_projection = True
+    with pytest.raises(UsageError, match="the model to start from has none"):
+        start(short, NAMES)
+
+
+def test_a_projection_comes_along_to_other_classes(configure: Configure, tmp_path: Path):
+    model = finetune(configure("run", "model.embed_dim=8", "train.steps=1"))
+    other = start(configure("other", f"train.init={model}", "model.embed_dim=8"), ["a", "b"])
+    assert torch.equal(other.image_projection.weight, weights(model)["image_projection.weight"])
+    assert torch.equal(other(PIXELS).logits, torch.zeros(4, 2))
+
+
+def test_wise_ft_wants_the_model_that_it_started_from(
+    configure: Configure, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moved = tmp_path / "start"
+    shutil.copytree(finished_run, moved)
+    config = configure("run", *contrastive(moved, "templates=simple", "wise_ft=0.5"))
+    stop_at(3, config, monkeypatch)
+    other = weights(moved / "model")
+    (moved / "model").rename(moved / "gone")
+    with pytest.raises(CheckpointError, match="this is not a model folder"):
+        finetune(config)
+    loaded = load_model(moved / "gone")
+    torch.nn.init.zeros_(loaded.model.logit_scale)
+    tokenizer = TokenizerConfig("file", str(moved / "gone" / "tokenizer.json"))
+    save_model(moved / "model", loaded.model, loaded.config, loaded.preprocess, tokenizer)
+    assert other["logit_scale"] != 0
+    with pytest.raises(CheckpointError, match="model to start from changed"):
+        finetune(config)
+
+
+def test_wise_ft_goes_from_the_start_to_the_end(configure: Configure, finished_run: Path, digits_folder: Path):
+    """Weights between the zero-shot classifier and the trained one: at 0 the one, at 1 the other, linear between."""
+    found, measured = {}, validation(digits_folder)
+    for share in ("null", "0.0", "0.5", "1.0"):
+        config = configure(f"run{share}", *contrastive(finished_run, "templates=simple", f"wise_ft={share}"), *measured)
+        found[share] = weights(finetune(config))
+    begin = start(configure("begin", *contrastive(finished_run, "templates=simple")), NAMES).state_dict()
+    for name, tensor in found["null"].items():
+        assert torch.equal(found["1.0"][name], tensor)
+        assert torch.equal(found["0.0"][name], begin[name])
+        assert torch.allclose(found["0.5"][name], (tensor + begin[name]) / 2, atol=1e-6)
+    assert any(not torch.equal(begin[name], tensor) for name, tensor in found["null"].items())
+
+    data = open_labelled([f"{digits_folder}/val-*.tar"], f"{digits_folder}/classes.txt")
+    last = read_log(Path(configure("run0.5").out) / "log.jsonl")[-1]
+    for figure, share in (("val_acc1", "null"), ("wise_ft_acc1", "0.5")):
+        model = load_classifier(Path(configure(f"run{share}").out) / "model")
+        assert last[figure] == evaluate_classifier(model.model, data, model.config.image.image_size).acc1
+
+
+DISTILLED = ["model.image.pool=class", "model.image.distilled=true"]
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("image", [[], DISTILLED], ids=["plain", "token"])
+def test_distillation_reads_the_teacher(configure: Configure, kind: str, image: list[str]):
+    teacher = finetune(configure("teacher"))
+    taught = finetune(configure("taught", f"loss.teacher={teacher}", f"loss.distillation={kind}", *image))
+    tensors = weights(taught)
+    assert ("distillation_head.weight" in tensors) == bool(image)
+    if image:
+        assert tensors["distillation_head.weight"].abs().max() > 0
+    assert losses(taught.parent)[-1] < losses(taught.parent)[0]
+
+
+def test_a_teacher_of_other_classes_is_refused(configure: Configure, tmp_path: Path):
+    teacher = finetune(configure("teacher"))
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*NAMES[:9], "neuf"]))
+    with pytest.raises(UsageError, match="class 9 is 'nine' in the teacher and 'neuf' in the data"):
+        finetune(configure("run", f"loss.teacher={teacher}", f"classes={names}"))
+    names.write_text("\n".join([*NAMES, "ten"]))
+    with pytest.raises(UsageError, match="class 10, 'ten', is in the data and not in the teacher"):
+        finetune(configure("run", f"loss.teacher={teacher}", f"classes={names}"))
+
+
+def test_the_config_of_a_run_can_be_run_again(configure: Configure, tmp_path: Path):
+    made = configure("run", "train.steps=2")
+    finetune(made)
+    again = load_finetune_config(Path(made.out) / "config.yaml", [f"out={tmp_path / 'again'}"])
+    assert dataclasses.replace(again, out=made.out) == made
+    finetune(again)
+
+
+def test_a_stopped_run_on_masked_patches_goes_on(configure: Configure, monkeypatch: pytest.MonkeyPatch):
+    overrides = ["loss.kind=masked_patches", "train.steps=6"]
+    whole = weights(finetune(configure("whole", *overrides)))
+    config = configure("stopped", *overrides)
+    stop_at(3, config, monkeypatch)
+    found = weights(finetune(config))
+    assert whole.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
+
+
+def test_masked_patches_teach_a_tower_that_runs_start_from(configure: Configure):
+    run = finetune(configure("masked", "loss.kind=masked_patches", "train.steps=30", "train.batch_size=64"))
+    found = losses(run.parent)
+    assert found[-1] < found[0] / 2
+    model = start(configure("next", f"train.init={run}"), NAMES)
+    tower = load_tower(run).tower.state_dict()
+    assert all(torch.equal(tensor, tower[name]) for name, tensor in model.image_tower.state_dict().items())
+
+
+def test_adapters_need_blocks(configure: Configure, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(re.sub("model: .*", "model: {image: {kind: 'timm:test_vit'}}", CONFIG))
+    model = finetune(configure("run", "train.steps=1", "model.image.image_size=160"))
+    with pytest.raises(UsageError, match="whose linear maps could be adapted"):
+        finetune(configure("other", f"train.init={model}", "lora.rank=2", "model.image.image_size=160"))
+
+
+def test_frozen_adapters_stay(configure: Configure):
+    model = finetune(configure("run", "train.steps=2"))
+    tuned = finetune(
+        configure("tuned", f"train.init={model}", "lora.rank=2", "train.freeze=[image_*]", "optim.name=adamw")
+    )
+    before, after = weights(model), weights(tuned)
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("image_"))
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
+def test_one_class_is_nothing_to_tell_apart(configure: Configure, tmp_path: Path):
+    folder = tmp_path / "pictures" / "cat"
+    folder.mkdir(parents=True)
+    for number in range(40):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    with pytest.raises(UsageError, match="there is one class alone, 'cat'"):
+        finetune(configure("run", f"data.train={folder.parent}", "classes="))
+
+
+def test_a_classifier_goes_on_as_it_is_and_without_the_model_it_came_from(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = configure("run", "model.embed_dim=8", "model.head=hidden", "train.steps=2")
+    model = finetune(made)
+    (tmp_path / "short.yaml").write_text("train: {steps: 6, batch_size: 32, save_every: 2}")
+    told = [f"train.init={model}", f"data.train={made.data.train}", f"classes={made.classes}", f"out={tmp_path / 'on'}"]
+    config = load_finetune_config(tmp_path / "short.yaml", told)
+    assert (config.model.embed_dim, config.model.head) == (8, "hidden")
+    before, begin = load_classifier(model).model, start(config, NAMES)
+    assert torch.equal(begin(PIXELS).logits, before(PIXELS).logits)
+    stop_at(3, config, monkeypatch)
+    shutil.rmtree(model)
+    finetune(load_finetune_config(tmp_path / "short.yaml", told))
+    with pytest.raises(UsageError, match="there is no such model"):
+        load_finetune_config(tmp_path / "short.yaml", [*told[:3], f"out={tmp_path / 'new'}"])
+
+
+def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure):
+    """Both heads then learn the labels."""
+    teacher = finetune(configure("teacher", "train.steps=2"))
+    taught = finetune(configure("taught", f"loss.teacher={teacher}", "train.steps=2", *DISTILLED))
+    alone = finetune(configure("alone", f"train.init={taught}", *DISTILLED))
+    before, after = weights(taught), weights(alone)
+    for head in ("head.weight", "distillation_head.weight"):
+        assert not torch.equal(before[head], after[head])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.image.image_size=18", "image_size 18 is not a multiple of patch_size 4; 16 or 20 px fit"),
+        ("model.image.kind=swim", "no image tower 'swim'; did you mean 'swin'"),
+        ("loss.distillation=firm", "loss.distillation is 'firm'"),
+        ("loss.weight=2", "loss.weight is 2"),
+        ("mix.mixup=-1", "mix.mixup is -1"),
+        ("wise_ft=0.5", "none is named"),
+        ("templates=simple", "a zero-shot head needs a contrastive model, and none is named"),
+        ("model.image.distilled=true", "a distillation token learns from a teacher"),
+        ("data.repeats=0", "data.repeats is 0"),
+        ("data.augment.erase=2", "data.augment.erase is 2"),
+        ("mix.mixup=1.0 train.batch_size=33", "no whole pairs"),
+        ("mix.cutmix=1.0 train.micro_batches=16 train.batch_size=16", "no whole pairs"),
+        ("loss.kind=masked_patches train.init=runs", "train.init has no effect with loss.kind=masked_patches"),
+        ("loss.kind=masked_patches mix.mixup=1.0", "mix.mixup has no effect"),
+        ("train.init=x templates=simple model.embed_dim=8 model.head=hidden", "a zero-shot head is linear"),
+        ("model.image.num_heads=0", "num_heads is 0"),
+        ("model.image.init=zeros", "init 'zeros' is unknown"),
+        ("train.compile=true model.image.kind=timm:resnet18", "no transformer blocks"),
+        ("train.checkpointing=full model.image.kind=timm:vit_tiny_patch16_224", "no transformer blocks"),
+        ("loss.teacher=timm:no_such_model", "the teacher timm:no_such_model cannot be opened"),
+    ],
+)
+def test_what_cannot_be_is_told(configure: Configure, tmp_path: Path, override: str, message: str):
+    if "timm:" in override and "kind" in override:  # a timm tower has no other settings
+        (tmp_path / "config.yaml").write_text(re.sub("model: .*", "model: {image: {image_size: 32}}", CONFIG))
+    with pytest.raises(UsageError, match=message):
+        finetune(configure("run", *override.split()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "message"),
+    [
+        ("swin", "patch_dropout: 0.5", "this tower sees whole images"),
+        ("swin", "image_size: 8", "less than window_size"),
+        ("timm:test_vit", "image_size: 32", "image"),
+    ],
+)
+def test_a_stage_that_a_tower_cannot_take_is_told_before_the_first_step(
+    configure: Configure, tmp_path: Path, kind: str, stage: str, message: str
+):
+    shape = "image_size: 16, patch_size: 2, width: 16, depths: [1, 1], num_heads: [1, 2], window_size: 4"
+    image = f"{{kind: {kind}, {shape if kind == 'swin' else 'image_size: 160'}}}"
+    curriculum = f"curriculum: [{{until: 0.5}}, {{until: 1, {stage}}}]"
+    (tmp_path / "config.yaml").write_text(re.sub("model: .*", f"model: {{image: {image}}}\n{curriculum}", CONFIG))
+    with pytest.raises(UsageError, match=rf"curriculum\[1\] does not fit the image tower: .*{message}"):
+        finetune(configure("run"))
+
+
+def test_folders_of_classes_are_data_too(configure: Configure, digits_folder: Path, tmp_path: Path):
+    data = open_labelled([f"{digits_folder}/val-*.tar"], f"{digits_folder}/classes.txt")
+    for i in range(200):
+        sample = data.samples.read(i)
+        folder = tmp_path / "pictures" / data.class_names[sample.label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").write_bytes(sample.image)
+    model = finetune(configure("run", f"data.train=[{tmp_path / 'pictures'}]", "classes=''"))
+    assert load_classifier(model).model.class_names == sorted(NAMES)

@@ -1,0 +1,157 @@
+"""Copied weights give the tokens and logits of timm's and transformers' distilled DeiT; swapped tokens are seen."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvit.models.image_towers import build_image_tower
+from mmvit.towers.contract import TowerOutput
+from mmvit.towers.vit import ViTConfig
+
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-5  # on unit rows, and as a share of the largest logit; float32
+CONFIG = ViTConfig(
+    *("vit", 64, 16, 192, 12, 3), norm_eps=1e-6, pre_norm=False, patch_bias=True, distilled=True
+)  # DeiT-Ti on small images
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+# Their names to ours, in this order.
+TIMM = {
+    "patch_embed.proj": "embed.projection",
+    "cls_token": "class_token",
+    "dist_token": "distillation_token",
+    "pos_embed": "positions",
+    "attn.proj": "attention.out",
+    "attn.": "attention.",
+    "norm1": "attention_norm",
+    "norm2": "feed_forward_norm",
+    "mlp.fc1": "feed_forward.up",
+    "mlp.fc2": "feed_forward.down",
+}
+TRANSFORMERS = {
+    "deit.embeddings.cls_token": "class_token",
+    "deit.embeddings.distillation_token": "distillation_token",
+    "deit.embeddings.position_embeddings": "positions",
+    "deit.embeddings.patch_embeddings": "embed",
+    "deit.layers": "blocks",
+    "attention.o_proj": "attention.out",
+    "_proj.": ".",
+    "layernorm_before": "attention_norm",
+    "layernorm_after": "feed_forward_norm",
+    "deit.layernorm": "norm",
+    "mlp.fc1": "feed_forward.up",
+    "mlp.fc2": "feed_forward.down",
+}
+HEADS = ("head", "cls_classifier", "distillation_classifier")
+
+
+def renamed(reference: nn.Module) -> dict[str, Tensor]:
+    """The weights of the tower under our names: query, key and value apart, tables without the axis of the batch."""
+    names, weights = TIMM if hasattr(reference, "head_dist") else TRANSFORMERS, {}
+    for name, tensor in reference.state_dict().items():
+        if name.startswith(HEADS):
+            continue
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        if ".qkv." in name:
+            weights |= {name.replace("qkv", letter): rows for letter, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            weights[name] = tensor.flatten() if "_token" in name else tensor[0] if name == "positions" else tensor
+    return weights
+
+
+@pytest.fixture(scope="module", params=["timm", "transformers"])
+def reference(request: pytest.FixtureRequest) -> nn.Module:
+    """A small distilled DeiT with every number drawn at random.
+
+    Matrices are large enough for activations to matter, and biases and tables small enough for an epsilon to.
+    """
+    torch.manual_seed(0)
+    if request.param == "timm":
+        model: nn.Module = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, num_classes=10)
+    else:
+        shape = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+        config = transformers.DeiTConfig(**shape, image_size=64, patch_size=16, layer_norm_eps=1e-6, num_labels=10)
+        model = transformers.DeiTForImageClassificationWithTeacher(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            elif parameter.ndim == 1:
+                parameter.add_((0.02 if name.endswith("bias") else 0.2) * torch.randn_like(parameter))
+            else:  # kernels, tokens and positions
+                parameter.normal_(std=0.02)
+    return model.eval()
+
+
+@torch.no_grad()
+def differences(reference: nn.Module, found: TowerOutput) -> tuple[float, float]:
+    """The largest difference of the two unit tokens, and of the mean of two logits as a share of the largest."""
+    if hasattr(reference, "head_dist"):
+        tokens, logits = reference.forward_features(IMAGES), reference(IMAGES)
+        heads = reference.head, reference.head_dist
+    else:
+        tokens, logits = reference.deit(IMAGES).last_hidden_state, reference(IMAGES).logits
+        heads = reference.cls_classifier, reference.distillation_classifier
+    ours = torch.stack([found.pooled, found.distilled], dim=1)
+    tokens = (F.normalize(ours, dim=2) - F.normalize(tokens[:, :2], dim=2)).abs().max()
+    share = ((heads[0](found.pooled) + heads[1](found.distilled)) / 2 - logits).abs().max() / logits.abs().max()
+    return tokens.item(), share.item()
+
+
+@torch.no_grad()
+def encoded(reference: nn.Module, weights: dict[str, Tensor], config: ViTConfig = CONFIG) -> TowerOutput:
+    tower = build_image_tower(config).eval()
+    tower.load_state_dict(weights)
+    return tower(IMAGES)
+
+
+def test_d1_copied_weights_give_equal_tokens_and_logits(reference: nn.Module):
+    weights = renamed(reference)
+    assert weights["positions"].shape == (16 + 2, 192)
+    assert max(differences(reference, encoded(reference, weights))) <= TOLERANCE
+
+
+WRONG = [{"norm_eps": 1e-12}, {"norm_eps": 1e-5}, {"activation": "gelu_tanh"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_d1_a_wrong_epsilon_or_activation_is_seen(reference: nn.Module, wrong: dict):
+    found = encoded(reference, renamed(reference), replace(CONFIG, **wrong))
+    assert min(differences(reference, found)) > TOLERANCE
+
+
+@pytest.mark.parametrize("part", ["tokens", "positions", "outputs"])
+def test_d1_swapped_tokens_are_seen(reference: nn.Module, part: str):
+    weights = renamed(reference)
+    if part == "tokens":
+        first, second = weights["class_token"], weights["distillation_token"]
+        weights |= {"class_token": second, "distillation_token": first}
+    elif part == "positions":
+        weights["positions"] = torch.cat([weights["positions"][:2].flip(0), weights["positions"][2:]])
+    found = encoded(reference, weights)
+    if part == "outputs":
+        found = found._replace(pooled=found.distilled, distilled=found.pooled)
+    assert min(differences(reference, found)) > TOLERANCE
+
+
+# Width and heads; parameters with two heads of 1000 classes.
+SIZES = {"tiny": (192, 3, 5_910_800), "small": (384, 6, 22_436_432), "base": (768, 12, 87_338_192)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_d1_parameters(size: str):
+    width, num_heads, expected = SIZES[size]
+    config = replace(CONFIG, image_size=224, width=width, num_heads=num_heads)
+    with torch.device("meta"):
+        modules = build_image_tower(config), nn.Linear(width, 1000), nn.Linear(width, 1000)
+        reference = timm.create_model(f"deit_{size}_distilled_patch16_224", num_classes=1000)
+    assert sum(p.numel() for module in modules for p in module.parameters()) == expected
+    assert {n: p.numel() for n, p in modules[0].state_dict().items()} == {
+        n: p.numel() for n, p in renamed(reference).items()
+    }

@@ -1,0 +1,193 @@
+"""Copied weights give the features and logits of timm's and transformers' ViT; a wrong setting is seen."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvit.models.image_towers import build_image_tower, tower_config
+from mmvit.towers.vit import VisionTransformer, ViTConfig
+
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-5  # on unit rows, and as a share of the largest logit; float32
+NUM_CLASSES = 10
+SHAPE = {"width": 192, "depth": 12, "num_heads": 3}  # ViT-Ti
+CONFIG = ViTConfig(image_size=64, patch_size=16, norm_eps=1e-6, pre_norm=False, patch_bias=True, **SHAPE)
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+# Their names to ours, in this order.
+TIMM = {
+    "patch_embed.proj": "embed.projection",
+    "cls_token": "class_token",
+    "pos_embed": "positions",
+    "reg_token": "registers",
+    "attn.proj": "attention.out",
+    "attn.": "attention.",
+    "norm1": "attention_norm",
+    "norm2": "feed_forward_norm",
+    "ls1": "attention_scale",
+    "ls2": "feed_forward_scale",
+    "mlp.fc1": "feed_forward.up",
+    "mlp.fc2": "feed_forward.down",
+}
+TRANSFORMERS = {
+    "vit.embeddings.cls_token": "class_token",
+    "vit.embeddings.position_embeddings": "positions",
+    "vit.embeddings.patch_embeddings": "embed",
+    "vit.layers": "blocks",
+    "attention.o_proj": "attention.out",
+    "_proj.": ".",
+    "layernorm_before": "attention_norm",
+    "layernorm_after": "feed_forward_norm",
+    "vit.layernorm": "norm",
+    "mlp.fc1": "feed_forward.up",
+    "mlp.fc2": "feed_forward.down",
+}
+HEADS = ("head.", "classifier.")
+
+
+def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """The weights of a tower under our names: query, key and value apart, tables without the axis of the batch."""
+    weights = {}
+    for name, tensor in state.items():
+        if name.startswith(HEADS):
+            continue
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        if ".qkv." in name:
+            weights |= {name.replace("qkv", letter): rows for letter, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            is_token = name in ("class_token", "positions", "registers")
+            weights[name] = (tensor.flatten() if name == "class_token" else tensor[0]) if is_token else tensor
+    return weights
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """Give norms, scales and biases values of their own, as ones and zeros hide a swapped or unused one.
+
+    Matrices are large enough for activations to matter, and biases and tables small enough for an epsilon to.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            elif parameter.ndim == 1:
+                parameter.add_((0.02 if name.endswith("bias") else 0.2) * torch.randn_like(parameter))
+            else:  # kernels, tokens and positions
+                parameter.normal_(std=0.02)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def timm_vit() -> nn.Module:
+    torch.manual_seed(0)
+    return randomized(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=NUM_CLASSES))
+
+
+@pytest.fixture(scope="module")
+def transformers_vit() -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+    config = transformers.ViTConfig(
+        **shape, image_size=64, patch_size=16, layer_norm_eps=1e-6, num_labels=NUM_CLASSES, hidden_act="gelu"
+    )
+    return randomized(transformers.ViTForImageClassification(config))
+
+
+def copied(reference: nn.Module, config: ViTConfig = CONFIG) -> VisionTransformer:
+    tower = build_image_tower(config).eval()
+    names = TIMM if hasattr(reference, "patch_embed") else TRANSFORMERS
+    tower.load_state_dict(renamed(reference.state_dict(), names))
+    return tower
+
+
+@torch.no_grad()
+def differences(reference: nn.Module, config: ViTConfig = CONFIG, images: Tensor = IMAGES) -> tuple[float, float]:
+    """The largest difference of the unit tokens, and of the logits as a share of the largest."""
+    tower = copied(reference, config)(images)
+    if hasattr(reference, "patch_embed"):
+        tokens, head = reference.forward_features(images), reference.head
+        logits = reference(images)
+    else:
+        tokens, head = reference.vit(images).last_hidden_state, reference.classifier
+        logits = reference(images).logits
+    tokens = F.normalize(tower.tokens, dim=2) - F.normalize(tokens, dim=2)
+    share = (head(tower.pooled) - logits).abs().max() / logits.abs().max()
+    return tokens.abs().max().item(), share.item()
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "transformers_vit"])
+def test_v8_copied_weights_give_equal_tokens_and_logits(name: str, request: pytest.FixtureRequest):
+    assert max(differences(request.getfixturevalue(name))) <= TOLERANCE
+
+
+WRONG = [{"norm_eps": 1e-12}, {"norm_eps": 1e-5}, {"activation": "gelu_tanh"}, {"activation": "quick_gelu"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("name", ["timm_vit", "transformers_vit"])
+def test_v8_a_wrong_epsilon_or_activation_is_seen(name: str, wrong: dict, request: pytest.FixtureRequest):
+    assert min(differences(request.getfixturevalue(name), replace(CONFIG, **wrong))) > TOLERANCE
+
+
+def test_v8_norms_after_the_branches_are_seen(timm_vit: nn.Module):
+    tower = copied(timm_vit)
+    for block in tower.blocks:
+        block.forward = lambda x, mask, rotary, block=block: block.feed_forward_norm(
+            (y := block.attention_norm(x + block.attention(x))) + block.feed_forward(y)
+        )
+    with torch.no_grad():
+        assert (tower(IMAGES).pooled - timm_vit.forward_features(IMAGES)[:, 0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("side", [32, 96])
+def test_v13_another_size_is_timms(side: int):
+    torch.manual_seed(0)
+    reference = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=NUM_CLASSES, dynamic_img_size=True)
+    images = torch.randn(2, 3, side, side + 16, generator=torch.Generator().manual_seed(2))
+    assert max(differences(randomized(reference), images=images)) <= TOLERANCE
+
+
+def test_registers_scales_and_normalised_queries_are_timms():
+    torch.manual_seed(0)
+    options = {"reg_tokens": 3, "qk_norm": True, "init_values": 0.1, "no_embed_class": True}
+    reference = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, depth=4, **options)
+    nn.init.normal_(randomized(reference).reg_token, std=0.5)
+    config = replace(CONFIG, depth=4, num_registers=3, qk_norm=True, layer_scale=0.1)
+    tower = build_image_tower(config).eval()
+    weights = renamed(reference.state_dict(), TIMM)
+    weights["positions"] = F.pad(weights["positions"], (0, 0, 1, 0))  # none for the class token
+    tower.load_state_dict(weights)
+    with torch.no_grad():
+        expected = reference(IMAGES)
+        assert (F.normalize(tower(IMAGES).pooled) - F.normalize(expected)).abs().max() <= TOLERANCE
+        tower.registers.zero_()
+        assert (F.normalize(tower(IMAGES).pooled) - F.normalize(expected)).abs().max() > TOLERANCE
+
+
+# Our name; parameters with a head of 1000 classes.
+SIZES = {
+    "vit_tiny_patch16_224": ("vit_ti16", 5_717_416),
+    "vit_small_patch16_224": ("vit_s16", 22_050_664),
+    "vit_base_patch32_224": ("vit_b32", 88_224_232),
+    "vit_base_patch16_224": ("vit_b16", 86_567_656),
+    "vit_large_patch16_224": ("vit_l16", 304_326_632),
+    "vit_large_patch14_224": ("vit_l14", 304_203_752),
+    "vit_huge_patch14_224": ("vit_h14", 632_045_800),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_v14_parameters(name: str):
+    kind, expected = SIZES[name]
+    with torch.device("meta"):
+        tower = build_image_tower(tower_config(kind))
+        head = nn.Linear(tower.width, 1000)
+        reference = timm.create_model(name, num_classes=1000)
+    assert sum(p.numel() for module in (tower, head) for p in module.parameters()) == expected
+    ours = {name: p.shape.numel() for name, p in tower.state_dict().items()}
+    assert ours == {name: p.numel() for name, p in renamed(reference.state_dict(), TIMM).items()}
