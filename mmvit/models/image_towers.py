@@ -78,16 +78,17 @@ def build_image_tower(config: TowerConfig) -> Tower:
     for name, value in dataclasses.asdict(config).items():
         if name in SIZES and isinstance(value, int) and value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more")
+    size, stride = config.image_size, config.stride
+    if size % stride:
+        of = f"patch_size {stride}" if isinstance(config, ViTConfig) else f"{stride} px, the stride of {config.kind}"
+        fit = " or ".join(str(side) for side in (size // stride * stride, size // stride * stride + stride) if side)
+        raise ValueError(f"image_size {size} is not a multiple of {of}; {fit} px fit")
     if isinstance(config, ViTConfig):
         return _build_vit(config)
     if isinstance(config, TimmConfig):
-        return TimmTower(config.name, config.image_size)
+        return TimmTower(config.name, size)
     shape = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    del shape["kind"]
-    size = shape.pop("image_size")
-    if size % config.stride:
-        what = f"image_size {size} is not a multiple of {config.stride} px, the stride of {config.kind}"
-        raise ValueError(f"{what}; {_fitting(size, config.stride)}")
+    del shape["kind"], shape["image_size"]
     if isinstance(config, SwinConfig):
         tower = SwinTransformer(**shape)
         tower.grids(size, size)  # raises for windows that do not fit
@@ -95,12 +96,7 @@ def build_image_tower(config: TowerConfig) -> Tower:
     if isinstance(config, CvTConfig):
         return CvT(**shape)
     assert isinstance(config, ResNetConfig)
-    return ModifiedResNet((size // config.stride,) * 2, **shape)
-
-
-def _fitting(size: int, stride: int) -> str:
-    below = size // stride * stride
-    return f"{below} or {below + stride} px fit" if below else f"{stride} px or more fit"
+    return ModifiedResNet((size // stride,) * 2, **shape)
 
 
 def _build_vit(config: ViTConfig) -> VisionTransformer:
@@ -115,9 +111,6 @@ def _build_vit(config: ViTConfig) -> VisionTransformer:
         embed = PatchEmbedding(config.patch_size, config.width, bias=config.patch_bias)
     if embed.patch_size != config.patch_size:
         raise ValueError(f"the stem makes patches of {embed.patch_size} px, but patch_size is {config.patch_size}")
-    if config.image_size % config.patch_size:
-        what = f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
-        raise ValueError(f"{what}; {_fitting(config.image_size, config.patch_size)}")
     blocks = [
         Block(
             config.width,

@@ -63,17 +63,26 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def configure(digits_folder: Path, tmp_path: Path) -> Configure:
-    (tmp_path / "config.yaml").write_text(CONFIG)
+def configure_in(folder: Path, data: Path) -> Configure:
+    (folder / "config.yaml").write_text(CONFIG)
 
     def make(name: str, *overrides: str) -> FinetuneConfig:
-        told = {"out": str(tmp_path / name), "data.train": f"[{digits_folder}/train-*.tar]"}
-        told |= {"classes": f"{digits_folder}/classes.txt"}
+        told = {"out": str(folder / name), "data.train": f"[{data}/train-*.tar]", "classes": f"{data}/classes.txt"}
         told |= dict(override.split("=", 1) for override in overrides)
-        return load_config(FinetuneConfig, tmp_path / "config.yaml", [f"{key}={value}" for key, value in told.items()])
+        return load_config(FinetuneConfig, folder / "config.yaml", [f"{key}={value}" for key, value in told.items()])
 
     return make
+
+
+@pytest.fixture
+def configure(digits_folder: Path, tmp_path: Path) -> Configure:
+    return configure_in(tmp_path, digits_folder)
+
+
+@pytest.fixture(scope="session")
+def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a few steps."""
+    return finetune(configure_in(tmp_path_factory.mktemp("trained"), digits_folder)("run"))
 
 
 def validation(folder: Path) -> list[str]:
@@ -123,7 +132,14 @@ def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_f
     assert len(told["classes"]) == 2
 
 
-@pytest.mark.parametrize("more", [[], ["train.micro_batches=2", "mix.cutmix=1.0", "optim.ema_decay=0.9"]], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["train.micro_batches=2", "mix.cutmix=1.0", "optim.ema_decay=0.9"],
+    ],
+    ids=str,
+)
 def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str], monkeypatch: pytest.MonkeyPatch):
     whole = finetune(configure("whole", *more))
     stop_at(6, configure("stopped", *more), monkeypatch)
@@ -174,12 +190,11 @@ def start(config: FinetuneConfig, names: Sequence[str]) -> Any:
 PIXELS = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_v13_the_same_size_is_bit_identical_and_a_larger_one_runs(configure: Configure):
-    model = finetune(configure("run"))
-    before = load_classifier(model).model
-    same = start(configure("same", f"train.init={model}"), NAMES)
+def test_v13_the_same_size_is_bit_identical_and_a_larger_one_runs(configure: Configure, trained: Path):
+    before = load_classifier(trained).model
+    same = start(configure("same", f"train.init={trained}"), NAMES)
     assert torch.equal(same(PIXELS).logits, before(PIXELS).logits)
-    larger = configure("larger", f"train.init={model}", "model.image.image_size=24", "train.steps=3")
+    larger = configure("larger", f"train.init={trained}", "model.image.image_size=24", "train.steps=3")
     run = finetune(larger)
     assert weights(run)["image_tower.positions"].shape == (36, 64)
     assert losses(run.parent)[0] < 3
@@ -207,19 +222,17 @@ def test_what_the_model_to_start_from_has_need_not_be_said(configure: Configure,
         ("preprocess.mean=[0,0,0]", "preprocess.mean=[0.5, 0.5, 0.5]"),
     ],
 )
-def test_weights_of_other_settings_are_refused(configure: Configure, override: str, told: str):
-    model = finetune(configure("run", "train.steps=1"))
+def test_weights_of_other_settings_are_refused(configure: Configure, override: str, told: str, trained: Path):
     with pytest.raises(UsageError, match=re.escape(told)):
-        start(configure("other", f"train.init={model}", override), NAMES)
-    start(configure("free", f"train.init={model}", "model.image.drop_path=0.1"), NAMES)
+        start(configure("other", f"train.init={trained}", override), NAMES)
+    start(configure("free", f"train.init={trained}", "model.image.drop_path=0.1"), NAMES)
 
 
-def test_a_swin_takes_its_biases_to_larger_windows(configure: Configure, tmp_path: Path):
-    vit = finetune(configure("vit", "train.steps=1"))
+def test_a_swin_takes_its_biases_to_larger_windows(configure: Configure, tmp_path: Path, trained: Path):
     swin = "{kind: swin, image_size: 16, patch_size: 2, width: 16, depths: [1, 1], num_heads: [1, 2], window_size: 2}"
     (tmp_path / "config.yaml").write_text(re.sub("model: .*", f"model: {{image: {swin}}}", CONFIG))
     with pytest.raises(UsageError, match=r"model\.image\.kind=vit"):
-        start(configure("other", f"train.init={vit}"), NAMES)
+        start(configure("other", f"train.init={trained}"), NAMES)
     model = finetune(configure("run", "train.steps=1"))
     larger = start(configure("larger", f"train.init={model}", "model.image.window_size=4"), NAMES)
     before, after = load_tower(model).tower, larger.image_tower.state_dict()
@@ -229,11 +242,10 @@ def test_a_swin_takes_its_biases_to_larger_windows(configure: Configure, tmp_pat
         assert torch.equal(after[name], tables.get(name, tensor))
 
 
-def test_other_classes_start_with_a_head_of_zeros(configure: Configure):
-    model = finetune(configure("run"))
-    other = start(configure("other", f"train.init={model}"), ["a", "b", "c"])
+def test_other_classes_start_with_a_head_of_zeros(configure: Configure, trained: Path):
+    other = start(configure("other", f"train.init={trained}"), ["a", "b", "c"])
     assert torch.equal(other(PIXELS).logits, torch.zeros(4, 3))
-    tower = load_tower(model).tower.state_dict()
+    tower = load_tower(trained).tower.state_dict()
     assert all(torch.equal(tensor, tower[name]) for name, tensor in other.image_tower.state_dict().items())
 
 
@@ -317,7 +329,12 @@ def test_wise_ft_goes_from_the_start_to_the_end(configure: Configure, finished_r
     """Weights between the zero-shot classifier and the trained one: at 0 the one, at 1 the other, linear between."""
     found, measured = {}, validation(digits_folder)
     for share in ("null", "0.0", "0.5", "1.0"):
-        config = configure(f"run{share}", *contrastive(finished_run, "templates=simple", f"wise_ft={share}"), *measured)
+        config = configure(
+            f"run{share}",
+            *contrastive(finished_run, "templates=simple", f"wise_ft={share}"),
+            "train.steps=5",
+            *measured,
+        )
         found[share] = weights(finetune(config))
     begin = start(configure("begin", *contrastive(finished_run, "templates=simple")), NAMES).state_dict()
     for name, tensor in found["null"].items():
@@ -338,9 +355,8 @@ DISTILLED = ["model.image.pool=class", "model.image.distilled=true"]
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("image", [[], DISTILLED], ids=["plain", "token"])
-def test_distillation_reads_the_teacher(configure: Configure, kind: str, image: list[str]):
-    teacher = finetune(configure("teacher"))
-    taught = finetune(configure("taught", f"loss.teacher={teacher}", f"loss.distillation={kind}", *image))
+def test_distillation_reads_the_teacher(configure: Configure, kind: str, image: list[str], trained: Path):
+    taught = finetune(configure("taught", f"loss.teacher={trained}", f"loss.distillation={kind}", *image))
     tensors = weights(taught)
     assert ("distillation_head.weight" in tensors) == bool(image)
     if image:
@@ -348,15 +364,14 @@ def test_distillation_reads_the_teacher(configure: Configure, kind: str, image: 
     assert losses(taught.parent)[-1] < losses(taught.parent)[0]
 
 
-def test_a_teacher_of_other_classes_is_refused(configure: Configure, tmp_path: Path):
-    teacher = finetune(configure("teacher"))
+def test_a_teacher_of_other_classes_is_refused(configure: Configure, tmp_path: Path, trained: Path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join([*NAMES[:9], "neuf"]))
     with pytest.raises(UsageError, match="class 9 is 'nine' in the teacher and 'neuf' in the data"):
-        finetune(configure("run", f"loss.teacher={teacher}", f"classes={names}"))
+        finetune(configure("run", f"loss.teacher={trained}", f"classes={names}"))
     names.write_text("\n".join([*NAMES, "ten"]))
     with pytest.raises(UsageError, match="class 10, 'ten', is in the data and not in the teacher"):
-        finetune(configure("run", f"loss.teacher={teacher}", f"classes={names}"))
+        finetune(configure("run", f"loss.teacher={trained}", f"classes={names}"))
 
 
 def test_the_config_of_a_run_can_be_run_again(configure: Configure, tmp_path: Path):
@@ -393,12 +408,11 @@ def test_adapters_need_blocks(configure: Configure, tmp_path: Path):
         finetune(configure("other", f"train.init={model}", "lora.rank=2", "model.image.image_size=160"))
 
 
-def test_frozen_adapters_stay(configure: Configure):
-    model = finetune(configure("run", "train.steps=2"))
+def test_frozen_adapters_stay(configure: Configure, trained: Path):
     tuned = finetune(
-        configure("tuned", f"train.init={model}", "lora.rank=2", "train.freeze=[image_*]", "optim.name=adamw")
+        configure("tuned", f"train.init={trained}", "lora.rank=2", "train.freeze=[image_*]", "optim.name=adamw")
     )
-    before, after = weights(model), weights(tuned)
+    before, after = weights(trained), weights(tuned)
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("image_"))
     assert not torch.equal(after["head.weight"], before["head.weight"])
 
@@ -430,10 +444,9 @@ def test_a_classifier_goes_on_as_it_is_and_without_the_model_it_came_from(
         load_finetune_config(tmp_path / "short.yaml", [*told[:3], f"out={tmp_path / 'new'}"])
 
 
-def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure):
+def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure, trained: Path):
     """Both heads then learn the labels."""
-    teacher = finetune(configure("teacher", "train.steps=2"))
-    taught = finetune(configure("taught", f"loss.teacher={teacher}", "train.steps=2", *DISTILLED))
+    taught = finetune(configure("taught", f"loss.teacher={trained}", "train.steps=2", *DISTILLED))
     alone = finetune(configure("alone", f"train.init={taught}", *DISTILLED))
     before, after = weights(taught), weights(alone)
     for head in ("head.weight", "distillation_head.weight"):

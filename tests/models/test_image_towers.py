@@ -161,7 +161,9 @@ def test_names_lead_to_their_own_copies():
         ("swin_t", 100, "image_size 100 is not a multiple of 32 px"),
         ("swin_t", 96, "less than window_size 7; sides of 224 px or more fit"),
         ("cvt_13", 100, "image_size 100 is not a multiple of 16 px"),
-        ("rn50", 100, "image_size 100 is not a multiple of 32 px"),
+        ("rn50", 100, "image_size 100 is not a multiple of 32 px, the stride of rn50; 96 or 128 px fit"),
+        ("timm:vit_tiny_patch16_224", 50, "image_size 50 is not a multiple of 16 px"),
+        ("timm:resnet18", 10, "image_size 10 is not a multiple of 32 px, the stride of timm:resnet18; 32 px fit"),
     ],
 )
 def test_sizes_that_do_not_fit_are_told(kind: str, size: int, message: str):
