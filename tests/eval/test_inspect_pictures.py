@@ -105,8 +105,9 @@ def test_size_and_shards(model: Path, colour_shards: IndexedShards, tmp_path: Pa
     assert np.shape(facts["images"][7]["map"]) == (6, 6)
     assert facts["text"] == KOREAN
     checked(tmp_path / "b.png")
-    with pytest.raises(ValueError, match="multiples of 8"):
+    with pytest.raises(UsageError, match=r"cannot take pictures of 50 px: .*multiples of 8") as error:
         inspect_model(model, "rollout", [shard], None, tmp_path / "c.png", size=50)
+    assert error.value.where == "--size"
     assert not (tmp_path / "c.png").exists()
 
 
@@ -130,7 +131,7 @@ def test_the_pictures_differ_with_what_they_show(model: Path, pictures: list[Pat
 
 
 def test_the_verb(told: Told, model: Path, pictures: list[Path], tmp_path: Path):
-    out = tmp_path / "view.png"
+    out = tmp_path / "new" / "view.png"
     code, printed, _ = told("inspect", model, "--view", "rollout", "--image", pictures[0], "--out", out, "--json")
     assert code == 0
     assert json.loads(printed)["out"] == str(out)

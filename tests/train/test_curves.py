@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmvit.config import FinetuneConfig, to_yaml
 from mmvit.train import curves
 
 Told = Callable[..., tuple[int, str, str]]
@@ -119,6 +120,19 @@ def test_what_cannot_be_drawn_is_told(told: Told, write_run: Callable[..., Path]
     assert code == 4
     assert str(log) in err
     assert not out.exists()
+
+
+def test_supervised_runs_have_their_accuracy_drawn(told: Told, write_run: Callable[..., Path], tmp_path: Path):
+    run = write_run("classes", num_lines=20)
+    (run / "config.yaml").write_text(to_yaml(FinetuneConfig()))
+    log = run / "log.jsonl"
+    drawn = []
+    for text in (log.read_text(), log.read_text().replace('"lr"', '"val_acc1": 0.9, "lr"')):
+        log.write_text(text)
+        out = tmp_path / f"{len(drawn)}.png"
+        assert told("plot", run, "--out", out, "--x", "samples")[0] == 0
+        drawn.append(pixels(out))
+    assert not np.array_equal(*drawn)  # a panel more
 
 
 def test_missing_matplotlib_is_told(
