@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from data_tools.digits import write_digits
 from data_tools.errors import CheckpointError, DataError, UsageError
 from mmvit.checkpoint import load_classifier, load_model, load_tower, save_model
 from mmvit.config import FinetuneConfig, load_config
-from mmvit.data.batches import Batch
 from mmvit.data.labels import open_labelled
 from mmvit.data.prompts import load_templates
 from mmvit.data.tokenizers import TokenizerConfig
@@ -36,11 +34,9 @@ from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train.log import read_log
 from mmvit.train.loop import finetune
-from mmvit.train.run import Run, open_accelerator
+from mmvit.train.run import open_accelerator
 from mmvit.train.start_classifier import build_start
 from mmvit.train.start_config import load_finetune_config
-from mmvit.train.step import StepResult
-from mmvit.train.stop import Stopped
 
 CONFIG = """
 seed: 1
@@ -54,6 +50,7 @@ train: {steps: 12, batch_size: 32, precision: fp32, log_every: 1, save_every: 5}
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 Configure = Callable[..., FinetuneConfig]
+StopAfter = Callable[[FinetuneConfig, int], int]
 
 
 @pytest.fixture(scope="session")
@@ -87,21 +84,6 @@ def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def validation(folder: Path) -> list[str]:
     return [f"validation.data=[{folder}/val-*.tar]", "validation.every=1000"]
-
-
-def stop_at(step: int, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run until a signal comes in this step, from 0."""
-    take_step = Run.step
-
-    def step_and_signal(self: Run, number: int, parts: Sequence[Batch]) -> StepResult:
-        if number == step:
-            signal.raise_signal(signal.SIGTERM)
-        return take_step(self, number, parts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", step_and_signal)
-        with pytest.raises(Stopped):
-            finetune(config)
 
 
 def losses(run: Path) -> list[float]:
@@ -140,9 +122,9 @@ def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_f
     ],
     ids=str,
 )
-def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str], stop_after: StopAfter):
     whole = finetune(configure("whole", *more))
-    stop_at(6, configure("stopped", *more), monkeypatch)
+    stop_after(configure("stopped", *more), 6)
     again = finetune(configure("stopped", *more))
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -306,12 +288,12 @@ def test_a_projection_comes_along_to_other_classes(configure: Configure, tmp_pat
 
 
 def test_wise_ft_wants_the_model_that_it_started_from(
-    configure: Configure, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, finished_run: Path, tmp_path: Path, stop_after: StopAfter
 ):
     moved = tmp_path / "start"
     shutil.copytree(finished_run, moved)
     config = configure("run", *contrastive(moved, "templates=simple", "wise_ft=0.5"))
-    stop_at(3, config, monkeypatch)
+    stop_after(config, 3)
     other = weights(moved / "model")
     (moved / "model").rename(moved / "gone")
     with pytest.raises(CheckpointError, match="this is not a model folder"):
@@ -382,11 +364,11 @@ def test_the_config_of_a_run_can_be_run_again(configure: Configure, tmp_path: Pa
     finetune(again)
 
 
-def test_a_stopped_run_on_masked_patches_goes_on(configure: Configure, monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_run_on_masked_patches_goes_on(configure: Configure, stop_after: StopAfter):
     overrides = ["loss.kind=masked_patches", "train.steps=6"]
     whole = weights(finetune(configure("whole", *overrides)))
     config = configure("stopped", *overrides)
-    stop_at(3, config, monkeypatch)
+    stop_after(config, 3)
     found = weights(finetune(config))
     assert whole.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
@@ -427,7 +409,7 @@ def test_one_class_is_nothing_to_tell_apart(configure: Configure, tmp_path: Path
 
 
 def test_a_classifier_goes_on_as_it_is_and_without_the_model_it_came_from(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, tmp_path: Path, stop_after: StopAfter
 ):
     made = configure("run", "model.embed_dim=8", "model.head=hidden", "train.steps=2")
     model = finetune(made)
@@ -437,7 +419,7 @@ def test_a_classifier_goes_on_as_it_is_and_without_the_model_it_came_from(
     assert (config.model.embed_dim, config.model.head) == (8, "hidden")
     before, begin = load_classifier(model).model, start(config, NAMES)
     assert torch.equal(begin(PIXELS).logits, before(PIXELS).logits)
-    stop_at(3, config, monkeypatch)
+    stop_after(config, 3)
     shutil.rmtree(model)
     finetune(load_finetune_config(tmp_path / "short.yaml", told))
     with pytest.raises(UsageError, match="there is no such model"):

@@ -3,8 +3,7 @@
 import functools
 import re
 import shutil
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from data_tools.errors import CheckpointError, MmvitError, UsageError
 from data_tools.tokenizer import train_tokenizer
 from mmvit.checkpoint import load_model, read_checkpoint
 from mmvit.config import PretrainConfig, load_config
-from mmvit.data.batches import Batch
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import ZeroShotResult
@@ -31,9 +29,7 @@ from mmvit.train.flops import FlopCounter
 from mmvit.train.log import read_log
 from mmvit.train.loop import pretrain
 from mmvit.train.pretraining import Pretraining
-from mmvit.train.run import Run, open_accelerator
-from mmvit.train.step import StepResult
-from mmvit.train.stop import Stopped
+from mmvit.train.run import open_accelerator
 from mmvit.train.watch import Watch
 
 Told = Callable[..., tuple[int, str, str]]
@@ -148,31 +144,15 @@ def logged(run: Path, name: str = "loss", only: bool = False) -> Tensor:
     return torch.tensor([line[name] for line in read_log(run / "log.jsonl") if not only or name in line])
 
 
-def stop_after(config: PretrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run until a signal comes in this step, from 0; returns how many steps were saved."""
-    take_step = Run.step
-
-    def step_and_signal(self: Run, number: int, parts: Sequence[Batch]) -> StepResult:
-        if number == step:
-            signal.raise_signal(signal.SIGTERM)
-        return take_step(self, number, parts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", step_and_signal)
-        with pytest.raises(Stopped):
-            pretrain(config)
-    return max(int(path.name.removeprefix("step-")) for path in (Path(config.out) / "checkpoints").iterdir())
-
-
 @pytest.mark.usefixtures("bf16_units")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in TEACHERS)) for name in RECIPES if name != "plain"],
 )
-def test_stopped_run_goes_on_bit_for_bit(recipes: Recipes, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_stopped_run_goes_on_bit_for_bit(recipes: Recipes, name: str, stop_after: Callable[[PretrainConfig, int], int]):
     """Every optimiser is among the recipes; the signal comes in the middle of a stage of the curriculum."""
     undisturbed, config = recipes.finished(name), recipes.of(name)
-    assert 0 < stop_after(config, 1, monkeypatch) < STEPS - 2
+    assert 0 < stop_after(config, 1) < STEPS - 2
     run, last = pretrain(config).parent, Path(f"checkpoints/step-{STEPS:08d}")
     files = [last / path.name for path in (run / last).glob("*.safetensors")]
     assert {file.stem for file in files} >= {"model", "optimizer"}
