@@ -282,8 +282,9 @@ def _heat(pictures: Sequence[Picture], maps: Tensor, title: str, unit: str, labe
     columns = min(len(pictures), 4)
     blocks = math.ceil(len(pictures) / columns)
     size = pictures[0].pixels.shape[1:]
-    figure = _figure(max(2.5 * columns + 1.2, 7.0), 5.4 * blocks + 0.8)
-    figure.suptitle(_wrapped(title, 26 * columns + 20), fontsize=12, parse_math=False)
+    width = 2.5 * columns + 2.2
+    figure = _figure(width, 5.4 * blocks + 0.8)
+    figure.suptitle(_wrapped(title, int(11 * width)), fontsize=11, parse_math=False)
     grid = figure.subplots(2 * blocks, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -1,5 +1,6 @@
 """Copied weights give the tokens and logits of timm's and transformers' distilled DeiT; swapped tokens are seen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -66,11 +67,8 @@ def renamed(reference: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module", params=["timm", "transformers"])
-def reference(request: pytest.FixtureRequest) -> nn.Module:
-    """A small distilled DeiT with every number drawn at random.
-
-    Matrices are large enough for activations to matter, and biases and tables small enough for an epsilon to.
-    """
+def reference(request: pytest.FixtureRequest, randomized: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A small distilled DeiT with every number drawn at random."""
     torch.manual_seed(0)
     if request.param == "timm":
         model: nn.Module = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, num_classes=10)
@@ -78,15 +76,7 @@ def reference(request: pytest.FixtureRequest) -> nn.Module:
         shape = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
         config = transformers.DeiTConfig(**shape, image_size=64, patch_size=16, layer_norm_eps=1e-6, num_labels=10)
         model = transformers.DeiTForImageClassificationWithTeacher(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-            elif parameter.ndim == 1:
-                parameter.add_((0.02 if name.endswith("bias") else 0.2) * torch.randn_like(parameter))
-            else:  # kernels, tokens and positions
-                parameter.normal_(std=0.02)
-    return model.eval()
+    return randomized(model)
 
 
 @torch.no_grad()

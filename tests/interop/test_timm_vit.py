@@ -1,5 +1,6 @@
 """Copied weights give the features and logits of timm's and transformers' ViT; a wrong setting is seen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -66,30 +67,14 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor
     return weights
 
 
-def randomized(model: nn.Module) -> nn.Module:
-    """Give norms, scales and biases values of their own, as ones and zeros hide a swapped or unused one.
-
-    Matrices are large enough for activations to matter, and biases and tables small enough for an epsilon to.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-            elif parameter.ndim == 1:
-                parameter.add_((0.02 if name.endswith("bias") else 0.2) * torch.randn_like(parameter))
-            else:  # kernels, tokens and positions
-                parameter.normal_(std=0.02)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
-def timm_vit() -> nn.Module:
+def timm_vit(randomized: Callable[[nn.Module], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return randomized(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=NUM_CLASSES))
 
 
 @pytest.fixture(scope="module")
-def transformers_vit() -> nn.Module:
+def transformers_vit(randomized: Callable[[nn.Module], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     shape = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
     config = transformers.ViTConfig(
@@ -145,14 +130,14 @@ def test_v8_norms_after_the_branches_are_seen(timm_vit: nn.Module):
 
 
 @pytest.mark.parametrize("side", [32, 96])
-def test_v13_another_size_is_timms(side: int):
+def test_v13_another_size_is_timms(randomized: Callable[[nn.Module], nn.Module], side: int):
     torch.manual_seed(0)
     reference = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=NUM_CLASSES, dynamic_img_size=True)
     images = torch.randn(2, 3, side, side + 16, generator=torch.Generator().manual_seed(2))
     assert max(differences(randomized(reference), images=images)) <= TOLERANCE
 
 
-def test_registers_scales_and_normalised_queries_are_timms():
+def test_registers_scales_and_normalised_queries_are_timms(randomized: Callable[[nn.Module], nn.Module]):
     torch.manual_seed(0)
     options = {"reg_tokens": 3, "qk_norm": True, "init_values": 0.1, "no_embed_class": True}
     reference = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, depth=4, **options)

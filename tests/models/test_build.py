@@ -13,6 +13,7 @@ from mmvit.towers.text import TextConfig, TextTransformer
 from mmvit.towers.vit import VisionTransformer, ViTConfig
 
 LARGE = {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 14}
+HUGE = {"width": 1280, "depth": 32, "num_heads": 16, "patch_size": 14}
 # Embedding width, image tower, text tower; parameters of the image side and of the text side, projections included.
 CLIPS = {
     "ViT-B/32": (512, ViTConfig(), TextConfig(), 87_849_216, 63_428_096),
@@ -22,8 +23,18 @@ CLIPS = {
         *(768, ViTConfig(**LARGE, image_size=336), TextConfig(width=768, num_heads=12)),
         *(304_293_888, 123_650_304),
     ),
+    "ViT-H/14": (
+        *(1024, ViTConfig(**HUGE), TextConfig(width=1024, num_heads=16, depth=24)),
+        *(632_076_800, 354_032_640),
+    ),
 }
-TOTALS = {"ViT-B/32": 151_277_313, "ViT-B/16": 149_620_737, "ViT-L/14": 427_616_513, "ViT-L/14@336": 427_944_193}
+TOTALS = {
+    "ViT-B/32": 151_277_313,
+    "ViT-B/16": 149_620_737,
+    "ViT-L/14": 427_616_513,
+    "ViT-L/14@336": 427_944_193,
+    "ViT-H/14": 986_109_441,
+}
 
 
 def count(*modules: nn.Module) -> int:
