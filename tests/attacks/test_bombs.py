@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from samples import write_tar
 
 from data_tools.tar_index import build_index, index_path
 
@@ -116,15 +117,6 @@ def test_pictures(decoded: Results, name: str):
     rise, said = decoded[name]
     assert rise <= MAX_MIB, said
     assert ("image" in said and "where: image" in said) or said.strip() in {"(7000, 7000)", "(7070, 7070)", "(8, 8)"}
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 TEXTS = {

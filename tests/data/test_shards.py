@@ -1,6 +1,5 @@
 """Reading by offset gives what tarfile gives, in any process, and names shard and key of what is wrong."""
 
-import io
 import json
 import os
 import pickle
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import write_tar
 
 from data_tools.errors import CheckpointError, DataError, SampleError, UsageError
 from data_tools.shard_writer import ShardWriter
@@ -17,15 +17,6 @@ from data_tools.tar_index import build_index, index_path
 from mmvit.data.shards import IndexedShards, RawSample
 
 NUM_SAMPLES = 25
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """A check finds what is wrong with a shard, says where, and changes nothing."""
 
-import io
 import json
 import os
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import webdataset
-from PIL import Image
+from samples import picture, write_tar
 
 from data_tools.check import CheckReport, ShardReport, check_shards, describe
 from data_tools.cli import app
@@ -21,24 +18,8 @@ from data_tools.tar_index import index_path, open_index
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
 def sample(i: int) -> dict[str, bytes]:
     return {f"{i:03d}.jpg": picture(i), f"{i:03d}.txt": f"caption {i}".encode()}
-
-
-def write_tar(path: Path, files: dict[str, bytes] | list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items() if isinstance(files, dict) else files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

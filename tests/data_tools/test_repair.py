@@ -1,14 +1,12 @@
 """A repair keeps every whole sample, lists the rest, and its result is clean."""
 
 import hashlib
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from samples import picture, write_tar
 
 from data_tools.check import check_shards, inspect_shard
 from data_tools.cli import app
@@ -19,22 +17,6 @@ from data_tools.repair import describe, repair_shards
 from data_tools.shard_reader import ShardReader
 from data_tools.shard_writer import ShardWriter
 from data_tools.tar_index import open_index
-
-
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (16, 20, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, files: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

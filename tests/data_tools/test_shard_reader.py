@@ -1,16 +1,15 @@
 """What the reader returns are the bytes that were indexed, from any thread or process; else it names shard and key."""
 
-import io
 import os
 import pickle
 import sys
-import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from samples import write_tar
 
 from data_tools import shard_reader, tar_index
 from data_tools.errors import DataError, SampleError
@@ -19,15 +18,6 @@ from data_tools.storage import LocalFile
 from data_tools.tar_index import build_index, open_index
 
 FILES = {f"k{i}.{field}": os.urandom(200 + i) for i in range(6) for field in ("jpg", "json", "txt")}
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Every byte of a tar is a member, the end mark, or damage that is told; after damage the walk goes on."""
 
 import hashlib
-import io
 import os
 import subprocess
 import tarfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from samples import write_tar
 
 from data_tools import tar_headers
 from data_tools.storage import LocalFile
@@ -75,14 +75,6 @@ def told(found: list[Entry | Damage]) -> list[str]:
     return [one.detail if isinstance(one, Damage) else one.name.decode() for one in found]
 
 
-def write_with_tarfile(path: Path, files: dict[str, bytes], tar_format: int) -> None:
-    with tarfile.open(path, "w", format=tar_format) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 def write_with_tar(path: Path, files: dict[str, bytes], *options: str) -> None:
     source = path.with_suffix(".source")
     for name, data in files.items():
@@ -100,9 +92,9 @@ def write_with_webdataset(path: Path, files: dict[str, bytes]) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "tarfile ustar": lambda path: write_with_tarfile(path, FILES, tarfile.USTAR_FORMAT),
-    "tarfile gnu": lambda path: write_with_tarfile(path, FILES | MORE, tarfile.GNU_FORMAT),
-    "tarfile pax": lambda path: write_with_tarfile(path, FILES | MORE, tarfile.PAX_FORMAT),
+    "tarfile ustar": lambda path: write_tar(path, FILES, tarfile.USTAR_FORMAT),
+    "tarfile gnu": lambda path: write_tar(path, FILES | MORE, tarfile.GNU_FORMAT),
+    "tarfile pax": lambda path: write_tar(path, FILES | MORE, tarfile.PAX_FORMAT),
     "webdataset": lambda path: write_with_webdataset(path, FILES | MORE),
     "tar gnu": lambda path: write_with_tar(path, FILES | MORE, "--format=gnu", "--sort=name"),
     "tar gnu unsorted": lambda path: write_with_tar(path, FILES | MORE, "--format=gnu", "--label=a label", "-b128"),

@@ -1,18 +1,17 @@
 """An index is made once, kept while its tar stays as it was, and stays the truth where the tar changes."""
 
 import contextlib
-import io
 import logging
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 from pathlib import Path
 
 import pytest
+from samples import write_tar
 
 from data_tools import tar_index
 from data_tools.errors import CheckpointError, DataError, SampleError
@@ -21,15 +20,6 @@ from data_tools.shard_reader import ShardReader
 from data_tools.tar_index import ShardIndex, build_index, index_path, open_index, open_indexes
 
 FILES = {f"k{i}.{field}": b"%d" % i * 700 for i in range(8) for field in ("jpg", "txt")}
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

@@ -1,29 +1,19 @@
 """Members are grouped as webdataset groups them; what would be lost or torn is joined where it can be, and told."""
 
 import gzip
-import io
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import webdataset
+from samples import write_tar
 
 from data_tools.errors import CAUSES, DataError
 from data_tools.tar_scan import NOTICES, ScannedTar, scan_tar
 
 Scan = Callable[[Sequence[tuple[str, bytes]]], ScannedTar]
 BLOCK = 512
-
-
-def write_tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

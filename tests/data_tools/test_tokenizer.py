@@ -1,12 +1,11 @@
 """A tokenizer trained on the captions of shards, and the account of what was read."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 import tokenizers
+from samples import write_tar
 
 from data_tools.cli import app
 from data_tools.errors import DataError, UsageError
@@ -32,12 +31,8 @@ def shards(tmp_path: Path) -> Path:
         for i in range(30):
             names = {"en": f"apple {i}", "ko": ["\uc0ac\uacfc", "\ube68\uac04 \uc0ac\uacfc"]}
             writer.write(f"k{i}", {"txt": f"a red apple number {i}", "json": {"names": names}})
-    with tarfile.open(tmp_path / "shards" / "bad.tar", "w") as tar:
-        for key, fields in BAD.items():
-            for field, data in fields.items():
-                member = tarfile.TarInfo(f"{key}.{field}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    bad = {f"{key}.{field}": data for key, fields in BAD.items() for field, data in fields.items()}
+    write_tar(tmp_path / "shards" / "bad.tar", bad)
     return tmp_path / "shards"
 
 
