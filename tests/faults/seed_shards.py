@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from samples import write_tar
 
 Fields = dict[str, bytes]
 IMAGES = ("jpg", "png", "webp")
@@ -108,7 +107,11 @@ def _by_tarfile(tar_format: int, apart: bool = False):
         members = list(_members(samples))
         if apart:  # as `find | tar` does on some file systems
             random.Random(1).shuffle(members)
-        write_tar(path, members, tar_format)
+        with tarfile.open(path, "w", format=tar_format) as archive:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
 
     return write
 
