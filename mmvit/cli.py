@@ -172,6 +172,24 @@ def search(
     (print_json if json else print_hits)([hit._asdict() for hit in hits])
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="hf:NAME, timm:NAME, open_clip:ARCH/TAG, or a folder for the name.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
+    classes: Annotated[str | None, typer.Option(help='"a,b,c", or a file with one class name a line.')] = None,
+    json: Json = False,
+) -> None:
+    """Make a model folder of another library's model, and compare the answers of both."""
+    from mmvit.data.prompts import load_class_names
+    from mmvit.interop.convert import import_model
+    from mmvit.terminal import print_facts, print_json
+
+    facts = import_model(source, out, load_class_names(classes) if classes else None)
+    (print_json if json else print_facts)(facts)
+
+
 @app.command()
 def inspect(
     model: ModelFolder,
@@ -207,6 +225,6 @@ def doctor(json: Json = False) -> None:
 def main() -> None:
     """Run the program."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("accelerate", "PIL", "matplotlib", "fontTools"):
+    for library in ("accelerate", "PIL", "matplotlib", "fontTools", "timm", "httpx"):
         logging.getLogger(library).setLevel(logging.WARNING)
     run_program(app, "mmvit")

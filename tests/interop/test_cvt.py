@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmvit.interop.imported import rename_weights
+from mmvit.interop.transformers import CVT_NAMES
 from mmvit.towers.cvt import CvT
 
 transformers = pytest.importorskip("transformers")
@@ -21,26 +23,6 @@ CUT_DOWN = ([16, 24, 48], [1, 2, 3], [1, 3, 6])  # widths, depths, heads
 CVT_13 = ([64, 192, 384], [1, 2, 10], [1, 3, 6])
 CVT_21 = ([64, 192, 384], [1, 4, 16], [1, 3, 6])
 CVT_W24 = ([192, 768, 1024], [2, 2, 20], [3, 12, 16])
-
-# Their names to ours, in this order.
-RENAMES = {
-    r"^cvt\.encoder\.": "tower.",
-    r"^layernorm\.": "tower.norm.",
-    r"^classifier\.": "head.",
-    r"embedding\.convolution_embeddings\.": "embed.",
-    r"embed\.normalization": "embed.norm",
-    r"cls_token": "class_token",
-    r"\.layers\.": ".blocks.",
-    r"attention\.attention\.": "attention.",
-    r"attention\.output\.dense": "attention.out",
-    r"convolution_projection_(.)\w+\.convolution_projection\.convolution": r"\1_neighbours.0",
-    r"convolution_projection_(.)\w+\.convolution_projection\.normalization": r"\1_neighbours.1",
-    r"attention\.projection_(.)\w+": r"attention.\1",
-    r"layernorm_before": "attention_norm",
-    r"layernorm_after": "feed_forward_norm",
-    r"intermediate\.dense": "feed_forward.up",
-    r"output\.dense": "feed_forward.down",
-}
 
 
 class Classifier(nn.Module):
@@ -74,12 +56,9 @@ def reference(widths: list[int], depths: list[int], heads: list[int]) -> nn.Modu
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Theirs under our names, as copies."""
-    result = {}
-    for name, tensor in tensors.items():
-        for pattern, ours in RENAMES.items():
-            name = re.sub(pattern, ours, name)
-        result[name] = tensor.detach().clone().reshape(-1 if name.endswith("class_token") else tensor.shape)
-    return result
+    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    named = rename_weights(copies, CVT_NAMES).items()
+    return {name if name.startswith("head.") else f"tower.{name}": tensor for name, tensor in named}
 
 
 def copied(theirs: nn.Module, shape: tuple[list[int], ...], **changes: Any) -> Classifier:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.interop import timm as timm_names
+from mmvit.interop import transformers as transformers_names
+from mmvit.interop.imported import rename_weights
 from mmvit.models.image_towers import build_image_tower
 from mmvit.towers.contract import TowerOutput
 from mmvit.towers.vit import ViTConfig
@@ -21,49 +24,14 @@ CONFIG = ViTConfig(
 )  # DeiT-Ti on small images
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
-# Their names to ours, in this order.
-TIMM = {
-    "patch_embed.proj": "embed.projection",
-    "cls_token": "class_token",
-    "dist_token": "distillation_token",
-    "pos_embed": "positions",
-    "attn.proj": "attention.out",
-    "attn.": "attention.",
-    "norm1": "attention_norm",
-    "norm2": "feed_forward_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-TRANSFORMERS = {
-    "deit.embeddings.cls_token": "class_token",
-    "deit.embeddings.distillation_token": "distillation_token",
-    "deit.embeddings.position_embeddings": "positions",
-    "deit.embeddings.patch_embeddings": "embed",
-    "deit.layers": "blocks",
-    "attention.o_proj": "attention.out",
-    "_proj.": ".",
-    "layernorm_before": "attention_norm",
-    "layernorm_after": "feed_forward_norm",
-    "deit.layernorm": "norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-HEADS = ("head", "cls_classifier", "distillation_classifier")
+HEADS = ("head.", "distillation_head.")
 
 
 def renamed(reference: nn.Module) -> dict[str, Tensor]:
-    """The weights of the tower under our names: query, key and value apart, tables without the axis of the batch."""
-    names, weights = TIMM if hasattr(reference, "head_dist") else TRANSFORMERS, {}
-    for name, tensor in reference.state_dict().items():
-        if name.startswith(HEADS):
-            continue
-        for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
-        if ".qkv." in name:
-            weights |= {name.replace("qkv", letter): rows for letter, rows in zip("qkv", tensor.chunk(3), strict=True)}
-        else:
-            weights[name] = tensor.flatten() if "_token" in name else tensor[0] if name == "positions" else tensor
-    return weights
+    """The weights of the tower under our names."""
+    names = timm_names.VIT_NAMES if hasattr(reference, "head_dist") else transformers_names.VIT_NAMES
+    weights = rename_weights(reference.state_dict(), names)
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(HEADS)}
 
 
 @pytest.fixture(scope="module", params=["timm", "transformers"])

@@ -1,13 +1,13 @@
 """Copied weights give the features of timm's hybrid ViT, and what is easily forgotten in its stem is seen."""
 
-import re
-
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from mmvit.interop.imported import rename_weights
+from mmvit.interop.timm import VIT_NAMES
 from mmvit.layers.block import Block
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.patch_embedding import PatchEmbedding
@@ -15,31 +15,6 @@ from mmvit.layers.resnet_stem import ResNetStem, StandardizedConv
 from mmvit.towers.vit import VisionTransformer
 
 TOLERANCE = 1e-5  # on unit rows, float32
-NAMES = [  # timm's name of a module, ours
-    (r"patch_embed\.backbone\.stem\.conv", r"embed.first.0"),
-    (r"patch_embed\.backbone\.stem\.norm", r"embed.first.1"),
-    (r"patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\.downsample\.conv", r"embed.stages.\1.\2.shortcut.0"),
-    (r"patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\.downsample\.norm", r"embed.stages.\1.\2.shortcut.1"),
-    (r"patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\.(\w+)", r"embed.stages.\1.\2.\3"),
-    (r"patch_embed\.proj", r"embed.projection"),
-    (r"blocks\.(\d+)\.norm1", r"blocks.\1.attention_norm"),
-    (r"blocks\.(\d+)\.attn\.proj", r"blocks.\1.attention.out"),
-    (r"blocks\.(\d+)\.norm2", r"blocks.\1.feed_forward_norm"),
-    (r"blocks\.(\d+)\.mlp\.fc1", r"blocks.\1.feed_forward.up"),
-    (r"blocks\.(\d+)\.mlp\.fc2", r"blocks.\1.feed_forward.down"),
-    (r"norm", r"norm"),
-]
-
-
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours = {"class_token": state["cls_token"].flatten(), "positions": state["pos_embed"][0]}
-    for name, tensor in state.items():
-        module, _, kind = name.rpartition(".")
-        if match := re.fullmatch(r"(blocks\.\d+)\.attn\.qkv", module):
-            ours |= {f"{match[1]}.attention.{p}.{kind}": t for p, t in zip("qkv", tensor.chunk(3), strict=True)}
-        elif module:
-            ours[f"{next(re.sub(old, new, module) for old, new in NAMES if re.fullmatch(old, module))}.{kind}"] = tensor
-    return ours
 
 
 @pytest.fixture
@@ -79,7 +54,7 @@ def vit(
 
 def copied(reference: nn.Module) -> VisionTransformer:
     tower = hybrid().eval()
-    tower.load_state_dict(renamed(reference.state_dict()))
+    tower.load_state_dict(rename_weights(reference.state_dict(), VIT_NAMES))
     return tower
 
 

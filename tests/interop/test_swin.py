@@ -1,6 +1,5 @@
 """Copied weights give the logits of timm, transformers and torchvision, and each wrong detail is seen."""
 
-import re
 from itertools import accumulate
 
 import pytest
@@ -11,6 +10,9 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmvit.interop import timm as timm_names
+from mmvit.interop import transformers as transformers_names
+from mmvit.interop.imported import Names, rename_weights
 from mmvit.towers.swin import PatchMerging, SwinBlock, SwinConfig, SwinTransformer
 
 TOLERANCE = 1e-5  # of the largest logit, float32
@@ -25,20 +27,6 @@ VARIANTS = {
     "base": SwinConfig(width=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32]),
     "base_384": SwinConfig(image_size=384, width=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12),
     "large": SwinConfig(width=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48]),
-}
-# Their names to ours, the first that fits; stages and blocks come before.
-RENAMES = {
-    r"(patch_embed\.proj|features\.0\.0|.*patch_embeddings\.projection)\.": "features.embed.projection.",
-    r"(patch_embed\.norm|features\.0\.2|.*embeddings\.norm)\.": "features.pre_norm.",
-    r"(norm1|layernorm_before)\.": "attention_norm.",
-    r"(norm2|layernorm_after)\.": "feed_forward_norm.",
-    r"att.*\.relative_position_bias_table": "relative_positions",
-    r"mlp\.(fc1|0)\.": "feed_forward.up.",
-    r"mlp\.(fc2|3)\.": "feed_forward.down.",
-    r"(attn\.proj|attention\.o_proj)\.": "attention.out.",
-    r"attention\.(.)_proj\.": r"attention.\1.",
-    r"^(swin\.layer)?norm\.": "features.norm.",
-    r"^(head\.fc|head|classifier)\.": "head.",
 }
 
 
@@ -93,38 +81,31 @@ def random_reference(library: str, config: SwinConfig, num_classes: int = 10) ->
     return model
 
 
-def renamed(name: str, depths: list[int]) -> str:
+def torchvision_names(depths: list[int]) -> Names:
     first = [0, *accumulate(depths)]  # block of each stage
+    return {
+        r"^features\.0\.0\.": "embed.projection.",
+        r"^features\.0\.2\.": "pre_norm.",
+        r"^features\.([1357])\.(\d+)\.": lambda m: f"blocks.{first[int(m[1]) // 2] + int(m[2])}.",
+        r"^features\.([246])\.": lambda m: f"blocks.{first[int(m[1]) // 2]}.merge.",
+        r"\.norm1\.": ".attention_norm.",
+        r"\.norm2\.": ".feed_forward_norm.",
+        r"\.attn\.relative_position_bias_table": ".relative_positions",
+        r".*relative_position_index": "",
+        r"\.attn\.proj\.": ".attention.out.",
+        r"\.attn\.": ".attention.",
+        r"\.mlp\.0\.": ".feed_forward.up.",
+        r"\.mlp\.3\.": ".feed_forward.down.",
+    }
 
-    def block(found: re.Match[str]) -> str:
-        return f"features.blocks.{first[int(found[1])] + int(found[2])}."
 
-    def merge(stage: int) -> str:
-        return f"features.blocks.{first[stage]}.merge."
-
-    name = re.sub(r"^(?:swin\.encoder\.)?layers\.(\d)\.blocks\.(\d+)\.", block, name)
-    name = re.sub(r"^layers\.(\d)\.downsample\.", lambda found: merge(int(found[1])), name)
-    name = re.sub(r"^swin\.encoder\.layers\.(\d)\.downsample\.", lambda found: merge(int(found[1]) + 1), name)
-    found = re.match(r"features\.(\d)\.(\d+|norm|reduction)\.", name)
-    if found and found[1] != "0":
-        stage, is_stage = divmod(int(found[1]), 2)
-        there = f"features.blocks.{first[stage] + int(found[2])}." if is_stage else f"{merge(stage)}{found[2]}."
-        name = there + name[found.end() :]
-    for theirs, ours in RENAMES.items():
-        if re.search(theirs, name):
-            return re.sub(theirs, ours, name)
-    return name
+NAMES = {"timm": timm_names.swin_names, "transformers": transformers_names.swin_names, "torchvision": torchvision_names}
 
 
 def copied(reference: nn.Module, config: SwinConfig, num_classes: int = 10) -> Classifier:
-    state = {}
-    for theirs, tensor in reference.state_dict().items():
-        name = renamed(theirs, config.depths)
-        if "attn.qkv." in name:
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                state[name.replace("attn.qkv.", f"attention.{part}.")] = piece
-        elif not name.endswith("relative_position_index"):
-            state[name] = tensor
+    library = type(reference).__module__.partition(".")[0]
+    weights = rename_weights(reference.state_dict(), NAMES[library](config.depths))
+    state = {name if name.startswith("head.") else f"features.{name}": tensor for name, tensor in weights.items()}
     model = Classifier(config, num_classes).eval()
     model.load_state_dict(state)
     return model

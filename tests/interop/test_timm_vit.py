@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.interop import timm as timm_names
+from mmvit.interop import transformers as transformers_names
+from mmvit.interop.imported import Names, rename_weights
 from mmvit.models.image_towers import build_image_tower, tower_config
 from mmvit.towers.vit import VisionTransformer, ViTConfig
 
@@ -20,51 +23,12 @@ SHAPE = {"width": 192, "depth": 12, "num_heads": 3}  # ViT-Ti
 CONFIG = ViTConfig(image_size=64, patch_size=16, norm_eps=1e-6, pre_norm=False, patch_bias=True, **SHAPE)
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
-# Their names to ours, in this order.
-TIMM = {
-    "patch_embed.proj": "embed.projection",
-    "cls_token": "class_token",
-    "pos_embed": "positions",
-    "reg_token": "registers",
-    "attn.proj": "attention.out",
-    "attn.": "attention.",
-    "norm1": "attention_norm",
-    "norm2": "feed_forward_norm",
-    "ls1": "attention_scale",
-    "ls2": "feed_forward_scale",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-TRANSFORMERS = {
-    "vit.embeddings.cls_token": "class_token",
-    "vit.embeddings.position_embeddings": "positions",
-    "vit.embeddings.patch_embeddings": "embed",
-    "vit.layers": "blocks",
-    "attention.o_proj": "attention.out",
-    "_proj.": ".",
-    "layernorm_before": "attention_norm",
-    "layernorm_after": "feed_forward_norm",
-    "vit.layernorm": "norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-HEADS = ("head.", "classifier.")
+HEAD = "head."
 
 
-def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """The weights of a tower under our names: query, key and value apart, tables without the axis of the batch."""
-    weights = {}
-    for name, tensor in state.items():
-        if name.startswith(HEADS):
-            continue
-        for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
-        if ".qkv." in name:
-            weights |= {name.replace("qkv", letter): rows for letter, rows in zip("qkv", tensor.chunk(3), strict=True)}
-        else:
-            is_token = name in ("class_token", "positions", "registers")
-            weights[name] = (tensor.flatten() if name == "class_token" else tensor[0]) if is_token else tensor
-    return weights
+def renamed(state: dict[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The weights of a tower under our names, without those of a head."""
+    return {name: tensor for name, tensor in rename_weights(state, names).items() if not name.startswith(HEAD)}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +49,7 @@ def transformers_vit(randomized: Callable[[nn.Module], nn.Module]) -> nn.Module:
 
 def copied(reference: nn.Module, config: ViTConfig = CONFIG) -> VisionTransformer:
     tower = build_image_tower(config).eval()
-    names = TIMM if hasattr(reference, "patch_embed") else TRANSFORMERS
+    names = timm_names.VIT_NAMES if hasattr(reference, "patch_embed") else transformers_names.VIT_NAMES
     tower.load_state_dict(renamed(reference.state_dict(), names))
     return tower
 
@@ -144,7 +108,7 @@ def test_registers_scales_and_normalised_queries_are_timms(randomized: Callable[
     nn.init.normal_(randomized(reference).reg_token, std=0.5)
     config = replace(CONFIG, depth=4, num_registers=3, qk_norm=True, layer_scale=0.1)
     tower = build_image_tower(config).eval()
-    weights = renamed(reference.state_dict(), TIMM)
+    weights = renamed(reference.state_dict(), timm_names.VIT_NAMES)
     weights["positions"] = F.pad(weights["positions"], (0, 0, 1, 0))  # none for the class token
     tower.load_state_dict(weights)
     with torch.no_grad():
@@ -175,4 +139,4 @@ def test_v14_parameters(name: str):
         reference = timm.create_model(name, num_classes=1000)
     assert sum(p.numel() for module in (tower, head) for p in module.parameters()) == expected
     ours = {name: p.shape.numel() for name, p in tower.state_dict().items()}
-    assert ours == {name: p.numel() for name, p in renamed(reference.state_dict(), TIMM).items()}
+    assert ours == {name: p.numel() for name, p in renamed(reference.state_dict(), timm_names.VIT_NAMES).items()}

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from mmvit.interop.imported import rename_weights
+from mmvit.interop.transformers import CLIP_NAMES
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.text import TextConfig
@@ -11,33 +13,6 @@ from mmvit.towers.vit import ViTConfig
 transformers = pytest.importorskip("transformers")
 
 VOCAB = 99
-# Their names to ours, in this order.
-RENAMES = {
-    "vision_model.embeddings.class_embedding": "image_tower.class_token",
-    "vision_model.embeddings.patch_embedding": "image_tower.embed.projection",
-    "vision_model.embeddings.position_embedding.weight": "image_tower.positions",
-    "vision_model.pre_layrnorm": "image_tower.pre_norm",
-    "vision_model.post_layernorm": "image_tower.norm",
-    "text_model.embeddings.token_embedding": "text_tower.token_embedding",
-    "text_model.embeddings.position_embedding.weight": "text_tower.positions",
-    "text_model.final_layer_norm": "text_tower.norm",
-    "vision_model.encoder.layers": "image_tower.blocks",
-    "text_model.encoder.layers": "text_tower.blocks",
-    "visual_projection": "image_projection",
-    "self_attn.out_proj": "attention.out",
-    "self_attn.": "attention.",
-    "_proj.": ".",
-    "layer_norm1": "attention_norm",
-    "layer_norm2": "feed_forward_norm",
-    "mlp.fc1": "feed_forward.up",
-    "mlp.fc2": "feed_forward.down",
-}
-
-
-def renamed(name: str) -> str:
-    for theirs, ours in RENAMES.items():
-        name = name.replace(theirs, ours)
-    return name
 
 
 def reference(activation: str) -> torch.nn.Module:
@@ -66,7 +41,7 @@ def test_copied_weights_give_equal_embeddings(activation: str):
             text=TextConfig(vocab_size=VOCAB, end_of_text=VOCAB - 1, context_length=16, width=48, num_heads=4, **shape),
         )
     ).eval()
-    ours.load_state_dict({renamed(name): tensor for name, tensor in theirs.state_dict().items()})
+    ours.load_state_dict(rename_weights(theirs.state_dict(), CLIP_NAMES))
     images, ids = torch.randn(3, 3, 32, 32), torch.randint(1, VOCAB - 1, (3, 16))
     ids[torch.arange(3), torch.tensor([3, 8, 15])] = VOCAB - 1
     with torch.no_grad():

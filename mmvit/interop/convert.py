@@ -1,0 +1,147 @@
+"""Models of other libraries to model folders."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_tools.errors import CheckpointError, MmvitError, UsageError, did_you_mean
+from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, TOWER, load_weights, save_classifier, save_model, save_tower
+from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
+from mmvit.interop.imported import Imported
+from mmvit.interop.open_clip import load_open_clip
+from mmvit.interop.timm import load_timm
+from mmvit.interop.transformers import load_transformers
+from mmvit.models.build import build_classifier, build_dual_encoder
+from mmvit.models.classifier import ClassifierConfig, ImageClassifier
+from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.image_towers import build_image_tower
+from mmvit.towers.contract import Tower, TowerConfig
+from mmvit.towers.text import TextConfig
+
+LIBRARIES: dict[str, Callable[[str], list[Imported]]] = {
+    "hf": load_transformers,
+    "open_clip": load_open_clip,
+    "timm": load_timm,
+}
+TOLERANCE = 1e-4  # of the largest number of an answer, float32
+_HEADS = ("head.", "distillation_head.")
+
+
+def import_model(source: str, out: Path, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Turn a model of another library into a model folder, if both give the same answers.
+
+    Args:
+        source: hf:NAME, timm:NAME or open_clip:ARCH/TAG, whose published weights are downloaded, or the same with a
+            folder that the library wrote.
+        out: the model folder.
+        class_names: of a classifier, for its own.
+
+    Returns:
+        What it is, and by how much its answers differ from those of that library, of the largest number in them.
+
+    Raises:
+        UsageError: there is no such model, or none of this kind here.
+        CheckpointError: its weights do not fit, or compute something else here.
+    """
+    library, _, name = source.partition(":")
+    if library not in LIBRARIES or not name:
+        mend = did_you_mean(library, LIBRARIES) if name else ""
+        forms = "hf:NAME, timm:NAME or open_clip:ARCH/TAG; a folder as hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
+        raise UsageError(f"{source!r} does not say which library has the model", where="SOURCE", mend=mend or forms)
+    candidates = LIBRARIES[library](name)
+    for imported in candidates:
+        try:
+            model, difference = _compared(imported, class_names, source)
+            break
+        except (MmvitError, ValueError):
+            if imported is candidates[-1]:
+                raise
+    kind = _save(out, model, imported)
+    image = imported.config if isinstance(imported.config, TowerConfig) else imported.config.image
+    return {
+        "out": str(out),
+        "kind": kind,
+        "tower": image.kind,
+        "image_size": image.image_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "classes": len(model.class_names) if isinstance(model, ImageClassifier) else 0,
+        "largest_difference": difference,
+    }
+
+
+def _compared(imported: Imported, class_names: Sequence[str] | None, source: str) -> tuple[nn.Module, float]:
+    """Build the model, and compare its answers to noise with those of the other library."""
+    model = _build(imported, class_names, source).eval()
+    config, generator = imported.config, torch.Generator().manual_seed(0)
+    size = config.image_size if isinstance(config, TowerConfig) else config.image.image_size
+    images = torch.randn(2, 3, size, size, generator=generator)
+    with torch.no_grad():
+        answers = [(_answer(model, images), imported.answer(images))]
+        if imported.answer_text is not None:
+            assert isinstance(model, DualEncoder)
+            assert isinstance(config, DualEncoderConfig)
+            text = config.text
+            _check_tokenizer(imported.tokenizer or TokenizerConfig(), text, source)
+            ids = torch.randint(1, text.end_of_text, (2, text.context_length), generator=generator)
+            ids[0, text.context_length // 2], ids[1, -1] = text.end_of_text, text.end_of_text
+            answers.append((model.encode_text(ids), imported.answer_text(ids)))
+    difference = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in answers)
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"the imported model's answers differ by {difference:.1e} of the largest from those of its library",
+            where=source,
+            meaning=f"it is built otherwise than any tower here; at most {TOLERANCE} is rounding; nothing was written",
+        )
+    return model, difference
+
+
+def _check_tokenizer(tokenizer: TokenizerConfig, text: TextConfig, source: str) -> None:
+    end = build_tokenizer(tokenizer, text.context_length).end_of_text
+    if end != text.end_of_text:
+        what = f"the tokenizer ends texts with {end}, and the text tower pools at {text.end_of_text}"
+        raise CheckpointError(what, where=source, meaning="one of them belongs to another model")
+
+
+def _build(imported: Imported, class_names: Sequence[str] | None, where: str) -> nn.Module:
+    config, weights, mean, std = imported.config, imported.weights, imported.preprocess.mean, imported.preprocess.std
+    names = imported.class_names if class_names is None else list(class_names)
+    if names is not None and (imported.class_names is None or len(names) != len(imported.class_names)):
+        num = len(imported.class_names or ())
+        raise UsageError(f"{len(names)} class names were given, and the model has {num} classes", where=where)
+    model: nn.Module
+    if isinstance(config, DualEncoderConfig):
+        model = build_dual_encoder(config, mean, std)
+    elif isinstance(config, ClassifierConfig):
+        model = build_classifier(config, names or [], mean, std)
+        weights = {name if name.startswith(_HEADS) else f"image_tower.{name}": each for name, each in weights.items()}
+    else:
+        model = build_image_tower(config)
+    load_weights(model, weights, where)
+    return model
+
+
+def _answer(model: nn.Module, images: Tensor) -> Tensor:
+    if isinstance(model, DualEncoder):
+        return model.encode_image(images)
+    output = model(images)
+    return output.logits if isinstance(model, ImageClassifier) else output.pooled
+
+
+def _save(out: Path, model: nn.Module, imported: Imported) -> str:
+    """Write the model folder and return what it holds."""
+    config, preprocess = imported.config, imported.preprocess
+    if isinstance(config, DualEncoderConfig):
+        assert isinstance(model, DualEncoder)
+        assert imported.tokenizer is not None
+        save_model(out, model, config, preprocess, imported.tokenizer)
+        return DUAL_ENCODER
+    if isinstance(config, ClassifierConfig):
+        assert isinstance(model, ImageClassifier)
+        save_classifier(out, model, config, preprocess)
+        return CLASSIFIER
+    assert isinstance(model, Tower)
+    save_tower(out, model, config, preprocess)
+    return TOWER

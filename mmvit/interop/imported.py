@@ -1,0 +1,85 @@
+"""What a model of another library is to the import."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from data_tools.errors import UsageError
+from mmvit.data.tokenizers import TokenizerConfig
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.models.classifier import ClassifierConfig
+from mmvit.models.dual_encoder import DualEncoderConfig
+from mmvit.towers.contract import TowerConfig
+
+Names = Mapping[str, str | Callable[["re.Match[str]"], str]]
+# What others call an activation, in their configs or as a class.
+_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "QuickGELU": "quick_gelu"}
+_ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "GELUTanh"), "gelu_tanh")
+
+
+class Imported(NamedTuple):
+    """A model of another library as ours: config, weights under our names, and the library's own answers beside it.
+
+    Args:
+        config: its type tells what the model is: a dual encoder, a classifier, or an image tower.
+        weights: of a classifier or tower, under the names of the tower, and "head.", "distillation_head.".
+        preprocess: of its pictures.
+        answer: normalised images [B, 3, H, W] to the unit-length embeddings, logits or pooled vectors of that library.
+        class_names: of a classifier.
+        tokenizer: of a dual encoder.
+        answer_text: ids [B, L] to its unit-length text embeddings.
+    """
+
+    config: DualEncoderConfig | ClassifierConfig | TowerConfig
+    weights: dict[str, Tensor]
+    preprocess: PreprocessConfig
+    answer: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B K"]]
+    class_names: list[str] | None = None
+    tokenizer: TokenizerConfig | None = None
+    answer_text: Callable[[Int[Tensor, "B L"]], Float[Tensor, "B E"]] | None = None
+
+
+def rename_weights(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Return weights under other names.
+
+    Packed "qkv" become three, and tokens and tables lose the axis of the batch.
+
+    Args:
+        state: weights by the names that another library gives them.
+        names: regular expressions and what takes the place of what they find, one after the other. A weight whose name
+            becomes empty is left out.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for theirs, ours in names.items():
+            name = re.sub(theirs, ours, name)
+        if ".qkv." in name:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            renamed |= {name.replace(".qkv.", f".{part}."): rows for part, rows in parts}
+        elif name.endswith(("class_token", "distillation_token")):
+            renamed[name] = tensor.flatten()
+        elif name.endswith(("positions", "registers")) and tensor.ndim == 3:
+            renamed[name] = tensor[0]
+        elif name:
+            renamed[name] = tensor
+    return renamed
+
+
+def activation_name(theirs: str | nn.Module, where: str) -> str:
+    """Return our name of an activation; raises UsageError for one that no tower has."""
+    if isinstance(theirs, nn.GELU):
+        return "gelu_tanh" if theirs.approximate == "tanh" else "gelu"
+    name = theirs if isinstance(theirs, str) else type(theirs).__name__
+    if name not in _ACTIVATIONS:
+        raise UsageError(f"no tower here has the activation {name}", where=where)
+    return _ACTIVATIONS[name]
+
+
+def cannot_open(source: str, error: Exception) -> UsageError:
+    """Return the error for a model that another library cannot open."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    mend = "check the name, and that its weights are there as safetensors or can be downloaded"
+    return UsageError(f"{source} cannot be opened: {reason}", where=source, mend=mend)

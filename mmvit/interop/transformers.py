@@ -1,0 +1,241 @@
+"""Models of transformers: ViT, DeiT, Swin and CvT, with their heads or without, and CLIP."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_tools.errors import UsageError
+from mmvit.data.tokenizers import TOKENIZER_FILE, TokenizerConfig
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.interop.imported import Imported, Names, activation_name, cannot_open, rename_weights
+from mmvit.models.classifier import ClassifierConfig
+from mmvit.models.dual_encoder import DualEncoderConfig
+from mmvit.towers.contract import TowerConfig
+from mmvit.towers.cvt import CvTConfig
+from mmvit.towers.swin import SwinConfig
+from mmvit.towers.text import TextConfig
+from mmvit.towers.vit import ViTConfig
+
+_BLOCKS: Names = {
+    r"attention\.o_proj\.": "attention.out.",
+    r"attention\.([qkv])_proj\.": r"attention.\1.",
+    r"layernorm_before\.": "attention_norm.",
+    r"layernorm_after\.": "feed_forward_norm.",
+    r"mlp\.fc1\.": "feed_forward.up.",
+    r"mlp\.fc2\.": "feed_forward.down.",
+}
+VIT_NAMES: Names = {
+    r"^(vit|deit)\.": "",
+    r"^embeddings\.cls_token": "class_token",
+    r"^embeddings\.distillation_token": "distillation_token",
+    r"^embeddings\.position_embeddings": "positions",
+    r"^embeddings\.mask_token": "",
+    r"^embeddings\.patch_embeddings\.": "embed.",
+    r"^layers\.": "blocks.",
+    r"^layernorm\.": "norm.",
+    r"^pooler\..*": "",
+    r"^(cls_)?classifier\.": "head.",
+    r"^distillation_classifier\.": "distillation_head.",
+    **_BLOCKS,
+}
+CVT_NAMES: Names = {
+    r"^(cvt\.)?encoder\.": "",
+    r"^layernorm\.": "norm.",
+    r"^classifier\.": "head.",
+    r"embedding\.convolution_embeddings\.": "embed.",
+    r"embed\.normalization": "embed.norm",
+    r"cls_token": "class_token",
+    r"\.layers\.": ".blocks.",
+    r"attention\.attention\.": "attention.",
+    r"attention\.output\.dense": "attention.out",
+    r"convolution_projection_(.)\w+\.convolution_projection\.convolution": r"\1_neighbours.0",
+    r"convolution_projection_(.)\w+\.convolution_projection\.normalization": r"\1_neighbours.1",
+    r"attention\.projection_(.)\w+": r"attention.\1",
+    r"layernorm_before": "attention_norm",
+    r"layernorm_after": "feed_forward_norm",
+    r"intermediate\.dense": "feed_forward.up",
+    r"output\.dense": "feed_forward.down",
+}
+CLIP_NAMES: Names = {
+    r"^vision_model\.embeddings\.class_embedding": "image_tower.class_token",
+    r"^vision_model\.embeddings\.patch_embedding": "image_tower.embed.projection",
+    r"^vision_model\.embeddings\.position_embedding\.weight": "image_tower.positions",
+    r"^vision_model\.pre_layrnorm": "image_tower.pre_norm",
+    r"^vision_model\.post_layernorm": "image_tower.norm",
+    r"^text_model\.embeddings\.token_embedding": "text_tower.token_embedding",
+    r"^text_model\.embeddings\.position_embedding\.weight": "text_tower.positions",
+    r"^text_model\.final_layer_norm": "text_tower.norm",
+    r"^vision_model\.encoder\.layers": "image_tower.blocks",
+    r"^text_model\.encoder\.layers": "text_tower.blocks",
+    r"^visual_projection": "image_projection",
+    r"self_attn\.out_proj": "attention.out",
+    r"self_attn\.([qkv])_proj": r"attention.\1",
+    r"layer_norm1": "attention_norm",
+    r"layer_norm2": "feed_forward_norm",
+    r"mlp\.fc1": "feed_forward.up",
+    r"mlp\.fc2": "feed_forward.down",
+}
+
+
+def swin_names(depths: list[int]) -> Names:
+    """Return the names of a Swin, whose blocks are counted through here; `depths` are those of its stages."""
+    first = [0, *accumulate(depths)]  # block of each stage
+    return {
+        r"^swin\.": "",
+        r"^encoder\.layers\.(\d)\.blocks\.(\d+)\.": lambda m: f"blocks.{first[int(m[1])] + int(m[2])}.",
+        r"^encoder\.layers\.(\d)\.downsample\.": lambda m: f"blocks.{first[int(m[1]) + 1]}.merge.",
+        r"^embeddings\.patch_embeddings\.": "embed.",
+        r"^embeddings\.norm\.": "pre_norm.",
+        r"^embeddings\.mask_token": "",
+        r"^layernorm\.": "norm.",
+        r"^classifier\.": "head.",
+        r"attention\.relative_position_bias\.relative_position_bias_table": "relative_positions",
+        r".*relative_position_index": "",
+        **_BLOCKS,
+    }
+
+
+def load_transformers(name: str) -> list[Imported]:
+    """Open a model of the Hugging Face hub, or a folder that transformers wrote.
+
+    Raises:
+        UsageError: there is no such model, it is of another kind, or transformers is not installed.
+    """
+    source = f"hf:{name}"
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{source} needs transformers", where=source, mend="pip install 'mmvit[hf]'") from error
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(name)
+        kind, architecture = config.model_type, (config.architectures or [""])[0]
+        if kind != "clip" and kind not in _KINDS:
+            what = f"models of the kind {kind!r} have no tower here; there are clip, {', '.join(_KINDS)}"
+            raise UsageError(what, where=source, mend="of many models timm has the same weights: timm:NAME")
+        is_classifier = "ImageClassification" in architecture
+        if kind == "cvt" and not is_classifier:
+            raise UsageError("transformers' CvT without a classifier lacks the last norm", where=source)
+        load: Any = getattr(transformers, architecture) if is_classifier else transformers.AutoModel
+        model: Any = load.from_pretrained(name, use_safetensors=True, dtype="float32").eval()
+        processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
+        if kind == "clip":
+            return [_clip(model, _preprocess(processor), _tokenizer_folder(name), source)]
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, UsageError) else cannot_open(source, error) from error
+    tower_config, names = _KINDS[kind]
+    tower, weights = tower_config(config, source), rename_weights(model.state_dict(), names(config))
+    if kind == "cvt":  # whose config has none
+        tower.image_size = processor.size.get("shortest_edge") or processor.size["height"]
+    if is_classifier:
+        class_names = [config.id2label[i] for i in range(config.num_labels)]
+        made = ClassifierConfig(tower), weights, _preprocess(processor)
+        return [Imported(*made, lambda images: model(pixel_values=images).logits, class_names)]
+    return [Imported(tower, weights, _preprocess(processor), lambda images: _pooled(model(pixel_values=images), kind))]
+
+
+def _pooled(output: Any, kind: str) -> Tensor:
+    """Return the vector that a head would see."""
+    return output.pooler_output if kind == "swin" else output.last_hidden_state[:, 0]
+
+
+def vit_config(config: Any, where: str) -> ViTConfig:
+    """Return the config of a ViT or of a DeiT, which has its distillation token there with any head."""
+    return ViTConfig(
+        image_size=_side(config.image_size),
+        patch_size=_side(config.patch_size),
+        pre_norm=False,
+        patch_bias=True,
+        init="vit",
+        distilled=config.model_type == "deit",
+        **_blocks(config, where),
+    )
+
+
+def swin_config(config: Any, where: str) -> SwinConfig:
+    """Return the config of a Swin."""
+    return SwinConfig(
+        image_size=_side(config.image_size),
+        patch_size=_side(config.patch_size),
+        width=config.embed_dim,
+        depths=list(config.depths),
+        num_heads=list(config.num_heads),
+        window_size=config.window_size,
+        mlp_ratio=config.mlp_ratio,
+        activation=activation_name(config.hidden_act, where),
+        norm_eps=config.layer_norm_eps,
+    )
+
+
+def cvt_config(config: Any, where: str) -> CvTConfig:
+    """Return the config of a CvT; transformers' has no size of pictures, and no use for its own epsilon."""
+    return CvTConfig(
+        widths=list(config.embed_dim),
+        depths=list(config.depth),
+        num_heads=list(config.num_heads),
+        patch_sizes=list(config.patch_sizes),
+        strides=list(config.patch_stride),
+        mlp_ratio=config.mlp_ratio[0],
+        qkv_bias=config.qkv_bias[0],
+    )
+
+
+_KINDS: dict[str, tuple[Callable[[Any, str], TowerConfig], Callable[[Any], Names]]] = {
+    "vit": (vit_config, lambda config: VIT_NAMES),
+    "deit": (vit_config, lambda config: VIT_NAMES),
+    "swin": (swin_config, lambda config: swin_names(config.depths)),
+    "cvt": (cvt_config, lambda config: CVT_NAMES),
+}
+
+
+def _clip(model: Any, preprocess: PreprocessConfig, tokenizer: str, where: str) -> Imported:
+    image, text = model.config.vision_config, model.config.text_config
+    # Checkpoints with the id 2 are older than the key; their texts are pooled at the largest id.
+    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    config = DualEncoderConfig(
+        model.config.projection_dim,
+        image=ViTConfig(
+            image_size=_side(image.image_size), patch_size=_side(image.patch_size), **_blocks(image, where)
+        ),
+        text=TextConfig(text.vocab_size, text.max_position_embeddings, end, **_blocks(text, where)),
+    )
+    return Imported(
+        config,
+        rename_weights(model.state_dict(), CLIP_NAMES),
+        preprocess,
+        lambda images: F.normalize(model.visual_projection(model.vision_model(pixel_values=images).pooler_output)),
+        tokenizer=TokenizerConfig("file", tokenizer),
+        answer_text=lambda ids: F.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output)),
+    )
+
+
+def _tokenizer_folder(name: str) -> str:
+    """Return the folder of a model's tokenizer.json, where downloaded files stand."""
+    from transformers.utils.hub import cached_file
+
+    found: Any = cached_file(name, TOKENIZER_FILE)
+    for more in ("tokenizer_config.json", "special_tokens_map.json"):
+        cached_file(name, more, _raise_exceptions_for_missing_entries=False)
+    return str(Path(found).parent)
+
+
+def _blocks(config: Any, where: str) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "activation": activation_name(config.hidden_act, where),
+        "norm_eps": config.layer_norm_eps,
+    }
+
+
+def _side(size: int | list[int] | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _preprocess(processor: Any) -> PreprocessConfig:
+    return PreprocessConfig(list(processor.image_mean), list(processor.image_std))

@@ -1,0 +1,209 @@
+"""A model that another library has written becomes a model folder with the same answers, or an error says why not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import tokenizers
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from PIL import Image
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import nn
+
+from data_tools.errors import CheckpointError, UsageError
+from mmvit.checkpoint import load_classifier, load_model, load_tower
+from mmvit.interop import transformers as transformers_names
+from mmvit.interop.convert import TOLERANCE, import_model
+
+transformers = pytest.importorskip("transformers")
+
+Randomized = Callable[[nn.Module], nn.Module]
+Told = Callable[..., tuple[int, str, str]]
+VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+VIT |= {"image_size": 32, "patch_size": 8}
+SWIN = {"embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4, "image_size": 64}
+CVT = {"embed_dim": [16, 24, 48], "depth": [1, 2, 3], "num_heads": [1, 3, 6]}
+LABELS = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+
+
+def vit(**more: Any) -> nn.Module:
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, **LABELS, **more))
+
+
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
+    "vit": vit,
+    "vit, no head": lambda: transformers.ViTModel(transformers.ViTConfig(**VIT)),
+    "vit, tanh": lambda: vit(hidden_act="gelu_new"),
+    "deit": lambda: transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**VIT, **LABELS)),
+    "swin": lambda: transformers.SwinForImageClassification(transformers.SwinConfig(**SWIN, **LABELS)),
+    "swin, no head": lambda: transformers.SwinModel(transformers.SwinConfig(**SWIN)),
+    "cvt": lambda: transformers.CvtForImageClassification(transformers.CvtConfig(**CVT, **LABELS)),
+}
+TIMM: dict[str, tuple[str, dict[str, Any], str]] = {  # name, arguments, the kind of tower that it becomes
+    "vit": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2}, "vit"),
+    "vit of clip, no head": ("vit_base_patch16_clip_224", {"depth": 1, "embed_dim": 96, "num_heads": 3}, "vit"),
+    "registers": ("vit_tiny_patch16_224", {"depth": 1, "reg_tokens": 2, "no_embed_class": True}, "vit"),
+    "hybrid": ("vit_base_r50_s16_224", {"depth": 1, "embed_dim": 96, "num_heads": 3}, "vit"),
+    "deit": ("deit_tiny_distilled_patch16_224", {"depth": 2}, "vit"),
+    "swin": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1), "embed_dim": 48}, "swin"),
+    "mean of patches": ("test_vit2", {}, "timm:test_vit2"),
+    "attention pool": ("test_vit3", {}, "timm:test_vit3"),
+    "convolutions": ("test_resnet", {}, "timm:test_resnet"),
+}
+
+
+def save_transformers(folder: Path, model: nn.Module) -> str:
+    model.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def save_open_clip(folder: Path, model: CLIP, config: dict[str, Any]) -> str:
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return f"open_clip:{folder}"
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_models_of_transformers(randomized: Randomized, tmp_path: Path, name: str):
+    torch.manual_seed(0)
+    theirs = randomized(TRANSFORMERS[name]())
+    facts = import_model(save_transformers(tmp_path / "theirs", theirs), tmp_path / "ours")
+    assert facts["largest_difference"] <= 1e-5
+    images = torch.randn(2, 3, facts["image_size"], facts["image_size"])
+    if "no head" in name:
+        loaded = load_tower(tmp_path / "ours")
+        output = theirs(pixel_values=images)
+        expected = output.pooler_output if name.startswith("swin") else output.last_hidden_state[:, 0]
+        ours = loaded.tower(images, None).pooled
+    else:
+        loaded = load_classifier(tmp_path / "ours")
+        assert loaded.model.class_names == ["cat", "dog"]
+        ours, expected = loaded.model(images).logits, theirs(pixel_values=images).logits
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert loaded.preprocess.mean == loaded.preprocess.std == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_models_of_timm(randomized: Randomized, tmp_path: Path, name: str):
+    torch.manual_seed(0)
+    arch, arguments, kind = TIMM[name]
+    arguments = arguments | ({"num_classes": 0} if "no head" in name else {"num_classes": 3})
+    theirs = randomized(timm.create_model(arch, **arguments))
+    size = arguments.get("img_size", theirs.pretrained_cfg["input_size"][-1])
+    config = theirs.pretrained_cfg | {"num_classes": arguments["num_classes"]}
+    save_for_hf(theirs, tmp_path / "theirs", {"pretrained_cfg": config}, arguments, safe_serialization=True)
+    facts = import_model(f"timm:{tmp_path / 'theirs'}", tmp_path / "ours")
+    assert facts["tower"] == kind
+    assert facts["largest_difference"] <= 1e-5
+    assert facts["classes"] == arguments["num_classes"]
+    images = torch.randn(2, 3, size, size)
+    ours = load_tower(tmp_path / "ours").tower(images, None)
+    expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    if name != "deit":  # whose two tokens go to two heads
+        assert (ours.pooled - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("image", [{"layers": 2, "width": 64, "patch_size": 16}, {"layers": [1, 1, 1, 1], "width": 16}])
+def test_models_of_open_clip(tmp_path: Path, image: dict[str, Any]):
+    torch.manual_seed(0)
+    embed_dim = 64
+    config = {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": image | {"image_size": 64}}
+    config["text_cfg"] = {"layers": 1, "width": 32, "heads": 2}
+    theirs = CLIP(embed_dim, CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=True)
+    facts = import_model(save_open_clip(tmp_path / "theirs", theirs.eval(), config), tmp_path / "ours")
+    assert facts["largest_difference"] <= 1e-5
+    loaded = load_model(tmp_path / "ours")
+    images, texts = torch.randn(2, 3, 64, 64), ["a photo of a dog", "\uac15\uc544\uc9c0"]
+    ids = open_clip.get_tokenizer("ViT-B-32")(texts)
+    for ours, expected in (
+        (loaded.model.encode_image(images), theirs.encode_image(images, normalize=True)),
+        (loaded.model.encode_text(loaded.tokenizer(texts)), theirs.encode_text(ids, normalize=True)),
+    ):
+        assert (ours - expected).abs().max() <= 1e-5
+
+
+def save_clip(folder: Path, randomized: Randomized, end: int) -> str:
+    """A CLIP of transformers that pools at the id `end`, with a tokenizer that ends texts with the id 6."""
+    words = {word: i for i, word in enumerate(["<pad>", "<s>", "[UNK]", "a", "red", "dog", "</s>"])}
+    bpe = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    frame = [("<s>", 1), ("</s>", 6)]
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=frame)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>").save_pretrained(folder)
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+    text = size | {"vocab_size": 7, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": end}
+    image = size | {"image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=24)
+    return save_transformers(folder, randomized(transformers.CLIPModel(config)))
+
+
+@pytest.mark.parametrize("end", [6, 2], ids=["its id", "of old checkpoints"])
+def test_clip_of_transformers_with_its_tokenizer(randomized: Randomized, tmp_path: Path, end: int):
+    torch.manual_seed(0)
+    import_model(save_clip(tmp_path / "theirs", randomized, end), tmp_path / "ours")
+    loaded = load_model(tmp_path / "ours")
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "theirs")
+    ids = loaded.tokenizer(["a red dog"])
+    assert ids.tolist() == [[1, 3, 4, 5, 6]]
+    expected = theirs(input_ids=ids, pixel_values=torch.zeros(1, 3, 32, 32)).text_embeds
+    assert (loaded.model.encode_text(ids) - expected).abs().max() <= 1e-5
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_refused(randomized: Randomized, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="tokenizer ends texts with 6, and the text tower pools at 5"):
+        import_model(save_clip(tmp_path / "theirs", randomized, end=5), tmp_path / "ours")
+
+
+def test_other_answers_are_refused_and_nothing_is_written(
+    randomized: Randomized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = save_transformers(tmp_path / "theirs", randomized(vit()))
+    monkeypatch.setattr(transformers_names, "activation_name", lambda name, where: "quick_gelu")
+    with pytest.raises(CheckpointError, match="answers differ by"):
+        import_model(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+    assert TOLERANCE == 1e-4
+
+
+def test_what_cannot_be_imported_is_told(tmp_path: Path):
+    no_tower = save_transformers(tmp_path / "bert", transformers.ResNetModel(transformers.ResNetConfig()))
+    named = save_transformers(tmp_path / "vit", vit())
+    relu = save_transformers(tmp_path / "relu", vit(hidden_act="relu"))
+    for source, message in (
+        (str(tmp_path), "does not say which library"),
+        ("tim:resnet18", "did you mean 'timm'"),
+        ("timm:resnet_18", "cannot be opened"),
+        ("open_clip:ViT-B-32/nobody", "cannot be opened"),
+        (f"hf:{tmp_path / 'nothing'}", "cannot be opened"),
+        (no_tower, "models of the kind 'resnet' have no tower here"),
+        (relu, "no tower here has the activation relu"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            import_model(source, tmp_path / "ours")
+    with pytest.raises(UsageError, match="3 class names were given, and the model has 2 classes"):
+        import_model(named, tmp_path / "ours", ["a", "b", "c"])
+    assert import_model(named, tmp_path / "ours", ["a", "b"])["classes"] == 2
+    assert load_classifier(tmp_path / "ours").model.class_names == ["a", "b"]
+
+
+def test_the_verb_and_what_comes_after(told: Told, tmp_path: Path):
+    source = save_transformers(tmp_path / "theirs", vit())
+    code, out, err = told("import", source, tmp_path / "ours", "--json")
+    assert code == 0, err
+    assert json.loads(out)["kind"] == "classifier"
+    Image.new("RGB", (40, 30), (200, 20, 20)).save(tmp_path / "red.png")
+    code, out, err = told("classify", tmp_path / "ours", tmp_path / "red.png", "--json")
+    assert code == 0, err
+    assert {entry["name"] for entry in json.loads(out)[0]["classes"]} == {"cat", "dog"}
+    code, _, err = told("import", "timm:nothing", tmp_path / "other")
+    assert code == 2
+    assert "cannot be opened" in err
