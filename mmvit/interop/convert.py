@@ -88,7 +88,8 @@ def _compared(imported: Imported, class_names: Sequence[str] | None, source: str
             ids = torch.randint(1, text.end_of_text, (2, text.context_length), generator=generator)
             ids[0, text.context_length // 2], ids[1, -1] = text.end_of_text, text.end_of_text
             answers.append((model.encode_text(ids), imported.answer_text(ids)))
-    difference = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in answers)
+    shares = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12) for ours, theirs in answers]
+    difference = max(share.item() for share in shares)
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"the imported model's answers differ by {difference:.1e} of the largest from those of its library",
