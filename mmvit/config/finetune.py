@@ -74,6 +74,9 @@ class FinetuneConfig(RunConfig):
             raise UsageError(what, where="loss.teacher", mend="loss.teacher=MODEL, or model.image.distilled=false")
         if self.data.patch_budget or self.data.image_embeddings:
             raise UsageError("supervised runs take whole pictures of one size", where="data.patch_budget")
+        if any(stage.text_tokens for stage in self.curriculum) or not self.train.same_caption_positives:
+            key = "train.same_caption_positives" if not self.train.same_caption_positives else "curriculum text_tokens"
+            raise UsageError("supervised runs read no captions", where=key, mend=f"leave out {key}")
 
     def _check_masked_patches(self) -> None:
         unused = {

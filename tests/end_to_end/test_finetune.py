@@ -446,6 +446,8 @@ def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure, tra
         ("wise_ft=0.5", "none is named"),
         ("templates=simple", "a zero-shot head needs a contrastive model, and none is named"),
         ("model.image.distilled=true", "a distillation token learns from a teacher"),
+        ("train.same_caption_positives=false", "supervised runs read no captions"),
+        ('curriculum=[{"until":1,"text_tokens":8}]', "supervised runs read no captions"),
         ("data.repeats=0", "data.repeats is 0"),
         ("data.augment.erase=2", "data.augment.erase is 2"),
         ("mix.mixup=1.0 train.batch_size=33", "no whole pairs"),
