@@ -175,19 +175,19 @@ def search(
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="hf:NAME, timm:NAME, open_clip:ARCH/TAG, or a folder for the name.")
+        str, typer.Argument(metavar="SOURCE", help="hf:NAME, timm:NAME, open_clip:ARCH/TAG; or a folder: hf:FOLDER ..")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
     classes: Annotated[str | None, typer.Option(help='"a,b,c", or a file with one class name a line.')] = None,
     json: Json = False,
 ) -> None:
-    """Make a model folder of another library's model, and compare the answers of both."""
+    """Make a model folder of another library's model, if both give the same answers."""
     from mmvit.data.prompts import load_class_names
     from mmvit.interop.convert import import_model
     from mmvit.terminal import print_facts, print_json
 
     facts = import_model(source, out, load_class_names(classes) if classes else None)
-    (print_json if json else print_facts)(facts)
+    (print_json if json else print_facts)(facts._asdict())
 
 
 @app.command()

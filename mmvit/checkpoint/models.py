@@ -185,9 +185,14 @@ def save_tower(folder: Path, tower: Tower, config: TowerConfig, preprocess: Prep
     _save_folder(folder, tower, description, {})
 
 
-def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:
+def check_place(folder: Path) -> None:
+    """Raise UsageError where a model folder would take the place of something that is none."""
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise UsageError("the output folder holds something else", where=str(folder), mend="name another folder")
+
+
+def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:
+    check_place(folder)
     fresh = _successor(folder)
     weights = model.state_dict()
     remove_leftovers(folder.parent, fresh.name)

@@ -1,14 +1,24 @@
 """Models of other libraries to model folders."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data_tools.errors import CheckpointError, MmvitError, UsageError, did_you_mean
-from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, TOWER, load_weights, save_classifier, save_model, save_tower
+from mmvit.checkpoint import (
+    CLASSIFIER,
+    DUAL_ENCODER,
+    TOWER,
+    check_place,
+    load_weights,
+    save_classifier,
+    save_model,
+    save_tower,
+)
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.interop.imported import Imported
 from mmvit.interop.open_clip import load_open_clip
@@ -30,8 +40,32 @@ TOLERANCE = 1e-4  # of the largest number of an answer, float32
 _HEADS = ("head.", "distillation_head.")
 
 
-def import_model(source: str, out: Path, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Turn a model of another library into a model folder, if both give the same answers.
+class ImportedModel(NamedTuple):
+    """What an import has written.
+
+    Args:
+        out: the model folder.
+        kind: DUAL_ENCODER, CLASSIFIER or TOWER.
+        tower: kind of its image tower.
+        image_size: px.
+        parameters: their number.
+        classes: their number; 0 where it is no classifier.
+        their_resizing: how the other library brings pictures to that size; ours is by the shorter side, then cut.
+        largest_difference: between the answers of both models, as a share of the largest number in them.
+    """
+
+    out: str
+    kind: str
+    tower: str
+    image_size: int
+    parameters: int
+    classes: int
+    their_resizing: str
+    largest_difference: float
+
+
+def import_model(source: str, out: Path, class_names: Sequence[str] | None = None) -> ImportedModel:
+    """Turn a model of another library into a model folder, if both give the same answers to the same pixels.
 
     Args:
         source: hf:NAME, timm:NAME or open_clip:ARCH/TAG, whose published weights are downloaded, or the same with a
@@ -39,11 +73,8 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
         out: the model folder.
         class_names: of a classifier, for its own.
 
-    Returns:
-        What it is, and by how much its answers differ from those of that library, of the largest number in them.
-
     Raises:
-        UsageError: there is no such model, or none of this kind here.
+        UsageError: there is no such model, none of this kind here, or `out` holds something else.
         CheckpointError: its weights do not fit, or compute something else here.
     """
     library, _, name = source.partition(":")
@@ -51,25 +82,21 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
         mend = did_you_mean(library, LIBRARIES) if name else ""
         forms = "hf:NAME, timm:NAME or open_clip:ARCH/TAG; a folder as hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
         raise UsageError(f"{source!r} does not say which library has the model", where="SOURCE", mend=mend or forms)
+    check_place(out)
     candidates = LIBRARIES[library](name)
     for imported in candidates:
         try:
             model, difference = _compared(imported, class_names, source)
             break
-        except (MmvitError, ValueError):
+        except MmvitError:
             if imported is candidates[-1]:
                 raise
     kind = _save(out, model, imported)
     image = imported.config if isinstance(imported.config, TowerConfig) else imported.config.image
-    return {
-        "out": str(out),
-        "kind": kind,
-        "tower": image.kind,
-        "image_size": image.image_size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "classes": len(model.class_names) if isinstance(model, ImageClassifier) else 0,
-        "largest_difference": difference,
-    }
+    num_classes = len(model.class_names) if isinstance(model, ImageClassifier) else 0
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = num_parameters, num_classes, imported.resizing, difference
+    return ImportedModel(str(out), kind, image.kind, image.image_size, *facts)
 
 
 def _compared(imported: Imported, class_names: Sequence[str] | None, source: str) -> tuple[nn.Module, float]:
@@ -84,7 +111,8 @@ def _compared(imported: Imported, class_names: Sequence[str] | None, source: str
             assert isinstance(model, DualEncoder)
             assert isinstance(config, DualEncoderConfig)
             text = config.text
-            _check_tokenizer(imported.tokenizer or TokenizerConfig(), text, source)
+            assert imported.tokenizer is not None
+            _check_tokenizer(imported.tokenizer, text, source)
             ids = torch.randint(1, text.end_of_text, (2, text.context_length), generator=generator)
             ids[0, text.context_length // 2], ids[1, -1] = text.end_of_text, text.end_of_text
             answers.append((model.encode_text(ids), imported.answer_text(ids)))
@@ -106,22 +134,37 @@ def _check_tokenizer(tokenizer: TokenizerConfig, text: TextConfig, source: str) 
         raise CheckpointError(what, where=source, meaning="one of them belongs to another model")
 
 
-def _build(imported: Imported, class_names: Sequence[str] | None, where: str) -> nn.Module:
+def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -> nn.Module:
     config, weights, mean, std = imported.config, imported.weights, imported.preprocess.mean, imported.preprocess.std
-    names = imported.class_names if class_names is None else list(class_names)
-    if names is not None and (imported.class_names is None or len(names) != len(imported.class_names)):
-        num = len(imported.class_names or ())
-        raise UsageError(f"{len(names)} class names were given, and the model has {num} classes", where=where)
+    names = _told_apart(imported.class_names or []) if class_names is None else list(class_names)
+    if len(names) != len(imported.class_names or []):
+        num = len(imported.class_names or [])
+        raise UsageError(f"{len(names)} class names were given, and the model has {num} classes", where=source)
     model: nn.Module
-    if isinstance(config, DualEncoderConfig):
-        model = build_dual_encoder(config, mean, std)
-    elif isinstance(config, ClassifierConfig):
-        model = build_classifier(config, names or [], mean, std)
-        weights = {name if name.startswith(_HEADS) else f"image_tower.{name}": each for name, each in weights.items()}
-    else:
-        model = build_image_tower(config)
-    load_weights(model, weights, where)
+    try:
+        if isinstance(config, DualEncoderConfig):
+            model = build_dual_encoder(config, mean, std)
+        elif isinstance(config, ClassifierConfig):
+            model = build_classifier(config, names, mean, std)
+            weights = {n if n.startswith(_HEADS) else f"image_tower.{n}": each for n, each in weights.items()}
+        else:
+            model = build_image_tower(config)
+        load_weights(model, weights, source)
+    except ValueError as error:  # sizes
+        raise UsageError(f"no tower here is like this model: {error}", where=source) from error
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=source, meaning="no tower here is built like this model") from error
     return model
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are equal, as ImageNet's two cranes: the second becomes "crane (2)"."""
+    seen: Counter[str] = Counter()
+    told = []
+    for name in names:
+        seen[name] += 1
+        told.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return told
 
 
 def _answer(model: nn.Module, images: Tensor) -> Tensor:

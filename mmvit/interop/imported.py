@@ -16,7 +16,7 @@ from mmvit.towers.contract import TowerConfig
 
 Names = Mapping[str, str | Callable[["re.Match[str]"], str]]
 # What others call an activation, in their configs or as a class.
-_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "QuickGELU": "quick_gelu"}
+_ACTIVATIONS = {"gelu": "gelu", "GELU": "gelu", "quick_gelu": "quick_gelu", "QuickGELU": "quick_gelu"}
 _ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "GELUTanh"), "gelu_tanh")
 
 
@@ -27,6 +27,8 @@ class Imported(NamedTuple):
         config: its type tells what the model is: a dual encoder, a classifier, or an image tower.
         weights: of a classifier or tower, under the names of the tower, and "head.", "distillation_head.".
         preprocess: of its pictures.
+        resizing: in words, how that library brings pictures to their size; here they are resized to it by their shorter
+            side (bicubic) and cut in the middle.
         answer: normalised images [B, 3, H, W] to the unit-length embeddings, logits or pooled vectors of that library.
         class_names: of a classifier.
         tokenizer: of a dual encoder.
@@ -36,6 +38,7 @@ class Imported(NamedTuple):
     config: DualEncoderConfig | ClassifierConfig | TowerConfig
     weights: dict[str, Tensor]
     preprocess: PreprocessConfig
+    resizing: str
     answer: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B K"]]
     class_names: list[str] | None = None
     tokenizer: TokenizerConfig | None = None
@@ -80,6 +83,6 @@ def activation_name(theirs: str | nn.Module, where: str) -> str:
 
 def cannot_open(source: str, error: Exception) -> UsageError:
     """Return the error for a model that another library cannot open."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    mend = "check the name, and that its weights are there as safetensors or can be downloaded"
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    mend = "check the name, and that all its files are there or can be downloaded, the weights as safetensors"
     return UsageError(f"{source} cannot be opened: {reason}", where=source, mend=mend)

@@ -1,13 +1,15 @@
 """open_clip's models: CLIP with a ViT or a modified ResNet."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from data_tools.errors import UsageError
-from mmvit.data.tokenizers import TokenizerConfig
+from data_tools.errors import UsageError, did_you_mean
+from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.interop.imported import Imported, Names, activation_name, cannot_open, rename_weights
 from mmvit.models.dual_encoder import DualEncoderConfig
@@ -16,7 +18,7 @@ from mmvit.towers.resnet import ResNetConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
-_CLIP_VOCABULARY = 49408  # its tokenizer's
+_TEXTS = ["a photo of a Dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\uc544\uc9c0 \uc5bc\uad74", "x" * 400]
 _NAMES: Names = {
     r"^visual\.transformer\.resblocks": "image_tower.blocks",
     r"^transformer\.resblocks": "text_tower.blocks",
@@ -66,30 +68,65 @@ def load_open_clip(name: str) -> list[Imported]:
     import open_clip
 
     source = f"open_clip:{name}"
-    arch, _, tag = name.rpartition("/")
+    is_folder = (Path(name) / "open_clip_config.json").is_file()
+    options = {} if is_folder else _tag_options(name, source)
+    logging.disable(logging.WARNING)  # it tells each of its steps, in the name of the program
     try:
-        if Path(name).is_dir():
-            model: Any = open_clip.create_model(f"local-dir:{name}", require_pretrained=True)
-        else:
-            model = open_clip.create_model(arch, tag, require_pretrained=True)
-    except Exception as error:  # of many kinds: unknown names, no network, no weights
+        opened = f"local-dir:{name}" if is_folder else name.rpartition("/")[0]
+        model: Any = open_clip.create_model(opened, require_pretrained=True, **options)
+        tokenizer: Any = open_clip.get_tokenizer(opened)
+    except Exception as error:  # of many kinds: no network, no weights, other shapes
         raise cannot_open(source, error) from error
-    if type(model) is not open_clip.CLIP:
-        raise UsageError(f"a {type(model).__name__} is built otherwise than CLIP", where=source)
-    if model.vocab_size != _CLIP_VOCABULARY:
-        raise UsageError(f"its {model.vocab_size} tokens are not those of CLIP's tokenizer", where=source)
-    model.eval()
+    finally:
+        logging.disable(logging.NOTSET)
+    visual = type(model.visual).__name__
+    if type(model) is not open_clip.CLIP or visual not in ("VisionTransformer", "ModifiedResNet"):
+        raise UsageError(f"a {type(model).__name__} with a {visual} is built otherwise than CLIP", where=source)
+    config = config_of(model.eval(), source)
+    _check_tokenizer(tokenizer, config.text, source)
     image = open_clip.get_model_preprocess_cfg(model)
     return [
         Imported(
-            config_of(model, source),
+            config,
             from_open_clip(model.state_dict()),
             PreprocessConfig(list(image["mean"]), list(image["std"])),
+            f"{image['resize_mode']}, {image['interpolation']}",
             lambda images: model.encode_image(images, normalize=True),
             tokenizer=TokenizerConfig(),
             answer_text=lambda ids: model.encode_text(ids, normalize=True),
         )
     ]
+
+
+def _tag_options(name: str, source: str) -> dict[str, Any]:
+    """Return what opens ARCH/TAG with the activation that its weights were trained with."""
+    import open_clip
+
+    arch, _, tag = name.rpartition("/")
+    settings: Any = open_clip.get_model_config(arch)
+    if settings is None:
+        mend = did_you_mean(arch, open_clip.list_models()) or "ARCH/TAG of open_clip.list_pretrained(), or a folder"
+        raise UsageError(f"open_clip has no model {arch!r}", where=source, mend=mend)
+    published = open_clip.get_pretrained_cfg(arch, tag)
+    if not published:
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        mend = did_you_mean(tag, tags) or f"choose from {', '.join(tags)}"
+        raise UsageError(f"open_clip has no weights {tag!r} of {arch}", where=source, mend=mend)
+    # The name of the architecture does not tell: OpenAI's weights are listed under those without -quickgelu too.
+    quick = bool(published.get("quick_gelu", False))
+    if settings.get("quick_gelu", False) and not quick:
+        what = "these weights were trained without QuickGELU"
+        raise UsageError(what, where=source, mend=f"open_clip:{arch.removesuffix('-quickgelu')}/{tag}")
+    return {"pretrained": tag, "force_quick_gelu": quick}
+
+
+def _check_tokenizer(tokenizer: Any, text: TextConfig, source: str) -> None:
+    theirs, ours = (
+        tokenizer(_TEXTS, text.context_length),
+        build_tokenizer(TokenizerConfig(), text.context_length)(_TEXTS),
+    )
+    if not torch.equal(theirs, nn.functional.pad(ours, (0, theirs.shape[1] - ours.shape[1]))):
+        raise UsageError("its tokenizer is not CLIP's", where=source)
 
 
 def config_of(model: Any, where: str) -> DualEncoderConfig:
@@ -104,6 +141,8 @@ def config_of(model: Any, where: str) -> DualEncoderConfig:
     )
     is_vit = hasattr(model.visual, "transformer")
     image = _vit(model.visual, where) if is_vit else _resnet(model.visual)
+    if not isinstance(model.text_projection, Tensor):
+        raise UsageError("its text projection has a bias", where=where)
     return DualEncoderConfig(model.text_projection.shape[1], image_projection=is_vit, image=image, text=text)
 
 

@@ -43,9 +43,6 @@ VIT_NAMES: Names = {
 }
 
 
-_Tower = tuple[TowerConfig, dict[str, Tensor]]
-
-
 def swin_names(depths: list[int]) -> Names:
     """Return the names of a Swin, whose blocks are counted through here; `depths` are those of its stages."""
     first = [0, *accumulate(depths)]  # block of each stage
@@ -71,47 +68,55 @@ def load_timm(name: str) -> list[Imported]:
     from timm.data.config import resolve_data_config
 
     source = f"timm:{name}"
+    is_folder = (Path(name) / "config.json").is_file()
     try:
-        model: Any = timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True)
-    except Exception as error:  # of many kinds: unknown names, no network, no weights
+        model: Any = timm.create_model(f"local-dir:{name}" if is_folder else name, pretrained=True)
+    except Exception as error:  # of many kinds: unknown names, no network, no weights, other shapes
         raise cannot_open(source, error) from error
     model.eval()
     data: dict[str, Any] = resolve_data_config({}, model=model)
     preprocess = PreprocessConfig(list(data["mean"]), list(data["std"]))
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = int(built_for[-1] if built_for else data["input_size"][-1])
-    class_names = _class_names(model) if model.num_classes else None
-    towers = [_as_our_own(model, size, source), _as_it_is(model, size)]
+    resizing = f"{data['crop_mode']} {data['crop_pct']:.1%}, {data['interpolation']}"
+    class_names = _class_names(model, is_published=not is_folder) if model.num_classes else None
+    towers = [_as_our_own(model, size), _as_it_is(model, size)]
     found = [
         Imported(
-            ClassifierConfig(each[0]) if class_names else each[0], each[1], preprocess, _answer(model), class_names
+            ClassifierConfig(tower[0]) if class_names else tower[0],
+            *(tower[1], preprocess, resizing, _answer(model), class_names),
         )
-        for each in towers
-        if each is not None
+        for tower in towers
+        if tower is not None
     ]
     if not found:
         raise UsageError(f"a {type(model).__name__} of timm with this head has no counterpart here", where=source)
     return found
 
 
-def _as_our_own(model: Any, size: int, where: str) -> _Tower | None:
+def _as_our_own(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | None:
+    """Return what makes one of our own towers of it; None where it has other parts."""
     kind, state = type(model).__name__, model.state_dict()
-    embed: Any = getattr(model, "patch_embed", None)
-    if kind == "SwinTransformer":
-        return _swin(model, size, where), rename_weights(state, swin_names(_depths(model)))
-    if kind not in ("VisionTransformer", "VisionTransformerDistilled") or not hasattr(model.blocks[0], "attn"):
+    try:
+        if kind == "SwinTransformer":
+            return swin_config(model, size), rename_weights(state, swin_names(_depths(model)))
+        if kind not in ("VisionTransformer", "VisionTransformerDistilled"):
+            return None
+        if type(model.blocks[0]).__name__ != "Block" or type(model.blocks[0].mlp).__name__ != "Mlp":
+            return None
+        if hasattr(model.patch_embed, "backbone") and not hasattr(model.patch_embed.backbone, "stages"):
+            return None
+        config, weights = vit_config(model, size), rename_weights(state, VIT_NAMES)
+    except UsageError:  # an activation of its own
         return None
-    if hasattr(embed, "backbone") and not hasattr(embed.backbone, "stages"):  # a hybrid on another stem
-        return None
-    config, weights = vit_config(model, size, where), rename_weights(state, VIT_NAMES)
     num_first = len(weights.get("positions", ())) - (size // config.patch_size) ** 2
     if num_first == 0 and "class_token" in weights:  # timm adds nothing to the class token: a row of zeros
         weights["positions"] = nn.functional.pad(weights["positions"], (0, 0, 1 + config.distilled, 0))
     return config, weights
 
 
-def vit_config(model: Any, size: int, where: str) -> ViTConfig:
-    """Return the config of a ViT of timm, as far as there is one; what it leaves out shows in the answers."""
+def vit_config(model: Any, size: int) -> ViTConfig:
+    """Return the config of a ViT of timm, as far as there is one; the answers show what it leaves out."""
     embed, block = model.patch_embed, model.blocks[0]
     backbone = getattr(embed, "backbone", None)
     return ViTConfig(
@@ -121,7 +126,7 @@ def vit_config(model: Any, size: int, where: str) -> ViTConfig:
         depth=len(model.blocks),
         num_heads=block.attn.num_heads,
         mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
-        activation=activation_name(block.mlp.act, where),
+        activation=activation_name(block.mlp.act, "timm"),
         norm_eps=block.norm1.eps,
         pool="class" if model.cls_token is not None else "mean",
         pre_norm=not isinstance(model.norm_pre, nn.Identity),
@@ -135,7 +140,8 @@ def vit_config(model: Any, size: int, where: str) -> ViTConfig:
     )
 
 
-def _swin(model: Any, size: int, where: str) -> SwinConfig:
+def swin_config(model: Any, size: int) -> SwinConfig:
+    """Return the config of a Swin of timm; the answers show what it leaves out."""
     block = model.layers[0].blocks[0]
     return SwinConfig(
         image_size=size,
@@ -145,7 +151,7 @@ def _swin(model: Any, size: int, where: str) -> SwinConfig:
         num_heads=[stage.blocks[0].attn.num_heads for stage in model.layers],
         window_size=block.window_size[0],
         mlp_ratio=block.mlp.fc1.out_features / model.embed_dim,
-        activation=activation_name(block.mlp.act, where),
+        activation=activation_name(block.mlp.act, "timm"),
         norm_eps=block.norm1.eps,
     )
 
@@ -154,7 +160,7 @@ def _depths(model: Any) -> list[int]:
     return [len(stage.blocks) for stage in model.layers]
 
 
-def _as_it_is(model: Any, size: int) -> _Tower | None:
+def _as_it_is(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | None:
     """Return what makes a `TimmTower` of it; None where the head is no linear map."""
     head = model.get_classifier() if model.num_classes else None
     if not isinstance(head, nn.Linear | None):
@@ -167,13 +173,13 @@ def _as_it_is(model: Any, size: int) -> _Tower | None:
     return TimmConfig(f"timm:{model.pretrained_cfg['architecture']}", size), weights
 
 
-def _class_names(model: Any) -> list[str]:
-    """Return the names that the model's own config or timm's lists of ImageNet have, else numbers."""
+def _class_names(model: Any, is_published: bool) -> list[str]:
+    """Return the names that the model's own config has, for published weights those of ImageNet, else numbers."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     named = model.pretrained_cfg.get("label_names")
-    subset = infer_imagenet_subset(model)
-    if not named and subset:
+    subset = infer_imagenet_subset(model)  # by their number: of other people's models it would be a guess
+    if not named and is_published and subset:
         named = ImageNetInfo(subset).label_descriptions()
     return list(named or map(str, range(model.num_classes)))
 

@@ -5,10 +5,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.errors import UsageError
+from data_tools.errors import CheckpointError, UsageError
 from mmvit.data.tokenizers import TOKENIZER_FILE, TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.interop.imported import Imported, Names, activation_name, cannot_open, rename_weights
@@ -20,6 +21,8 @@ from mmvit.towers.swin import SwinConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
+_UNUSED = ("pooler.", "mask_token")  # in names of weights that a tower has no use for
+_WITHOUT = {"DeiTForImageClassification": "its head sees one of the two tokens alone"}
 _BLOCKS: Names = {
     r"attention\.o_proj\.": "attention.out.",
     r"attention\.([qkv])_proj\.": r"attention.\1.",
@@ -111,30 +114,42 @@ def load_transformers(name: str) -> list[Imported]:
     except ModuleNotFoundError as error:
         raise UsageError(f"{source} needs transformers", where=source, mend="pip install 'mmvit[hf]'") from error
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(name)
-        kind, architecture = config.model_type, (config.architectures or [""])[0]
-        if kind != "clip" and kind not in _KINDS:
-            what = f"models of the kind {kind!r} have no tower here; there are clip, {', '.join(_KINDS)}"
-            raise UsageError(what, where=source, mend="of many models timm has the same weights: timm:NAME")
-        is_classifier = "ImageClassification" in architecture
-        if kind == "cvt" and not is_classifier:
-            raise UsageError("transformers' CvT without a classifier lacks the last norm", where=source)
-        load: Any = getattr(transformers, architecture) if is_classifier else transformers.AutoModel
-        model: Any = load.from_pretrained(name, use_safetensors=True, dtype="float32").eval()
-        processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
-        if kind == "clip":
-            return [_clip(model, _preprocess(processor), _tokenizer_folder(name), source)]
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, UsageError) else cannot_open(source, error) from error
+        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        processor: Any = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of many kinds, as that library, its hub and its checks have them
+        raise cannot_open(source, error) from error
+    kind, architecture = config.model_type, (config.architectures or [""])[0]
+    is_classifier = "ImageClassification" in architecture
+    if kind != "clip" and kind not in _KINDS:
+        what = f"models of the kind {kind!r} have no tower here; there are clip, {', '.join(_KINDS)}"
+        raise UsageError(what, where=source, mend="of many models timm has the same weights: timm:NAME")
+    if architecture in _WITHOUT or (kind == "cvt" and not is_classifier):
+        what = f"a {architecture} has no tower here: {_WITHOUT.get(architecture, 'it lacks the last norm')}"
+        raise UsageError(what, where=source)
+    preprocess, resizing = _preprocess(processor, source), _resizing(processor)
+    try:
+        loader: Any = getattr(transformers, architecture) if is_classifier else transformers.AutoModel
+        options = {"use_safetensors": True, "dtype": "float32", "trust_remote_code": False}
+        model, info = loader.from_pretrained(name, output_loading_info=True, **options)
+        tokenizer = _tokenizer_folder(name) if kind == "clip" else ""
+    except Exception as error:
+        raise cannot_open(source, error) from error
+    missing = [weight for weight in info["missing_keys"] if not any(part in weight for part in _UNUSED)]
+    if missing:
+        what = f"the checkpoint lacks weights that a {architecture} has: {missing[0]}, {len(missing)} in all"
+        raise CheckpointError(what, where=source)
+    model.eval()
+    if kind == "clip":
+        return [_clip(model, preprocess, resizing, tokenizer, source)]
     tower_config, names = _KINDS[kind]
     tower, weights = tower_config(config, source), rename_weights(model.state_dict(), names(config))
     if kind == "cvt":  # whose config has none
         tower.image_size = processor.size.get("shortest_edge") or processor.size["height"]
     if is_classifier:
-        class_names = [config.id2label[i] for i in range(config.num_labels)]
-        made = ClassifierConfig(tower), weights, _preprocess(processor)
+        class_names = [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
+        made = ClassifierConfig(tower), weights, preprocess, resizing
         return [Imported(*made, lambda images: model(pixel_values=images).logits, class_names)]
-    return [Imported(tower, weights, _preprocess(processor), lambda images: _pooled(model(pixel_values=images), kind))]
+    return [Imported(tower, weights, preprocess, resizing, lambda x: _pooled(model(pixel_values=x), kind))]
 
 
 def _pooled(output: Any, kind: str) -> Tensor:
@@ -191,7 +206,7 @@ _KINDS: dict[str, tuple[Callable[[Any, str], TowerConfig], Callable[[Any], Names
 }
 
 
-def _clip(model: Any, preprocess: PreprocessConfig, tokenizer: str, where: str) -> Imported:
+def _clip(model: Any, preprocess: PreprocessConfig, resizing: str, tokenizer: str, where: str) -> Imported:
     image, text = model.config.vision_config, model.config.text_config
     # Checkpoints with the id 2 are older than the key; their texts are pooled at the largest id.
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
@@ -206,6 +221,7 @@ def _clip(model: Any, preprocess: PreprocessConfig, tokenizer: str, where: str) 
         config,
         rename_weights(model.state_dict(), CLIP_NAMES),
         preprocess,
+        resizing,
         lambda images: F.normalize(model.visual_projection(model.vision_model(pixel_values=images).pooler_output)),
         tokenizer=TokenizerConfig("file", tokenizer),
         answer_text=lambda ids: F.normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output)),
@@ -237,5 +253,23 @@ def _side(size: int | list[int] | tuple[int, int]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _preprocess(processor: Any) -> PreprocessConfig:
+def _preprocess(processor: Any, where: str) -> PreprocessConfig:
+    if (
+        not getattr(processor, "do_rescale", True)
+        or abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-9
+    ):
+        raise UsageError("its pixels are not rescaled to the range from 0 to 1", where=where)
+    if not getattr(processor, "do_normalize", True):
+        return PreprocessConfig([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+    if processor.image_mean is None or processor.image_std is None:
+        raise UsageError("it does not say by which mean and deviation its pixels are normalised", where=where)
     return PreprocessConfig(list(processor.image_mean), list(processor.image_std))
+
+
+def _resizing(processor: Any) -> str:
+    size = dict(processor.size or {})
+    how = "shorter side" if "shortest_edge" in size else "squash"
+    crop = ", then cut" if getattr(processor, "do_center_crop", False) else ""
+    return (
+        f"{how} to {next(iter(size.values()), '?')} px{crop}, {PIL.Image.Resampling(processor.resample).name.lower()}"
+    )

@@ -79,7 +79,8 @@ def build_image_tower(config: TowerConfig) -> Tower:
         if name in SIZES and isinstance(value, int) and value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more")
     size, stride = config.image_size, config.stride
-    if size % stride:
+    takes_any = isinstance(config, TimmConfig) and size >= stride and config.takes_any_size
+    if size % stride and not takes_any:
         of = f"patch_size {stride}" if isinstance(config, ViTConfig) else f"{stride} px, the stride of {config.kind}"
         fit = " or ".join(str(side) for side in (size // stride * stride, size // stride * stride + stride) if side)
         raise ValueError(f"image_size {size} is not a multiple of {of}; {fit} px fit")

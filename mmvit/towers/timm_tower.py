@@ -27,7 +27,12 @@ class TimmConfig(TowerConfig):
     @property
     def stride(self) -> int:
         """Return the px of a token or of a place in the last map; raises ValueError for a name that timm has not."""
-        return _stride(self.name)
+        return _sizes(self.name)[0]
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Tell whether it takes images whose sides are no multiples of the stride, as convolutional models do."""
+        return not _sizes(self.name)[1]
 
 
 class TimmTower(Tower):
@@ -91,6 +96,8 @@ def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
 
 
 @cache
-def _stride(name: str) -> int:
+def _sizes(name: str) -> tuple[int, bool]:
+    """Return the stride, and whether the model takes images of one size only."""
     with torch.device("meta"):
-        return int(_create(name, None)[0].feature_info[-1]["reduction"])
+        model, takes_one_size = _create(name, None)
+    return int(model.feature_info[-1]["reduction"]), takes_one_size

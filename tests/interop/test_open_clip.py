@@ -1,5 +1,6 @@
 """Copied weights give open_clip's embeddings, and a wrong activation, epsilon or missing norm is seen."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -120,7 +121,8 @@ def test_real_size_vit_b32():
 
 def test_a_left_over_weight_is_named():
     reference = random_reference("gelu")
-    for name in ("transformer.resblocks.0.ls_1.gamma", "logit_bias"):
-        weights = from_open_clip(reference.state_dict() | {name: torch.zeros(1)})
-        with pytest.raises(CheckpointError, match=name.rpartition(".")[2]):
+    left_over = {"transformer.resblocks.0.ls_1.gamma": "text_tower.blocks.0.ls_1.gamma", "logit_bias": "logit_bias"}
+    for theirs, ours in left_over.items():
+        weights = from_open_clip(reference.state_dict() | {theirs: torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=re.escape(f'Unexpected key(s) in state_dict: "{ours}"')):
             load_weights(copied(reference, small_config("gelu")), weights, "a checkpoint")
