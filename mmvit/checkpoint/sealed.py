@@ -71,8 +71,14 @@ def disk_for(groups: Iterable[Mapping[str, Tensor]], final: Path) -> Iterator[No
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file."""
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    """Write a safetensors file; what shares its memory is written once for each name."""
+    whole: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        whole[key] = value.clone() if place in places else value.contiguous()
+        places.add(place)
+    save_file(whole, path)
     with contextlib.suppress(OSError):  # there are file systems without modes
         path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets nobody but the owner read it
 

@@ -72,3 +72,15 @@ def test_checkpoint_with_other_leaves_is_refused(
     assert "Traceback" not in err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert not Path("run/model").exists()
+
+
+def test_a_tensor_of_two_names_is_written_for_both(tmp_path: Path):
+    """As those of models whose modules share a weight."""
+    shared = torch.arange(6.0)
+    sealed.write_tensors({"a": shared, "b": shared, "c": shared[2:4]}, tmp_path / "x.safetensors")
+    found = load_file(tmp_path / "x.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "a": [0, 1, 2, 3, 4, 5],
+        "b": [0, 1, 2, 3, 4, 5],
+        "c": [2, 3],
+    }
