@@ -17,6 +17,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _MAX_CHOICES = 1_000_000
 _BESIDE = (".tar.idx", ".tar.meta.parquet")  # what mmvit itself writes beside shards
+_NO_TAR = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml"}
 
 ShardSpec = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -56,6 +57,9 @@ def _expand_one(spec: str) -> list[Place]:
         if path.name.endswith(_BESIDE):
             mend = f"name the tars alone, as '{path.parent / '*.tar'}', or their folder"
             raise UsageError("this is no shard: it was made beside one", where=spec, mend=mend)
+        if path.suffix.lower() in _NO_TAR:
+            mend = "name a tar file or a folder of tars; mmvit-data make makes them of pictures and tables"
+            raise UsageError("this is no shard, which is a tar file", where=spec, mend=mend)
         return [path]
     if path.is_dir():
         shards: list[Place] = sorted(

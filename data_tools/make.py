@@ -362,4 +362,7 @@ def describe(report: MakeReport) -> str:
     if report.num_samples:
         lines.append(f"next: mmvit-data stats {report.folder}")
         lines.append(f"      mmvit pretrain pretrain/clip_vit_b32 data.train={report.folder} --dry-run")
+        if report.num_classes:
+            classes = f"classes={report.folder}/{CLASS_NAMES}"
+            lines.append(f"      mmvit finetune CONFIG data.train={report.folder} {classes} --dry-run")
     return "\n".join(lines)

@@ -173,6 +173,7 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
                 "doctor",
                 "embed",
                 "finetune",
+                "import",
                 "inspect",
                 "plot",
                 "pretrain",

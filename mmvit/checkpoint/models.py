@@ -238,7 +238,7 @@ def _model_folder(folder: str | Path) -> Path:
         folder = _successor(folder)  # a run was killed as it put this one in the place of an older one
     if not (folder / DESCRIPTION).is_file():
         raise CheckpointError(
-            "this is not a model folder",
+            f"this is not a model folder{'' if folder.exists() else ', there is nothing'}",
             where=str(folder),
             meaning=f"a model folder holds {DESCRIPTION} and {WEIGHTS}",
             mend="give the model/ folder that a run writes",

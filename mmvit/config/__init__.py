@@ -1,7 +1,7 @@
 """One run's configuration: composed from the dataclasses beside the code, loaded, overridden, checked, saved."""
 
 from mmvit.config.finetune import ClassLossConfig, FinetuneConfig, ValidationConfig
-from mmvit.config.load import find_config, from_tree, load_config, read_tree, to_yaml
+from mmvit.config.load import config_place, find_config, from_tree, load_config, read_tree, to_yaml
 from mmvit.config.pretrain import LossConfig, PretrainConfig, ZeroShotConfig
 from mmvit.config.run import LoraConfig, OptimConfig, RunConfig, TrainConfig
 
@@ -16,6 +16,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "ZeroShotConfig",
+    "config_place",
     "find_config",
     "from_tree",
     "load_config",

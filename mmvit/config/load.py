@@ -21,7 +21,12 @@ Config = TypeVar("Config")
 
 def load_config(cls: type[Config], source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (a path, or a name under configs/), apply `key=value` overrides, check keys and types."""
-    return from_tree(cls, read_tree(source, overrides), where=str(find_config(source)))
+    return from_tree(cls, read_tree(source, overrides), where=config_place(source, overrides))
+
+
+def config_place(source: str | Path, overrides: Sequence[str]) -> str:
+    """Return where the values of a config stand, for errors."""
+    return f"{find_config(source)}{', or the command line' if overrides else ''}"
 
 
 def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Any:
@@ -65,7 +70,10 @@ def _fitted(schema: Any, tree: Any, where: str, prefix: str = "") -> Any:
         return OmegaConf.to_object(OmegaConf.merge(base, tree))
     except OmegaConfBaseException as error:
         key = f" {prefix}{error.full_key}" if getattr(error, "full_key", None) else ""
-        raise UsageError(f"config value{key} does not fit: {str(error).splitlines()[0]}", where=where) from error
+        reason, mend = str(error).splitlines()[0], None
+        if "is not a ListConfig" in reason:
+            reason, mend = "it takes a list", f"{key.strip()}=[SMALLEST,LARGEST] for a range, or null"
+        raise UsageError(f"config value{key} does not fit: {reason}", where=where, mend=mend) from error
 
 
 def _place_towers(base: Any, tree: Any) -> None:

@@ -195,6 +195,7 @@ def check_same_classes(
     sides: tuple[str, str],
     where: str,
     kind: type[MmvitError] = UsageError,
+    mend: str = "",
 ) -> None:
     """Raise an error of this kind, which names the first difference, where two lists of classes are not equal."""
     difference = class_difference(first, second, sides)
@@ -203,7 +204,7 @@ def check_same_classes(
             f"the classes are not the same: {difference}",
             where=where,
             meaning="labels would mean other classes; nothing was started",
-            mend=f"give the class names in the order that {sides[0]} has",
+            mend=mend or f"give the class names in the order that {sides[0]} has",
         )
 
 
@@ -216,6 +217,12 @@ def _number_of(class_names: Sequence[str]) -> dict[Label, int]:
 def _list_files(spec: Sequence[str]) -> LabelledNames | None:
     """Return what a folder of classes or a JSON file labels; None where shards are named."""
     paths = [Path(part).expanduser() for part in spec]
+    if len(paths) == 1 and not paths[0].exists() and not is_url(spec[0]) and not set(spec[0]) & set("*?[{"):
+        raise DataError(
+            "there is no such folder or file",
+            where=spec[0],
+            mend="name a folder with a folder for each class, a .json or .jsonl file of labels, or shards",
+        )
     folders = [path for path in paths if path.is_dir() and not any(path.glob("*.tar"))]
     files = [path for path in paths if path.suffix.lower() in (".json", ".jsonl")]
     if (folders or files) and len(paths) > 1:

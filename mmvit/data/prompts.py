@@ -111,7 +111,7 @@ def _check_class_names(names: list[str], unit: str, where: str) -> None:
         raise UsageError(
             "the same class name stands twice",
             where=f"{where}: {'; '.join(double)}",
-            meaning="two equal prompts cannot be told apart",
+            meaning="two equal names cannot be told apart",
             mend="remove one, or say what differs: 'crane (bird)' and 'crane (machine)'",
         )
 

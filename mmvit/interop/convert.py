@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_tools.errors import CheckpointError, MmvitError, UsageError, did_you_mean
 from mmvit.checkpoint import (
     CLASSIFIER,
+    DESCRIPTION,
     DUAL_ENCODER,
     TOWER,
     check_place,
@@ -83,6 +84,8 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
         forms = "hf:NAME, timm:NAME or open_clip:ARCH/TAG; a folder as hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
         raise UsageError(f"{source!r} does not say which library has the model", where="SOURCE", mend=mend or forms)
     check_place(out)
+    if (out / DESCRIPTION).is_file():
+        raise UsageError("there is a model already", where=str(out), mend="remove it, or name another folder")
     candidates = LIBRARIES[library](name)
     for imported in candidates:
         try:

@@ -83,6 +83,8 @@ def activation_name(theirs: str | nn.Module, where: str) -> str:
 
 def cannot_open(source: str, error: Exception) -> UsageError:
     """Return the error for a model that another library cannot open."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"its config has no {reason}"
     mend = "check the name, and that all its files are there or can be downloaded, the weights as safetensors"
     return UsageError(f"{source} cannot be opened: {reason}", where=source, mend=mend)

@@ -113,6 +113,7 @@ def load_transformers(name: str) -> list[Imported]:
         import transformers
     except ModuleNotFoundError as error:
         raise UsageError(f"{source} needs transformers", where=source, mend="pip install 'mmvit[hf]'") from error
+    _check_folder(Path(name), source)
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         processor: Any = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
@@ -150,6 +151,15 @@ def load_transformers(name: str) -> list[Imported]:
         made = ClassifierConfig(tower), weights, preprocess, resizing
         return [Imported(*made, lambda images: model(pixel_values=images).logits, class_names)]
     return [Imported(tower, weights, preprocess, resizing, lambda x: _pooled(model(pixel_values=x), kind))]
+
+
+def _check_folder(folder: Path, source: str) -> None:
+    if not folder.exists() and folder.parent != Path() and folder.parent.exists():  # else it may be one of the hub's
+        raise UsageError("there is no such folder", where=source, mend="check the path")
+    if folder.exists() and not (folder / "preprocessor_config.json").is_file():
+        what = "preprocessor_config.json is missing, which says how pixels are normalised"
+        mend = "let transformers' image processor of the model write it there: processor.save_pretrained(FOLDER)"
+        raise UsageError(what, where=source, mend=mend)
 
 
 def _pooled(output: Any, kind: str) -> Tensor:

@@ -57,7 +57,7 @@ class BadSamples:
                 f"{self.counts.total()} samples cannot be used ({self.summary()})",
                 where=str(self.path),
                 meaning=f"more than {self.limit} end the run; the steps done are saved",
-                mend="look at the shards with mmvit-data check, mend them with mmvit-data repair, or raise "
+                mend="look at those that the file names (in shards: mmvit-data check, mmvit-data repair), or raise "
                 "data.max_bad_fraction",
             )
 

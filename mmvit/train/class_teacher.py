@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from data_tools.errors import UsageError
+from data_tools.errors import CheckpointError, UsageError
 from mmvit.checkpoint import load_classifier
 from mmvit.data.labels import check_same_classes
 from mmvit.models.pixels import PixelNorm
+
+_MEND = "fine-tune the teacher on these data first: mmvit finetune; or state the classes in its order: classes=FILE"
 
 
 class ClassTeacher:
@@ -41,10 +44,11 @@ class ClassTeacher:
 
 
 def load_class_teacher(source: str, class_names: Sequence[str], device: torch.device) -> ClassTeacher:
-    """Open a teacher: a model folder of `mmvit finetune`, timm:NAME or hf:NAME with its published weights.
+    """Open a teacher: a model folder of `mmvit finetune`, timm:NAME or hf:NAME with its published weights or a folder.
 
     Raises:
         UsageError: there is no such model, or it has other classes.
+        CheckpointError: it lacks weights.
     """
     if source.startswith("timm:"):
         teacher = _from_timm(source.removeprefix("timm:"), device)
@@ -57,7 +61,7 @@ def load_class_teacher(source: str, class_names: Sequence[str], device: torch.de
             f"the teacher has {teacher.num_classes} classes, and the data {len(class_names)}",
             where=f"loss.teacher={source}",
             meaning="it must know the same classes in the same order",
-            mend="fine-tune the teacher on these data first: mmvit finetune",
+            mend=_MEND,
         )
     return teacher
 
@@ -65,7 +69,7 @@ def load_class_teacher(source: str, class_names: Sequence[str], device: torch.de
 def _from_folder(folder: str, class_names: Sequence[str], device: torch.device) -> ClassTeacher:
     loaded = load_classifier(folder, device)
     names = loaded.model.class_names
-    check_same_classes(names, class_names, ("the teacher", "the data"), f"loss.teacher={folder}")
+    check_same_classes(names, class_names, ("the teacher", "the data"), f"loss.teacher={folder}", mend=_MEND)
     model = loaded.model.requires_grad_(False)
     norm = PixelNorm(loaded.preprocess.mean, loaded.preprocess.std).to(device)
     return ClassTeacher(
@@ -78,7 +82,8 @@ def _from_timm(name: str, device: torch.device) -> ClassTeacher:
     from timm.data.config import resolve_data_config
 
     try:
-        model: Any = timm.create_model(name, pretrained=True)
+        is_folder = (Path(name) / "config.json").is_file()
+        model: Any = timm.create_model(f"local-dir:{name}" if is_folder else name, pretrained=True)
     except Exception as error:  # of many kinds: unknown names, no network, no weights
         raise _not_there(f"timm:{name}", error) from error
     data: dict[str, Any] = resolve_data_config({}, model=model)
@@ -93,13 +98,17 @@ def _from_transformers(name: str, class_names: Sequence[str], device: torch.devi
         what = f"the teacher hf:{name} needs transformers"
         raise UsageError(what, where="loss.teacher", mend="pip install 'mmvit[hf]'") from error
     try:
-        model: Any = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True)
-        processor: Any = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
+        model, info = AutoModelForImageClassification.from_pretrained(name, **options)
+        processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of many kinds, as that library, its hub and its checks have them
         raise _not_there(f"hf:{name}", error) from error
+    if info["missing_keys"]:
+        what = f"the teacher hf:{name} lacks weights: {min(info['missing_keys'])}, {len(info['missing_keys'])} in all"
+        raise CheckpointError(what, where="loss.teacher", meaning="it would be drawn at random")
     known = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if set(class_names) == set(known):  # else they are called otherwise, and their order is taken on trust
-        check_same_classes(known, class_names, ("the teacher", "the data"), f"loss.teacher=hf:{name}")
+        check_same_classes(known, class_names, ("the teacher", "the data"), f"loss.teacher=hf:{name}", mend=_MEND)
     norm, size = PixelNorm(processor.image_mean, processor.image_std), _side(processor.to_dict(), model.config)
     return _frozen(model, lambda out: out.logits, norm, size, len(known), f"hf:{name}", device)
 

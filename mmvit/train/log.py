@@ -67,7 +67,8 @@ class RunLog:
             self.trackers.log(step, numbers)
         self.latest |= numbers
         left = int(spent / max(step - self.start_step, 1) * (self.num_steps - step))
-        shown = [form.format(self.latest[name]) for name, form in SHOWN.items() if self.latest.get(name) is not None]
+        now = self.latest if self.progress else {k: n for k, n in self.latest.items() if k not in MEASURED} | numbers
+        shown = [form.format(now[name]) for name, form in SHOWN.items() if now.get(name) is not None]
         text = "  ".join([*shown, f"{left // 60}:{left % 60:02d} left"])
         if self.progress:
             self.progress.update(self.task, completed=step, numbers=text)
@@ -164,6 +165,8 @@ SHOWN = {
     "bad_samples": "{} bad samples",
     "skipped_steps": "{} steps skipped",
 }
+
+MEASURED = ("zero_shot_acc1", "val_acc1")  # now and then: a line has them at their own step alone
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

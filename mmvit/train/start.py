@@ -156,11 +156,14 @@ def _differences(key: str, now: Any, before: Any) -> list[str]:
 def refuse_other_settings(differing: Sequence[str], config: PretrainConfig | FinetuneConfig) -> None:
     """Raise UsageError that names the settings of the model to start from, where there are other ones."""
     if differing:
+        mend = "take its settings: they stand in its mmvit.json"
+        if isinstance(config, FinetuneConfig):
+            mend = "leave out model.image.kind, and all of the model that is not to change: then it is taken from there"
         raise UsageError(
             f"the model to start from was made with other settings: {', '.join(differing)}",
             where=f"train.init={config.train.init}",
             meaning="with these its weights would compute something else; nothing was started",
-            mend="take its settings; config.yaml in the folder of its run has them all",
+            mend=mend,
         )
 
 

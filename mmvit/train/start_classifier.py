@@ -1,6 +1,7 @@
 """The classifier as a run begins: fresh weights, or those of a finished model, with a head that fits the classes."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from data_tools.errors import UsageError
 from mmvit.checkpoint import (
+    CLASSIFIER,
     DUAL_ENCODER,
     TOWER,
     LoadedClassifier,
@@ -34,6 +36,8 @@ from mmvit.train.memory import checkpoint_activations
 from mmvit.train.parallel import make_shardable
 from mmvit.train.start import check_curriculum, image_differences, image_weights, refuse_other_settings
 
+logger = logging.getLogger(__name__)
+
 PROJECTION = "image_projection.weight"
 
 
@@ -52,7 +56,9 @@ def build_start(config: FinetuneConfig, class_names: Sequence[str], accelerator:
     check_batch_norm(model, config)
     check_curriculum(model.image_tower, config)
     if config.train.init and (config.wise_ft is not None or not _is_past_start(config)):
-        start_from_model(model, config)
+        begins = start_from_model(model, config)
+        if accelerator.is_main_process:
+            logger.info("%s: the head %s", config.train.init, begins)
     freeze(model, config.train.freeze)
     add_adapters(model, config.lora, config.train.freeze)
     checkpoint_activations(model, config.train.checkpointing)
@@ -60,11 +66,11 @@ def build_start(config: FinetuneConfig, class_names: Sequence[str], accelerator:
     return model.to(accelerator.device)
 
 
-def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> None:
+def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
     """Take the weights of `train.init`, a classifier or a contrastive model, as far as they are those of images.
 
-    The head comes along where the classes are the same; else it starts at zero, or with class embeddings that the
-    text tower makes of `templates`.
+    The head comes along where its kind and the classes are the same; else it starts at zero, or with class embeddings
+    that the text tower makes of `templates`. Returns in words which of these.
 
     Raises:
         CheckpointError: weights of another architecture.
@@ -86,8 +92,11 @@ def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> None:
     if PROJECTION in weights and PROJECTION not in others:
         what = "embeddings need a projection, and the model to start from has none"
         raise UsageError(what, where="model.embed_dim", mend="model.embed_dim=null model.image_projection=true")
-    weights |= {name: tensor for name, tensor in others.items() if name in weights}
-    load_weights(model, weights | image_weights(start.tower, model.image_tower), where=where)
+    taken = {name: tensor for name, tensor in others.items() if name in weights}
+    load_weights(model, weights | taken | image_weights(start.tower, model.image_tower), where=where)
+    if not any(name.startswith("head.") for name in taken):
+        return "begins fresh, as classes or kind are others" if kind == CLASSIFIER else "begins fresh"
+    return "is made of the class names" if kind == DUAL_ENCODER else "is taken too"
 
 
 def _beside_the_tower(

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_tools.errors import UsageError
 from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, image_settings
-from mmvit.config import FinetuneConfig, find_config, from_tree, read_tree
+from mmvit.config import FinetuneConfig, config_place, from_tree, read_tree
 from mmvit.train.run_folder import CONFIG
 
 EMBEDDING = ("embed_dim", "image_projection")
@@ -34,7 +34,7 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         if found["kind"] == CLASSIFIER or (found["kind"] == DUAL_ENCODER and tree.get("templates")):
             model.update({key: before[key] for key in ("head", *EMBEDDING) if key in before} | model)
         preprocess.update(found["preprocess"] | preprocess)
-    return from_tree(FinetuneConfig, tree, where=str(find_config(source)))
+    return from_tree(FinetuneConfig, tree, where=config_place(source, overrides))
 
 
 def _settings(init: str, out: Path) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def test_json_that_is_none(tmp_path: Path, name: str, text: str, what: str):
 
 
 def test_json_that_is_missing_or_leads_outside(tmp_path: Path):
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="there is no such folder or file"):
         open_labelled([str(tmp_path / "labels.json")])
     (tmp_path / "secret.png").write_bytes(b"secret")
     (tmp_path / "set").mkdir()

@@ -173,7 +173,7 @@ def test_other_data_do_not_go_with_a_folder(write: WriteDigits, tmp_path: Path):
     for other in ("tree", "labels.json"):
         with pytest.raises(UsageError, match="does not go with other data"):
             open_labelled([write(name=f"for {other}"), str(tmp_path / other)])
-    with pytest.raises(DataError, match="no shards found"):
+    with pytest.raises(DataError, match="there is no such folder or file"):
         open_labelled([str(tmp_path / "nothing")])
 
 

@@ -32,6 +32,13 @@ def test_what_mmvit_wrote_beside_shards_is_none(folder: Path):
     assert f"{folder}/*.tar" in caught.value.mend
 
 
+def test_pictures_and_tables_are_no_shards(tmp_path: Path):
+    for name in ("a.png", "labels.json"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UsageError, match="this is no shard, which is a tar file"):
+            expand_shards(tmp_path / name)
+
+
 def test_braces(folder: Path):
     assert names(expand_shards(f"{folder}/train-{{001..002}}.tar")) == ["train-001.tar", "train-002.tar"]
     assert names(expand_shards(f"{folder}/{{val,train}}-{{000..000}}.tar")) == ["val-000.tar", "train-000.tar"]

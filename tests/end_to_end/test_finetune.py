@@ -224,8 +224,15 @@ def test_a_swin_takes_its_biases_to_larger_windows(configure: Configure, tmp_pat
         assert torch.equal(after[name], tables.get(name, tensor))
 
 
-def test_other_classes_start_with_a_head_of_zeros(configure: Configure, trained: Path):
-    other = start(configure("other", f"train.init={trained}"), ["a", "b", "c"])
+def test_other_classes_start_with_a_head_of_zeros(
+    configure: Configure, trained: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level("INFO"):
+        start(configure("same", f"train.init={trained}"), NAMES)
+        other = start(configure("other", f"train.init={trained}"), ["a", "b", "c"])
+    same, fresh = caplog.messages[-2:]
+    assert same.endswith("the head is taken too")
+    assert fresh.endswith("the head begins fresh, as classes or kind are others")
     assert torch.equal(other(PIXELS).logits, torch.zeros(4, 3))
     tower = load_tower(trained).tower.state_dict()
     assert all(torch.equal(tensor, tower[name]) for name, tensor in other.image_tower.state_dict().items())
@@ -450,6 +457,7 @@ def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure, tra
         ('curriculum=[{"until":1,"text_tokens":8}]', "supervised runs read no captions"),
         ("data.repeats=0", "data.repeats is 0"),
         ("data.augment.erase=2", "data.augment.erase is 2"),
+        ("data.augment.zoom=0.2", "data.augment.zoom does not fit: it takes a list"),
         ("mix.mixup=1.0 train.batch_size=33", "no whole pairs"),
         ("mix.cutmix=1.0 train.micro_batches=16 train.batch_size=16", "no whole pairs"),
         ("loss.kind=masked_patches train.init=runs", "train.init has no effect with loss.kind=masked_patches"),

@@ -192,6 +192,8 @@ def test_other_answers_are_refused_and_nothing_is_written(
 def test_what_cannot_be_imported_is_told(tmp_path: Path):
     no_tower = save_transformers(tmp_path / "bert", transformers.ResNetModel(transformers.ResNetConfig()))
     named = save_transformers(tmp_path / "vit", vit())
+    bare = tmp_path / "bare"
+    vit().save_pretrained(bare)
     raw = save_transformers(tmp_path / "raw", vit(), rescale_factor=1.0)
     headless = transformers.ViTModel(transformers.ViTConfig(**VIT))
     headless.config.architectures = ["ViTForImageClassification"]
@@ -209,7 +211,9 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path):
         ("open_clip:ViT-B-32", "no model ''; did you|no model ''"),
         ("open_clip:ViT-B-23/openai", "no model 'ViT-B-23'"),
         ("open_clip:ViT-B-32/opanai", "no weights 'opanai' of ViT-B-32"),
-        (f"hf:{tmp_path / 'nothing'}", "cannot be opened"),
+        (f"hf:{tmp_path / 'nothing'}", "there is no such folder"),
+        (f"timm:{tmp_path / 'vit'}", "its config has no 'architecture'"),
+        (f"hf:{bare}", "preprocessor_config.json is missing"),
         (no_tower, "models of the kind 'resnet' have no tower here"),
         (raw, "not rescaled to the range from 0 to 1"),
         (save_transformers(tmp_path / "deit", deit), "one of the two tokens alone"),
@@ -226,6 +230,8 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path):
         import_model(named, tmp_path / "vit")
     assert import_model(named, tmp_path / "ours", ["a", "b"]).classes == 2
     assert load_classifier(tmp_path / "ours").model.class_names == ["a", "b"]
+    with pytest.raises(UsageError, match="there is a model already"):
+        import_model(named, tmp_path / "ours")
 
 
 def test_pixels_that_are_not_normalised(tmp_path: Path):

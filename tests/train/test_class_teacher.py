@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
-from data_tools.errors import UsageError
+from data_tools.errors import CheckpointError, UsageError
 from mmvit.train.class_teacher import load_class_teacher
 
 transformers = pytest.importorskip("transformers")
@@ -68,6 +70,26 @@ def test_a_teacher_that_does_not_say_its_size_is_refused(tmp_path: Path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"longest_edge": 40}}))
     with pytest.raises(UsageError, match="does not say of which size"):
         load_class_teacher(source, ["cat", "dog"], CPU)
+
+
+def test_a_teacher_whose_weights_are_not_all_there_is_refused(tmp_path: Path):
+    source, _ = saved(tmp_path, "resnet", ["cat", "dog"])
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: each for name, each in weights.items() if "classifier" not in name}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"lacks weights: classifier\.1\.bias, 2 in all"):
+        load_class_teacher(source, ["cat", "dog"], CPU)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UsageError, match="cannot be opened"):
+        load_class_teacher(source, ["cat", "dog"], CPU)
+
+
+def test_a_folder_of_timm_teaches(tmp_path: Path):
+    model = timm.create_model("test_vit", num_classes=2)
+    config = model.pretrained_cfg | {"num_classes": 2}
+    save_for_hf(model, tmp_path, {"pretrained_cfg": config}, {"num_classes": 2}, safe_serialization=True)
+    assert load_class_teacher(f"timm:{tmp_path}", ["cat", "dog"], CPU).num_classes == 2
 
 
 def test_a_model_of_timm_teaches(monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,16 @@ def test_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "step 7/100  loss 0.143  1234 samples/s" in capsys.readouterr().err
 
 
+def test_an_accuracy_is_shown_at_the_step_of_its_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = RunLog(tmp_path / "log.jsonl", num_steps=2, start_step=0, active=True)
+    log.write(1, {"loss": 1.0})
+    log.write(1, {"val_acc1": 0.5})
+    log.write(2, {"loss": 0.5})
+    log.close()
+    shown = [line.partition("  0:")[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["step 1/2  loss 1", "step 1/2  loss 1  accuracy 50.0%", "step 2/2  loss 0.5"]
+
+
 def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     log = RunLog(tmp_path / "log.jsonl", num_steps=1, start_step=0, active=False)
     log.write(1, {"loss": 1.0})
