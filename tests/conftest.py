@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,29 @@ def mmvit(one_thread: dict[str, str]) -> Program:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=one_thread)
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flops_counted_once() -> Iterator[None]:
+    """Counting a model's operations takes 0.4 s, and hundreds of runs here are of a few models."""
+    from mmvit.train.flops import FlopCounter
+
+    count = FlopCounter._count
+    known: dict[str, float] = {}
+
+    def counted(self: FlopCounter, images: Any, ids: Any, keep: Any) -> float:
+        weights = [(name, each.shape, each.requires_grad) for name, each in self.model.named_parameters()]
+        pixels = getattr(images, "pixels", images)  # of patches
+        key = repr(
+            (self.model, weights, type(images), [each is not None and each.shape for each in (pixels, ids, keep)])
+        )
+        if key not in known:
+            known[key] = count(self, images, ids, keep)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FlopCounter, "_count", counted)
+        yield
 
 
 @pytest.fixture

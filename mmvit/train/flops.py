@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -111,6 +112,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return next((peaks[column] * 1e12 for part, peaks in GPU_PEAKS.items() if part in name), None)
 
 
+@cache
 def _measured_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
     fastest, until = float("inf"), time.perf_counter() + seconds

@@ -104,6 +104,7 @@ def samples_of(data: Path) -> tuple[IndexedShards, list[int]]:
     return shards, SampleOrder(len(shards), SEED, shards.shard_sizes).epoch(0).tolist()
 
 
+@pytest.mark.slow
 def test_bad_samples_of_one_process_end_all(start: Start, spoiled_data: SpoiledData, tmp_path: Path):
     """Of two processes only the second meets them; 3 of 300 are allowed."""
     _, order = samples_of(spoiled_data(tmp_path / "whole", broken=(), max_samples=10))

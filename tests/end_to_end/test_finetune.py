@@ -314,6 +314,7 @@ def test_wise_ft_wants_the_model_that_it_started_from(
         finetune(config)
 
 
+@pytest.mark.slow
 def test_wise_ft_goes_from_the_start_to_the_end(configure: Configure, finished_run: Path, digits_folder: Path):
     """Weights between the zero-shot classifier and the trained one: at 0 the one, at 1 the other, linear between."""
     found, measured = {}, validation(digits_folder)
