@@ -187,7 +187,10 @@ def import_(
     from mmvit.terminal import print_facts, print_json
 
     facts = import_model(source, out, load_class_names(classes) if classes else None)
-    (print_json if json else print_facts)(facts._asdict())
+    if json:
+        print_json(facts._asdict())
+    else:
+        print_facts(facts._asdict() | {"largest_difference": f"{facts.largest_difference:.1e}"})
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Models of other libraries to model folders."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
 from mmvit.models.image_towers import build_image_tower
 from mmvit.towers.contract import Tower, TowerConfig
 from mmvit.towers.text import TextConfig
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES: dict[str, Callable[[str], list[Imported]]] = {
     "hf": load_transformers,
@@ -86,9 +89,11 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
     check_place(out)
     if (out / DESCRIPTION).is_file():
         raise UsageError("there is a model already", where=str(out), mend="remove it, or name another folder")
+    logger.info("opening %s", source)
     candidates = LIBRARIES[library](name)
     for imported in candidates:
         try:
+            logger.info("comparing the answers of both models")
             model, difference = _compared(imported, class_names, source)
             break
         except MmvitError:
