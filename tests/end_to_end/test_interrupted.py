@@ -126,7 +126,7 @@ def kill_at(moment: str, rng: random.Random, process: "subprocess.Popen[str]", r
 
 
 @pytest.mark.parametrize(
-    ("num_kills", "seed"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)], ids=["2 kills", "10 kills"]
+    ("num_kills", "seed"), [(3, 0), pytest.param(10, 1, marks=pytest.mark.slow)], ids=["3 kills", "10 kills"]
 )
 def test_killed_run_ends_with_the_same_bytes(
     start: Start, undisturbed: Path, tmp_path: Path, num_kills: int, seed: int, record_property: Callable[..., None]
