@@ -31,10 +31,10 @@ import pyarrow.parquet as pq
 import torch
 import webdataset as wds
 
-from data_tools.shard_writer import ShardWriter
-from data_tools.synthetic import SyntheticPhotos, write_synthetic
-from data_tools.tar_index import open_indexes
-from data_tools.tokenizer import train_tokenizer
+from data_tools.demo.synthetic import SyntheticPhotos, write_synthetic
+from data_tools.make.tokenizer import train_tokenizer
+from data_tools.tar.index import open_indexes
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.batches import DataConfig, TrainBatches
 from mmvit.data.shards import IndexedShards
 from mmvit.data.stored import MANIFEST

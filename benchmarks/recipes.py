@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 
-from data_tools.emoji import EmojiOptions, write_emoji
-from data_tools.expand import expand_shards
+from data_tools.demo.emoji import EmojiOptions, write_emoji
+from data_tools.tar.expand import expand_shards
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.prompts import load_templates
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.encoder import load
 from mmvit.eval.zero_shot import evaluate_zero_shot
-from mmvit.quickstart import LANGUAGES, prepare_tokenizer
-from mmvit.train.log import read_log
+from mmvit.quickstart.run import LANGUAGES, prepare_tokenizer
 from mmvit.train.loop import measure_step_time, pretrain
+from mmvit.train.record.run_log import read_log
 
 SMALL_FIRST = "curriculum=[{until: 0.5, image_size: 32}, {until: 1}]"
 VARIANTS: dict[str, list[str]] = {

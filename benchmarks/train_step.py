@@ -36,9 +36,9 @@ from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
-from mmvit.train.objective import PretrainObjective, Targets
-from mmvit.train.optim import build_optimizers
-from mmvit.train.precision import has_bf16_units
+from mmvit.train.device.precision import has_bf16_units
+from mmvit.train.optim.build import build_optimizers
+from mmvit.train.runs.objective import PretrainObjective, Targets
 from mmvit.train.step import Part, train_step
 
 VOCAB, CONTEXT = 49408, 77
@@ -214,7 +214,7 @@ def mmvit_step(model: torch.nn.Module, images: torch.Tensor, ids: torch.Tensor, 
     """A step as a run takes it: texts cut to the longest of the batch."""
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=images.device.type == "cpu")
     if compiled:
-        from mmvit.train.memory import compile_blocks
+        from mmvit.train.device.memory import compile_blocks
 
         compile_blocks(model)
     optimizers = build_optimizers(model, OptimConfig())

@@ -24,17 +24,17 @@ from typing import Any
 
 import torch
 
-from data_tools.digits import write_digits
-from data_tools.emoji import EmojiOptions, write_emoji
+from data_tools.demo.digits import write_digits
+from data_tools.demo.emoji import EmojiOptions, write_emoji
 from mmvit.checkpoint import load_classifier
 from mmvit.config import FinetuneConfig
 from mmvit.data.labels import open_labelled
 from mmvit.eval.classify import evaluate_classifier
 from mmvit.models.build import build_classifier
-from mmvit.train.log import read_log
 from mmvit.train.loop import finetune
-from mmvit.train.start_classifier import start_from_model
-from mmvit.train.start_config import load_finetune_config
+from mmvit.train.record.run_log import read_log
+from mmvit.train.start.classifier import start_from_model
+from mmvit.train.start.config import load_finetune_config
 
 POSITIONS = ("none", "learned", "learned_2d", "one_hot", "sinusoidal", "sincos_2d", "relative", "rotary")
 OF_16_PX = ["model.image.patch_size=16", "model.image.depth=4"]

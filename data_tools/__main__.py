@@ -1,5 +1,5 @@
 """`python -m data_tools` is `mmvit-data`."""
 
-from data_tools.cli import main
+from data_tools.cli.app import main
 
 main()

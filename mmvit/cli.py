@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from data_tools.program import run_program
+from data_tools.core.program import run_program
 
 app = typer.Typer(
     help="Train image-text models, classify with them zero-shot, and search with their embeddings. An error is told in "
@@ -34,7 +34,7 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
 ) -> None:
     """Train on real drawings and see the model name ones it has never seen, in English and Korean."""
-    from mmvit.quickstart import run_quickstart
+    from mmvit.quickstart.run import run_quickstart
 
     run_quickstart(out, minutes=minutes, seed=seed)
 
@@ -71,7 +71,7 @@ def plot(
 ) -> None:
     """Draw the curves of one or more runs over each other."""
     from mmvit.terminal import print_json
-    from mmvit.train.curves import plot_runs
+    from mmvit.train.record.curves import plot_runs
 
     summary = plot_runs(runs, out, x)
     if json:
@@ -112,7 +112,7 @@ def finetune(
     """Train an image classifier on labelled pictures, from scratch or from a finished model."""
     from mmvit.config import to_yaml
     from mmvit.train.loop import check, finetune
-    from mmvit.train.start_config import load_finetune_config
+    from mmvit.train.start.config import load_finetune_config
 
     settings = load_finetune_config(config, overrides or [])
     if print_config:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmvit.train.precision import choose_precision
+from mmvit.train.device.precision import choose_precision
 
 PACKAGES = ("torch", "torchvision", "accelerate", "open_clip_torch", "timm", "webdataset", "numpy", "pillow")
 EXTRAS = {

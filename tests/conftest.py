@@ -60,7 +60,7 @@ def mmvit(one_thread: dict[str, str]) -> Program:
 @pytest.fixture(scope="session", autouse=True)
 def flops_counted_once() -> Iterator[None]:
     """Counting a model's operations takes 0.4 s, and hundreds of runs here are of a few models."""
-    from mmvit.train.flops import FlopCounter
+    from mmvit.train.device.flops import FlopCounter
 
     count = FlopCounter._count
     known: dict[str, float] = {}
@@ -83,7 +83,7 @@ def flops_counted_once() -> Iterator[None]:
 @pytest.fixture
 def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the program `mmvit` in this process, which saves its start; returns exit code, output and errors."""
-    from data_tools.program import run_program
+    from data_tools.core.program import run_program
     from mmvit.cli import app
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -99,7 +99,7 @@ def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 @pytest.fixture(scope="session")
 def emoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawings of two vendors to train on and of one that is held out, with English and Korean names."""
-    from data_tools.emoji import EmojiOptions, write_emoji
+    from data_tools.demo.emoji import EmojiOptions, write_emoji
 
     folder = tmp_path_factory.mktemp("emoji") / "data"
     write_emoji(folder, EmojiOptions(vendors=("Goog", "Twtr", "Sams"), languages=("en", "ko")))
@@ -109,9 +109,9 @@ def emoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cut_emoji(emoji_folder: Path) -> Callable[[Path, list[int] | None, int, int], None]:
     """Write a part of the drawings as a data set of its own: some classes, or the first samples of each split."""
-    from data_tools.expand import expand_shards
-    from data_tools.shard_writer import ShardWriter
-    from data_tools.tokenizer import train_tokenizer
+    from data_tools.make.tokenizer import train_tokenizer
+    from data_tools.tar.expand import expand_shards
+    from data_tools.tar.writer import ShardWriter
     from mmvit.data.shards import IndexedShards
 
     def cut(folder: Path, labels: list[int] | None, num_train: int, num_val: int) -> None:
@@ -147,8 +147,8 @@ def tiny_data(cut_emoji: Callable[..., None], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def spoiled_data(tiny_data: Path) -> Callable[..., Path]:
     """Write the training drawings into a folder of their own, with the pictures of the samples `broken` cut."""
-    from data_tools.expand import expand_shards
-    from data_tools.shard_writer import ShardWriter
+    from data_tools.tar.expand import expand_shards
+    from data_tools.tar.writer import ShardWriter
     from mmvit.data.shards import IndexedShards
 
     def write(folder: Path, broken: Container[int], max_samples: int = 100) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mmvit.checkpoint.sealed as sealed
-from data_tools.errors import CheckpointError, MmvitError, ResourceError, UsageError
+from data_tools.core.errors import CheckpointError, MmvitError, ResourceError, UsageError
 from mmvit.checkpoint import (
     check_leaves,
     latest_checkpoint,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig, find_config, from_tree, load_config, to_yaml
 from mmvit.data.captions import CaptionConfig
 from mmvit.data.prompts import configs_folder

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.main import get_command
 
-from data_tools.cli import app as data_app
+from data_tools.cli.app import app as data_app
 from mmvit import doctor
 from mmvit.cli import app as mmvit_app
 from mmvit.data.prompts import builtin_prompts

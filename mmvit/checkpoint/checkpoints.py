@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_tools.atomic import atomic_folder, fsync_tree, remove_folder, remove_leftovers
-from data_tools.errors import CheckpointError
+from data_tools.core.errors import CheckpointError
+from data_tools.core.files import atomic_folder, fsync_tree, remove_folder, remove_leftovers
 from mmvit.checkpoint.sealed import (
     FORMAT_VERSION,
     OtherVersionError,

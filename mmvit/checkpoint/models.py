@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from data_tools.atomic import atomic_folder, fsync_tree, remove_folder, remove_leftovers, rename_synced
-from data_tools.errors import CheckpointError, UsageError
+from data_tools.core.errors import CheckpointError, UsageError
+from data_tools.core.files import atomic_folder, fsync_tree, remove_folder, remove_leftovers, rename_synced
 from mmvit.checkpoint.sealed import (
     FORMAT_VERSION,
     WEIGHTS,

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_tools.atomic import make_folder
-from data_tools.errors import CheckpointError, ResourceError
+from data_tools.core.errors import CheckpointError, ResourceError
+from data_tools.core.files import make_folder
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.config.run import Ranges, RunConfig, one_of, value_or
 from mmvit.data.curriculum import check_stages
 from mmvit.data.mixing import MixConfig, check_mix

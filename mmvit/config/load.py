@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_tools.errors import UsageError, did_you_mean
+from data_tools.core.errors import UsageError, did_you_mean
 from mmvit.data.prompts import configs_folder
 from mmvit.models.image_towers import tower_config
 from mmvit.towers.contract import TowerConfig

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data_tools.errors import UsageError, did_you_mean
+from data_tools.core.errors import UsageError, did_you_mean
 from mmvit.data.batches import DataConfig
 from mmvit.data.curriculum import Stage
 from mmvit.data.transforms import PreprocessConfig, check_augment

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_tools.decode import decode_image
-from data_tools.errors import DataError, SampleError, UsageError
-from data_tools.expand import expand_shards
+from data_tools.core.errors import DataError, SampleError, UsageError
+from data_tools.sample.decode import decode_image
+from data_tools.tar.expand import expand_shards
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder

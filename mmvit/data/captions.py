@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.captions import find_texts
-from data_tools.errors import SampleError, UsageError
+from data_tools.core.errors import SampleError, UsageError
+from data_tools.sample.captions import find_texts
 from mmvit.data.prompts import check_template, fill
 from mmvit.data.shards import RawSample
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 
 
 @dataclass

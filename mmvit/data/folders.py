@@ -12,9 +12,9 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
-from data_tools.errors import DataError, SampleError, UsageError
-from data_tools.make_sources import READABLE, SPLITS, walk
-from data_tools.shard_reader import MAX_BYTES
+from data_tools.core.errors import DataError, SampleError, UsageError
+from data_tools.make.sources import READABLE, SPLITS, walk
+from data_tools.tar.reader import MAX_BYTES
 from mmvit.data.shards import IndexedShards
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
-from data_tools.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
-from data_tools.expand import expand_shards
-from data_tools.storage import Place, is_url
+from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
+from data_tools.tar.expand import expand_shards
+from data_tools.tar.location import Place, is_url
 from mmvit.data.folders import Label, LabelledFiles, LabelledNames, list_class_folders, list_json_labels
 from mmvit.data.prompts import load_class_names
 from mmvit.data.shards import IndexedShards

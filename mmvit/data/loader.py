@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data_tools.errors import MmvitError, ResourceError
-from data_tools.storage import shown
+from data_tools.core.errors import MmvitError, ResourceError
+from data_tools.tar.location import shown
 from mmvit.data.batches import Batch, TrainBatches
 
 _SHARED_MEMORY = Path("/dev/shm")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 
 _ONE = 2**16  # weights of pixels are whole numbers of which this is 1
 

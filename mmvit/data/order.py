@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 
 Int64s = NDArray[np.int64]
 

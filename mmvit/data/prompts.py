@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data_tools.errors import MmvitError, UsageError, did_you_mean
+from data_tools.core.errors import MmvitError, UsageError, did_you_mean
 
 PLACEHOLDER = re.compile(r"\{c?\}")
 

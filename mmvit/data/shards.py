@@ -13,11 +13,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
-from data_tools.errors import SampleError, UsageError
-from data_tools.shard_reader import ShardReader
-from data_tools.storage import Place, name_of, shown
-from data_tools.tar_index import open_indexes
-from data_tools.tar_scan import IMAGE_FIELDS, NOTICES
+from data_tools.core.errors import SampleError, UsageError
+from data_tools.tar.index import open_indexes
+from data_tools.tar.location import Place, name_of, shown
+from data_tools.tar.reader import ShardReader
+from data_tools.tar.scan import IMAGE_FIELDS, NOTICES
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class IndexedShards:
     It may be used after a fork, by several threads, and may be sent to data loader workers.
 
     Args:
-        paths: the shards, as from `data_tools.expand.expand_shards`. An index that is missing or stale is made.
+        paths: the shards, as from `data_tools.tar.expand.expand_shards`. An index that is missing or stale is made.
         verify: compare each member that is read with the SHA-256 in the index, see `ShardReader`.
         require_caption: False gives "" where a sample has no `txt` (pictures that only have a label).
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt64
 
-from data_tools.errors import CheckpointError, DataError, SampleError
+from data_tools.core.errors import CheckpointError, DataError, SampleError
 from mmvit.data.shards import IndexedShards
 
 FORMAT_VERSION = 1

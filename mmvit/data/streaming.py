@@ -18,11 +18,13 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from data_tools.errors import DataError, ResourceError, SampleError, UsageError
-from data_tools.remote import fetch
-from data_tools.storage import ByteFile, Place, UnindexableError, name_of, open_file, shown
-from data_tools.tar_index import open_index
-from data_tools.tar_scan import NOTICES, Member, Problem, ScannedTar, scan_tar
+from data_tools.core.errors import DataError, ResourceError, SampleError, UsageError
+from data_tools.tar.byte_file import ByteFile, UnindexableError
+from data_tools.tar.index import open_index
+from data_tools.tar.location import Place, name_of, shown
+from data_tools.tar.open import open_file
+from data_tools.tar.remote import fetch
+from data_tools.tar.scan import NOTICES, Member, Problem, ScannedTar, scan_tar
 from mmvit.data.batches import Batch, DataConfig, TrainBatches
 from mmvit.data.shards import IndexedShards
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data_tools.errors import UsageError
-from data_tools.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT
+from data_tools.core.errors import UsageError
+from data_tools.make.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import nn
 
-from data_tools.decode import Jpeg, decode_image, open_jpeg
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
+from data_tools.sample.decode import Jpeg, decode_image, open_jpeg
 from mmvit.data.patches import PatchBudget
 from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data_tools.decode import ImageError, decode_image, read_image
-from data_tools.errors import DataError, SampleError
+from data_tools.core.errors import DataError, SampleError
+from data_tools.sample.decode import ImageError, decode_image, read_image
 from mmvit.checkpoint import LoadedClassifier
 from mmvit.data.labels import Labelled
 from mmvit.data.transforms import Pixels, eval_pixels

@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from data_tools.decode import read_image, to_rgb
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
+from data_tools.sample.decode import read_image, to_rgb
 from mmvit.checkpoint import load_model
 from mmvit.data.tokenizers import Tokenizer
 from mmvit.data.transforms import Pixels, eval_pixels

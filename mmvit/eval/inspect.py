@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.layers.attention import Attention
 from mmvit.layers.block import Block
 from mmvit.layers.patch_embedding import patch_grid

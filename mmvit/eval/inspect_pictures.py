@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_tools.atomic import make_folder, write_atomic
-from data_tools.decode import decode_image, read_image
-from data_tools.errors import UsageError, did_you_mean
+from data_tools.core.errors import UsageError, did_you_mean
+from data_tools.core.files import make_folder, write_atomic
+from data_tools.sample.decode import decode_image, read_image
 from mmvit.checkpoint import DUAL_ENCODER, load_tower, model_kind
 from mmvit.data.shards import IndexedShards
 from mmvit.data.transforms import Pixels, eval_pixels

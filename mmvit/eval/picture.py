@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.atomic import write_atomic
-from data_tools.decode import decode_image
+from data_tools.core.files import write_atomic
+from data_tools.sample.decode import decode_image
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.zero_shot import ZeroShotResult
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data_tools.decode import ImageError, decode_image
-from data_tools.errors import DataError, SampleError
+from data_tools.core.errors import DataError, SampleError
+from data_tools.sample.decode import ImageError, decode_image
 from mmvit.data.prompts import fill
 from mmvit.data.shards import IndexedShards
 from mmvit.eval.encoder import Encoder, refuse_str

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data_tools.errors import CheckpointError, MmvitError, UsageError, did_you_mean
+from data_tools.core.errors import CheckpointError, MmvitError, UsageError, did_you_mean
 from mmvit.checkpoint import (
     CLASSIFIER,
     DESCRIPTION,

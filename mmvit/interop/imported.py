@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.models.classifier import ClassifierConfig

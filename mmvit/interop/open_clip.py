@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_tools.errors import UsageError, did_you_mean
+from data_tools.core.errors import UsageError, did_you_mean
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.interop.imported import Imported, Names, activation_name, cannot_open, rename_weights

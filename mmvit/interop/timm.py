@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.interop.imported import Imported, Names, activation_name, cannot_open, rename_weights
 from mmvit.models.classifier import ClassifierConfig

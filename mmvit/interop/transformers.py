@@ -9,7 +9,7 @@ import PIL.Image
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.errors import CheckpointError, UsageError
+from data_tools.core.errors import CheckpointError, UsageError
 from mmvit.data.tokenizers import TOKENIZER_FILE, TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
 from mmvit.interop.imported import Imported, Names, activation_name, cannot_open, rename_weights

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from data_tools.errors import did_you_mean
+from data_tools.core.errors import did_you_mean
 from mmvit.layers.block import Block, start_as_identity
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.drop_path import drop_path_rates

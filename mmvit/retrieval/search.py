@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data_tools.errors import CheckpointError, UsageError
+from data_tools.core.errors import CheckpointError, UsageError
 from mmvit.eval.encoder import Encoder, load
 from mmvit.retrieval.store import EmbeddingFolder, open_embeddings
 

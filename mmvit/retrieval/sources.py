@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.errors import DataError, UsageError
-from data_tools.expand import expand_shards
-from data_tools.storage import Place
+from data_tools.core.errors import DataError, UsageError
+from data_tools.tar.expand import expand_shards
+from data_tools.tar.location import Place
 from mmvit.data.shards import IndexedShards
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.atomic import write_atomic
-from data_tools.decode import decode_image
-from data_tools.errors import DataError, UsageError
-from data_tools.progress import track
+from data_tools.core.errors import DataError, UsageError
+from data_tools.core.files import write_atomic
+from data_tools.core.progress import track
+from data_tools.sample.decode import decode_image
 from mmvit.data.stored import (
     FORMAT_VERSION,
     JOB,

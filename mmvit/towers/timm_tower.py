@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data_tools.errors import did_you_mean
+from data_tools.core.errors import did_you_mean
 from mmvit.layers.patch_embedding import Patches
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 

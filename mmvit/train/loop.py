@@ -13,27 +13,27 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object, parse_flag_from_env
 
-from data_tools.atomic import write_atomic
-from data_tools.errors import DataError, DivergedError, MmvitError, ResourceError, SampleError
+from data_tools.core.errors import DataError, DivergedError, MmvitError, ResourceError, SampleError
+from data_tools.core.files import write_atomic
 from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig
 from mmvit.data.batches import Batch
 from mmvit.data.loader import Interrupted, Loader, plan_prefetch
 from mmvit.data.streaming import StreamedShards
-from mmvit.train.agree import check_agreement, gather_errors, leaving_group, on_all
-from mmvit.train.bad_samples import BadSamples
-from mmvit.train.finetuning import Finetuning
-from mmvit.train.guard import MAX_IN_A_ROW
-from mmvit.train.log import RunLog, parameter_norm
-from mmvit.train.masked_patches import MaskedPatches
+from mmvit.train.device.precision import choose_precision
 from mmvit.train.meters import Meters, finite
-from mmvit.train.precision import choose_precision
-from mmvit.train.pretraining import Pretraining
+from mmvit.train.record.bad_samples import BadSamples
+from mmvit.train.record.run_folder import check_run_folder, open_run_folder, settings
+from mmvit.train.record.run_log import RunLog, parameter_norm
+from mmvit.train.record.trackers import Trackers
 from mmvit.train.run import Run, open_accelerator
-from mmvit.train.run_folder import check_run_folder, open_run_folder, settings
+from mmvit.train.runs.finetuning import Finetuning
+from mmvit.train.runs.masked_patches import MaskedPatches
+from mmvit.train.runs.pretraining import Pretraining
+from mmvit.train.safety.agree import check_agreement, gather_errors, leaving_group, on_all
+from mmvit.train.safety.guard import MAX_IN_A_ROW
+from mmvit.train.safety.stop import StopFlag, Stopped
+from mmvit.train.safety.watch import Watch
 from mmvit.train.step import StepResult
-from mmvit.train.stop import StopFlag, Stopped
-from mmvit.train.trackers import Trackers
-from mmvit.train.watch import Watch
 
 DIVERGED = "diverged.json"
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from mmvit.data.batches import Batch
-from mmvit.train.flops import peak_flops
-from mmvit.train.log import CutCaptions, Throughput, parameter_norm, peak_memory
+from mmvit.train.device.flops import peak_flops
+from mmvit.train.optim.schedule import schedule_factor
+from mmvit.train.record.run_log import CutCaptions, Throughput, parameter_norm, peak_memory
 from mmvit.train.run import Run
-from mmvit.train.schedule import schedule_factor
 from mmvit.train.step import StepResult
 
 

@@ -14,30 +14,30 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
 from torch import nn
 
-from data_tools.errors import CheckpointError, MmvitError, UsageError
-from data_tools.expand import expand_shards
+from data_tools.core.errors import CheckpointError, MmvitError, UsageError
+from data_tools.tar.expand import expand_shards
 from mmvit.checkpoint import Checkpoint, check_leaves, latest_checkpoint, load_weights
 from mmvit.config import RunConfig
 from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.loader import Interrupted
 from mmvit.data.shards import IndexedShards
-from mmvit.train.agree import Failure, on_main
-from mmvit.train.bf16 import Bf16Copy
-from mmvit.train.ema import WeightAverage
-from mmvit.train.flops import FlopCounter
-from mmvit.train.guard import Guard
-from mmvit.train.lora import merge_adapters
-from mmvit.train.memory import compile_blocks
-from mmvit.train.optim import build_optimizers, flatten_state, restore_state, set_learning_rates
-from mmvit.train.parallel import ddp_arguments, full_state, shard_optimizer_state, shard_state
-from mmvit.train.precision import choose_precision
-from mmvit.train.run_folder import settings
-from mmvit.train.saver import Saver
-from mmvit.train.schedule import schedule_factor
+from mmvit.train.device.bf16 import Bf16Copy
+from mmvit.train.device.flops import FlopCounter
+from mmvit.train.device.memory import compile_blocks
+from mmvit.train.device.parallel import ddp_arguments, full_state, shard_optimizer_state, shard_state
+from mmvit.train.device.precision import choose_precision
+from mmvit.train.optim.build import build_optimizers, flatten_state, restore_state, set_learning_rates
+from mmvit.train.optim.ema import WeightAverage
+from mmvit.train.optim.schedule import schedule_factor
+from mmvit.train.record.run_folder import settings
+from mmvit.train.record.saver import Saver
+from mmvit.train.record.trackers import tracker_arguments
+from mmvit.train.safety.agree import Failure, on_main
+from mmvit.train.safety.guard import Guard
+from mmvit.train.safety.watch import Watch, joining
+from mmvit.train.start.lora import merge_adapters
 from mmvit.train.step import Objective, Part, StepResult, train_step
-from mmvit.train.trackers import tracker_arguments
-from mmvit.train.watch import Watch, joining
 
 T = TypeVar("T")
 

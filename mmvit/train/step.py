@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmvit.models.dual_encoder import Embeddings
-from mmvit.train.bf16 import Bf16Copy
-from mmvit.train.parallel import syncing, whole
+from mmvit.train.device.bf16 import Bf16Copy
+from mmvit.train.device.parallel import syncing, whole
 
 
 class StepResult(NamedTuple):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from samples import write_tar
 
-from data_tools.tar_index import build_index, index_path
+from data_tools.tar.index import build_index, index_path
 
 Measure = Callable[..., list[tuple[int, str]]]
 Results = dict[str, tuple[int, str]]
@@ -21,8 +21,8 @@ MAX_MIB = 300
 
 DECODE = """
 import PIL.JpegImagePlugin, PIL.PngImagePlugin, PIL.WebPImagePlugin
-from data_tools.decode import decode_image
-from data_tools.errors import DataError
+from data_tools.sample.decode import decode_image
+from data_tools.core.errors import DataError
 
 def run(path):
     try:
@@ -31,7 +31,7 @@ def run(path):
         print(error)
 """
 READ = """
-from data_tools.errors import MmvitError
+from data_tools.core.errors import MmvitError
 from mmvit.data.shards import IndexedShards
 
 def run(path):

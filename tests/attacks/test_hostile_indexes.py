@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from data_tools.errors import CheckpointError, MmvitError, SampleError
-from data_tools.index_file import MAGIC
-from data_tools.tar_index import ShardIndex, build_index, index_path
+from data_tools.core.errors import CheckpointError, MmvitError, SampleError
+from data_tools.tar.index import ShardIndex, build_index, index_path
+from data_tools.tar.index_file import MAGIC
 from mmvit.data.shards import IndexedShards
 
 Change = Callable[[dict[str, Any], bytearray], None]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import MmvitError, UsageError
-from data_tools.expand import expand_shards
-from data_tools.tar_index import open_index
+from data_tools.core.errors import MmvitError, UsageError
+from data_tools.tar.expand import expand_shards
+from data_tools.tar.index import open_index
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.shards import IndexedShards
 

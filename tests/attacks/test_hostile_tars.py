@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_tools.check import check_shards
-from data_tools.errors import DataError, SampleError
-from data_tools.repair import repair_shards
-from data_tools.tar_index import build_index, open_index
+from data_tools.core.errors import DataError, SampleError
+from data_tools.examine.check import check_shards
+from data_tools.examine.repair import repair_shards
+from data_tools.tar.index import build_index, open_index
 from mmvit.data.shards import IndexedShards
 
 HostileTar = Callable[..., Path]

@@ -14,7 +14,7 @@ import torch
 
 import mmvit
 from mmvit.checkpoint import latest_checkpoint
-from mmvit.train.log import read_log
+from mmvit.train.record.run_log import read_log
 
 STORED = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 VERSIONS = sorted(path.name for path in STORED.iterdir())

@@ -20,8 +20,8 @@ from mmvit.models.image_towers import build_image_tower
 from mmvit.models.masked_patches import MaskedPatchModel
 from mmvit.models.pixels import PixelNorm
 from mmvit.towers.vit import VisionTransformer
-from mmvit.train.optim import build_optimizers
-from mmvit.train.schedule import schedule_factor
+from mmvit.train.optim.build import build_optimizers
+from mmvit.train.optim.schedule import schedule_factor
 
 PICTURES = 1_281_167  # of ImageNet
 

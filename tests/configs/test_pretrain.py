@@ -17,7 +17,7 @@ from mmvit.data.prompts import configs_folder
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder
-from mmvit.train.schedule import schedule_factor
+from mmvit.train.optim.schedule import schedule_factor
 
 
 class Expected(NamedTuple):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.shard_writer import ShardWriter
-from data_tools.tokenizer import train_tokenizer
+from data_tools.make.tokenizer import train_tokenizer
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.batches import DataConfig, TrainBatches
 from mmvit.data.captions import CaptionConfig
 from mmvit.data.shards import IndexedShards
@@ -66,7 +66,7 @@ def digits() -> list[tuple[int, bytes]]:
     """The handwritten digits of the validation split, as (digit, PNG), in their order."""
     from sklearn.datasets import load_digits
 
-    from data_tools.digits import _png, val_rows
+    from data_tools.demo.digits import _png, val_rows
 
     data = load_digits()
     return [(int(data.target[row]), _png(data.images[row])) for row in np.flatnonzero(val_rows(data.target, 0))]
@@ -221,7 +221,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     """Start servers that end with the test; indexes go to a cache of its own, repeated requests do not wait."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("data_tools.remote._WAITS_S", (0.001, 0.001, 0.001))
+    monkeypatch.setattr("data_tools.tar.remote._WAITS_S", (0.001, 0.001, 0.001))
     servers: list[ShardServer] = []
 
     def start(folder: Path) -> ShardServer:

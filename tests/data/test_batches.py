@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.errors import DataError, SampleError, UsageError
-from data_tools.shard_reader import ShardReader
-from data_tools.shard_writer import ShardWriter
+from data_tools.core.errors import DataError, SampleError, UsageError
+from data_tools.tar.reader import ShardReader
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.batches import MAX_BAD_IN_A_ROW, Batch, BatchSplit, DataConfig, TrainBatches
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.patches import PatchBudget, pack_patches

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from data_tools.errors import SampleError, UsageError
+from data_tools.core.errors import SampleError, UsageError
 from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, check_captions, draw_caption
 from mmvit.data.shards import RawSample
 

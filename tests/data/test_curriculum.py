@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.data.curriculum import Stage, check_stages, stage_at
 
 STAGES = [Stage(0.5, image_size=16), Stage(0.75, text_tokens=5), Stage(1.0, patch_dropout=0.5)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_tools.decode import decode_image
-from data_tools.errors import DataError, SampleError, UsageError
+from data_tools.core.errors import DataError, SampleError, UsageError
+from data_tools.sample.decode import decode_image
 from mmvit.data import folders
 from mmvit.data.batches import DataConfig, TrainBatches
 from mmvit.data.folders import LabelledFiles, list_class_folders, list_json_labels

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_tools.errors import CheckpointError, DataError, SampleError, UsageError
-from data_tools.shard_writer import ShardWriter
+from data_tools.core.errors import CheckpointError, DataError, SampleError, UsageError
+from data_tools.tar.writer import ShardWriter
 from mmvit.data import labels as module
 from mmvit.data.labels import Labelled, LabelledShards, check_same_classes, class_difference, open_labelled
 

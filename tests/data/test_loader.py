@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from data_tools import shard_reader
-from data_tools.errors import DataError, MmvitError, ResourceError, SampleError
-from data_tools.synthetic import SyntheticPhotos, write_synthetic
+from data_tools.core.errors import DataError, MmvitError, ResourceError, SampleError
+from data_tools.demo.synthetic import SyntheticPhotos, write_synthetic
+from data_tools.tar import reader as shard_reader
 from mmvit.data import loader as loader_module
 from mmvit.data.batches import Batch, BatchSplit, Teacher, TrainBatches
 from mmvit.data.curriculum import Stage

@@ -9,7 +9,7 @@ from scipy import stats
 from timm.data.mixup import rand_bbox
 from torch import Tensor
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.data import mixing
 from mmvit.data.mixing import MixConfig, check_mix, mix_pairs
 from mmvit.losses.classification import soft_targets

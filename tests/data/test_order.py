@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
 
 LAYOUTS = [

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.decode import decode_image
-from data_tools.synthetic import SyntheticPhotos
+from data_tools.demo.synthetic import SyntheticPhotos
+from data_tools.sample.decode import decode_image
 from mmvit.data.patches import PatchBudget, pack_patches
 from mmvit.data.transforms import (
     AugmentConfig,

@@ -5,7 +5,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.data.prompts import builtin_prompts, configs_folder, fill, load_class_names, load_templates
 
 # "this is a photo of {}." with the genitive particle, escaped because source files are ASCII

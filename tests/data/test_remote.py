@@ -16,12 +16,13 @@ import fsspec
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from data_tools import remote
-from data_tools.errors import DataError, MmvitError, ResourceError, UsageError
-from data_tools.expand import expand_shards
-from data_tools.shard_writer import ShardWriter
-from data_tools.storage import UnindexableError, open_file
-from data_tools.tar_index import index_path, open_index
+from data_tools.core.errors import DataError, MmvitError, ResourceError, UsageError
+from data_tools.tar import remote
+from data_tools.tar.byte_file import UnindexableError
+from data_tools.tar.expand import expand_shards
+from data_tools.tar.index import index_path, open_index
+from data_tools.tar.open import open_file
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.shards import IndexedShards, RawSample
 
 NUM_SAMPLES = 22
@@ -308,8 +309,8 @@ def test_a_cache_that_cannot_be_written(shards: Path, serve: Serve, monkeypatch:
 
 def test_other_stores_go_through_fsspec(shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("data_tools.remote._WAITS_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("data_tools.storage.SCHEMES", ("memory",))
+    monkeypatch.setattr("data_tools.tar.remote._WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("data_tools.tar.location.SCHEMES", ("memory",))
     store = fsspec.filesystem("memory")
     for path in shards.iterdir():
         store.pipe_file(f"/bucket/{path.name}", path.read_bytes())

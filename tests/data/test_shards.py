@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from samples import write_tar
 
-from data_tools.errors import CheckpointError, DataError, SampleError, UsageError
-from data_tools.shard_writer import ShardWriter
-from data_tools.tar_index import build_index, index_path
+from data_tools.core.errors import CheckpointError, DataError, SampleError, UsageError
+from data_tools.tar.index import build_index, index_path
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.shards import IndexedShards, RawSample
 
 NUM_SAMPLES = 25

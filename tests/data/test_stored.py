@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.errors import CheckpointError, DataError, SampleError
+from data_tools.core.errors import CheckpointError, DataError, SampleError
 from mmvit.data.shards import IndexedShards
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.retrieval.store import open_embeddings

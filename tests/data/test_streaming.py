@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.errors import DataError, MmvitError, ResourceError, SampleError, UsageError
-from data_tools.expand import expand_shards
-from data_tools.shard_writer import ShardWriter
+from data_tools.core.errors import DataError, MmvitError, ResourceError, SampleError, UsageError
+from data_tools.tar.expand import expand_shards
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.batches import Batch, TrainBatches
 from mmvit.data.loader import Loader
 from mmvit.data.shards import IndexedShards, RawSample

@@ -11,8 +11,8 @@ import tokenizers
 import transformers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from data_tools.errors import UsageError
-from data_tools.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT, train_tokenizer
+from data_tools.core.errors import UsageError
+from data_tools.make.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT, train_tokenizer
 from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer, resolve_tokenizer
 
 TEXTS = [

@@ -12,8 +12,8 @@ from open_clip.transform import image_transform
 from PIL import ExifTags, Image
 from timm.data.auto_augment import rand_augment_transform
 
-from data_tools.decode import ImageError, Jpeg, read_image
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
+from data_tools.sample.decode import ImageError, Jpeg, read_image
 from mmvit.data import transforms
 from mmvit.data.transforms import (
     AugmentConfig,

@@ -23,7 +23,7 @@ def memory(pid: int | str) -> tuple[float, float]:
 
 
 def main(folder: str, decode: str) -> None:
-    from data_tools.expand import expand_shards
+    from data_tools.tar.expand import expand_shards
     from mmvit.data.batches import Batch, DataConfig, TrainBatches
     from mmvit.data.loader import Loader
     from mmvit.data.shards import IndexedShards

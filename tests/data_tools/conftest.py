@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from data_tools.cli import app
-from data_tools.program import run_program
+from data_tools.cli.app import app
+from data_tools.core.program import run_program
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from data_tools.expand import expand_shards
+from data_tools.tar.expand import expand_shards
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.loader import Loader

@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_tools.expand import expand_shards
+from data_tools.tar.expand import expand_shards
 from mmvit.checkpoint import latest_checkpoint
 from mmvit.data.order import SampleOrder
 from mmvit.data.shards import IndexedShards
-from mmvit.train.log import read_log
+from mmvit.train.record.run_log import read_log
 
 LIMIT_S = 120  # for whatever is waited for
 STEPS, BATCH_SIZE, SEED = 40, 24, 3
@@ -152,7 +152,7 @@ def test_signal_to_the_whole_group_stops_with_the_state_saved(
 
 HANG = """
 import os, sys, time
-from data_tools.storage import LocalFile
+from data_tools.tar.byte_file import LocalFile
 read, count = LocalFile.read, 0
 def hang(self, offset, size):
     global count

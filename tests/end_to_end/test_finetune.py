@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_tools.digits import write_digits
-from data_tools.errors import CheckpointError, DataError, UsageError
+from data_tools.core.errors import CheckpointError, DataError, UsageError
+from data_tools.demo.digits import write_digits
 from mmvit.checkpoint import load_classifier, load_model, load_tower, save_model
 from mmvit.config import FinetuneConfig, load_config
 from mmvit.data.labels import open_labelled
@@ -32,11 +32,11 @@ from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.swin import SwinConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
-from mmvit.train.log import read_log
 from mmvit.train.loop import finetune
+from mmvit.train.record.run_log import read_log
 from mmvit.train.run import open_accelerator
-from mmvit.train.start_classifier import build_start
-from mmvit.train.start_config import load_finetune_config
+from mmvit.train.start.classifier import build_start
+from mmvit.train.start.config import load_finetune_config
 
 CONFIG = """
 seed: 1

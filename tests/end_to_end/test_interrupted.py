@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mmvit.train.log import OF_THE_MACHINE, read_log
+from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 
 STEPS = 60
 SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.save_every=3", "data.max_bad_fraction=0.5")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.expand import expand_shards
+from data_tools.tar.expand import expand_shards
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.batches import BatchSplit, TrainBatches
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import build_tokenizer
-from mmvit.train.log import read_log
+from mmvit.train.record.run_log import read_log
 
 STEPS = 20
 BATCH_SIZE = 24

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mmvit
-from data_tools.errors import CheckpointError, MmvitError, UsageError
-from data_tools.tokenizer import train_tokenizer
+from data_tools.core.errors import CheckpointError, MmvitError, UsageError
+from data_tools.make.tokenizer import train_tokenizer
 from mmvit.checkpoint import load_model, read_checkpoint
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
@@ -25,12 +25,12 @@ from mmvit.models.dual_encoder import DualEncoder, Embeddings
 from mmvit.retrieval.sources import open_source
 from mmvit.retrieval.store import embed_source
 from mmvit.train import meters, precision, pretraining
-from mmvit.train.flops import FlopCounter
-from mmvit.train.log import read_log
+from mmvit.train.device.flops import FlopCounter
 from mmvit.train.loop import pretrain
-from mmvit.train.pretraining import Pretraining
+from mmvit.train.record.run_log import read_log
 from mmvit.train.run import open_accelerator
-from mmvit.train.watch import Watch
+from mmvit.train.runs.pretraining import Pretraining
+from mmvit.train.safety.watch import Watch
 
 Told = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ import torch
 import mmvit
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.shards import IndexedShards
-from mmvit.train.log import OF_THE_MACHINE, read_log
+from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 
 Told = Callable[..., tuple[int, str, str]]
 

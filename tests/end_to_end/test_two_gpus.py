@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvit.train.log import read_log
+from mmvit.train.record.run_log import read_log
 
 STEPS, LIMIT_S = 20, 300
 SETTINGS = (f"train.steps={STEPS}", "train.batch_size=24", "train.log_every=1", "optim.name=adamw")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.shard_writer import ShardWriter
-from data_tools.tokenizer import train_tokenizer
+from data_tools.make.tokenizer import train_tokenizer
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.eval.encoder import Encoder

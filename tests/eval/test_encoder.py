@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from data_tools.decode import read_image
-from data_tools.errors import DataError, UsageError
+from data_tools.core.errors import DataError, UsageError
+from data_tools.sample.decode import read_image
 from mmvit.checkpoint import save_model
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig, eval_pixels

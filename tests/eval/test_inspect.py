@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.errors import UsageError
+from data_tools.core.errors import UsageError
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.inspect import (
     attend,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.errors import UsageError
-from data_tools.tokenizer import train_tokenizer
+from data_tools.core.errors import UsageError
+from data_tools.make.tokenizer import train_tokenizer
 from mmvit.checkpoint import save_classifier, save_model
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.decode import decode_image, read_image
-from data_tools.errors import DataError, UsageError
-from data_tools.shard_writer import ShardWriter
+from data_tools.core.errors import DataError, UsageError
+from data_tools.sample.decode import decode_image, read_image
+from data_tools.tar.writer import ShardWriter
 from mmvit.data.shards import IndexedShards
 from mmvit.eval import zero_shot
 from mmvit.eval.encoder import Encoder

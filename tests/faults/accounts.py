@@ -14,8 +14,8 @@ from typing import NamedTuple
 from mutations import BLOCK, Fault
 from seed_shards import Seed
 
-from data_tools.errors import MmvitError, SampleError
-from data_tools.tar_index import index_path
+from data_tools.core.errors import MmvitError, SampleError
+from data_tools.tar.index import index_path
 from mmvit.data.shards import IndexedShards
 
 _REGION = re.compile(r"bytes (\d+) to (\d+) are lost")

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmvit.checkpoint import latest_checkpoint
-from mmvit.train.log import read_log
+from mmvit.train.record.run_log import read_log
 
 NUM_PROCESSES = 2
 LIMIT_S = 300.0
@@ -141,8 +141,8 @@ def main() -> None:
 
 def write_config(folder: Path) -> Path:
     """Write drawings of two vendors and a small config for them."""
-    from data_tools.emoji import EmojiOptions, write_emoji
-    from data_tools.tokenizer import train_tokenizer
+    from data_tools.demo.emoji import EmojiOptions, write_emoji
+    from data_tools.make.tokenizer import train_tokenizer
     from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 
     data = folder / "data"

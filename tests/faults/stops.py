@@ -19,10 +19,10 @@ from pathlib import Path
 
 from kills import LIMIT_S, MOMENTS, assert_equal_ends, start, wait_for_moment, write_config
 
-from data_tools.errors import ResourceError
+from data_tools.core.errors import ResourceError
 from mmvit.checkpoint import latest_checkpoint
-from mmvit.train.log import read_log
-from mmvit.train.stop import SIGNALS
+from mmvit.train.record.run_log import read_log
+from mmvit.train.safety.stop import SIGNALS
 
 GONE_S = 30.0
 JOINING_S = 30.0  # the train.timeout_s of the run

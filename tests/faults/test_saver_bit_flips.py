@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from saves import save, save_tiny_model
 
-from data_tools.errors import CheckpointError
+from data_tools.core.errors import CheckpointError
 from mmvit.checkpoint import OtherVersionError, load_model, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_saves")

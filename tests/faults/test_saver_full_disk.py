@@ -12,8 +12,8 @@ from disk import Disk
 from saves import CRASHING, save, set_up, step_of, tensors
 
 import mmvit.checkpoint.sealed as checkpoint
-from data_tools.errors import ResourceError
-from mmvit.train.saver import Saver
+from data_tools.core.errors import ResourceError
+from mmvit.train.record.saver import Saver
 
 
 class Usage(NamedTuple):

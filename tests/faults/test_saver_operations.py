@@ -10,7 +10,7 @@ import pytest
 from disk import MODES, Disk, Killed
 from saves import CRASHING, SCENES, save, set_up, step_of
 
-from data_tools.errors import ResourceError
+from data_tools.core.errors import ResourceError
 
 pytestmark = pytest.mark.usefixtures("quick_saves")
 

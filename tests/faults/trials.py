@@ -23,8 +23,9 @@ from accounts import (
 from mutations import Fault, mutate
 from seed_shards import Seed, make_seeds
 
-from data_tools import storage, tar_headers
-from data_tools.tar_index import build_index, index_path
+from data_tools.tar import byte_file
+from data_tools.tar import headers as tar_headers
+from data_tools.tar.index import build_index, index_path
 
 TIME_LIMIT_S = 20
 PIECES = ((1 << 20, 1 << 16), (4096, 1024), (1024, 700))  # bytes read and searched at a time: borders everywhere
@@ -123,10 +124,10 @@ def _broken_without_index(seed: Seed, fault: Fault, account: Account) -> Iterato
 
 @contextlib.contextmanager
 def _small_pieces(number: int) -> Iterator[None]:
-    before = storage.LocalFile.piece, tar_headers._CHUNK, tar_headers._SEARCH
+    before = byte_file.LocalFile.piece, tar_headers._CHUNK, tar_headers._SEARCH
     piece, search = PIECES[number % len(PIECES)]
-    storage.LocalFile.piece, tar_headers._CHUNK, tar_headers._SEARCH = piece, piece, search
+    byte_file.LocalFile.piece, tar_headers._CHUNK, tar_headers._SEARCH = piece, piece, search
     try:
         yield
     finally:
-        storage.LocalFile.piece, tar_headers._CHUNK, tar_headers._SEARCH = before
+        byte_file.LocalFile.piece, tar_headers._CHUNK, tar_headers._SEARCH = before

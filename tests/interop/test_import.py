@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from data_tools.errors import CheckpointError, UsageError
+from data_tools.core.errors import CheckpointError, UsageError
 from mmvit.checkpoint import load_classifier, load_model, load_tower
 from mmvit.interop import transformers as transformers_names
 from mmvit.interop.convert import import_model

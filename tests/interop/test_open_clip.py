@@ -8,7 +8,7 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
-from data_tools.errors import CheckpointError
+from data_tools.core.errors import CheckpointError
 from mmvit.checkpoint import load_weights
 from mmvit.interop.open_clip import from_open_clip
 from mmvit.models.build import build_dual_encoder

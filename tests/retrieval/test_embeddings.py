@@ -14,9 +14,9 @@ from PIL import Image
 
 import mmvit
 import mmvit.retrieval.store as store
-from data_tools.decode import decode_image
-from data_tools.errors import CheckpointError, DataError, UsageError
-from data_tools.shard_writer import ShardWriter
+from data_tools.core.errors import CheckpointError, DataError, UsageError
+from data_tools.sample.decode import decode_image
+from data_tools.tar.writer import ShardWriter
 from mmvit.eval.encoder import Encoder
 from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import Item, ShardSource, open_source

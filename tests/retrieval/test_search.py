@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmvit.checkpoint
-from data_tools.errors import CheckpointError, UsageError
+from data_tools.core.errors import CheckpointError, UsageError
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.retrieval import search

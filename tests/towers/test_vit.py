@@ -15,7 +15,7 @@ from mmvit.layers.pooling import AttentionPool
 from mmvit.layers.positions import FIXED, LEARNED, POSITIONS, combine_axes, resample_positions
 from mmvit.models.image_towers import build_image_tower
 from mmvit.towers.vit import VisionTransformer, ViTConfig
-from mmvit.train.memory import checkpoint_activations
+from mmvit.train.device.memory import checkpoint_activations
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 KINDS = [kind for kind in POSITIONS if kind != "none"]

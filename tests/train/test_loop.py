@@ -15,18 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.errors import CheckpointError, DataError, DivergedError, UsageError
+from data_tools.core.errors import CheckpointError, DataError, DivergedError, UsageError
 from mmvit.checkpoint import latest_checkpoint, read_checkpoint
 from mmvit.config import PretrainConfig, ZeroShotConfig, load_config
 from mmvit.data.batches import Batch, TrainBatches
 from mmvit.eval.encoder import Encoder
-from mmvit.train import objective, saver
-from mmvit.train.log import read_log
 from mmvit.train.loop import check, measure_step_time, pretrain
-from mmvit.train.pretraining import Pretraining
+from mmvit.train.record import saver
+from mmvit.train.record.run_log import read_log
 from mmvit.train.run import Run, open_accelerator
-from mmvit.train.stop import StopFlag, Stopped
-from mmvit.train.watch import Watch
+from mmvit.train.runs import objective
+from mmvit.train.runs.pretraining import Pretraining
+from mmvit.train.safety.stop import StopFlag, Stopped
+from mmvit.train.safety.watch import Watch
 
 Told = Callable[..., tuple[int, str, str]]
 SpoiledData = Callable[..., Path]

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data_tools.tokenizer import train_tokenizer
+from data_tools.make.tokenizer import train_tokenizer
 from mmvit.config import LossConfig
 from mmvit.data.batches import Batch
 from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
@@ -19,8 +19,8 @@ from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train import step as step_module
-from mmvit.train.guard import Guard
-from mmvit.train.objective import PretrainObjective
+from mmvit.train.runs.objective import PretrainObjective
+from mmvit.train.safety.guard import Guard
 from mmvit.train.step import Part, StepResult, train_step
 
 NUM_IMAGES = 16

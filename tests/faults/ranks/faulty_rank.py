@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmvit.cli import main
-from mmvit.train.watch import Watch
+from mmvit.train.safety.watch import Watch
 
 
 def kill() -> None:

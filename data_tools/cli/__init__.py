@@ -1,0 +1,1 @@
+"""The `mmvit-data` program."""

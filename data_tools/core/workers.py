@@ -1,0 +1,172 @@
+"""Runs one function over many independent pieces of work: in this process, in local processes, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from data_tools.core.errors import ResourceError, UsageError, did_you_mean
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ENGINES = ("local", "ray")
+
+_HOST_AND_PORT = re.compile(r"([^/\[\]]+)\]?:(\d+)$")
+
+
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, num_workers: int | None = None, engine: str = "local"
+) -> Iterator[tuple[int, Result]]:
+    """Yield (number of the task, its result) as the results come; the first error ends the rest.
+
+    `function` and the tasks must be picklable: a function of a module, or a `functools.partial` of one whose arguments
+    are then sent once to each worker and not with each task; tasks of plain values.
+
+    Args:
+        function: called with each task. Ray calls it again where a machine is lost, so it must bear that.
+        tasks: the pieces of work.
+        num_workers: processes; None takes one a core (of the cluster), and 1 (or a single task) works in this process.
+        engine: "local", or "ray" (needs `pip install mmvit[ray]`): the cluster that the variable RAY_ADDRESS names, or
+            one that is started on this machine for the time of the call. What the tasks read and write must be under
+            the same paths on each machine.
+
+    Raises:
+        ResourceError: a worker was killed.
+        UsageError: an unknown engine, or Ray is not installed or not reached.
+    """
+    if engine not in ENGINES:
+        mend = did_you_mean(engine, ENGINES) or f"the engines are: {' '.join(ENGINES)}"
+        raise UsageError(f"unknown engine {engine!r}", mend=mend)
+    if engine == "ray":
+        yield from _run_on_ray(function, tasks, num_workers)
+        return
+    num_workers = min(num_workers or os.cpu_count() or 1, len(tasks))
+    if num_workers <= 1:
+        yield from ((i, function(task)) for i, task in enumerate(tasks))
+        return
+    # spawn: a fork of a process that has threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=_keep, initargs=(function,)) as pool:
+        with _ctrl_c(signal.SIG_BLOCK, signal.SIG_UNBLOCK):  # what starts here starts deaf to it
+            futures = {pool.submit(_call_kept, task): i for i, task in enumerate(tasks)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise _lost_worker("a worker process") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_kept: list[Callable[[Any], Any]] = []
+
+
+def _keep(function: Callable[[Any], Any]) -> None:
+    _kept[:] = [function]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is killed: it would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _call_kept(task: Any) -> Any:
+    with _ctrl_c(signal.SIG_UNBLOCK, signal.SIG_BLOCK):  # it ends a task, and an idle worker is ended by its parent
+        return _kept[0](task)
+
+
+@contextlib.contextmanager
+def _ctrl_c(during: int, after: int) -> Iterator[None]:
+    """Block or unblock the interrupt signal; a blocked one waits until it is unblocked."""
+    try:
+        signal.pthread_sigmask(during, [signal.SIGINT])
+        yield
+    finally:
+        signal.pthread_sigmask(after, [signal.SIGINT])
+
+
+def _run_on_ray(
+    function: Callable[[Task], Result], tasks: Sequence[Task], num_workers: int | None
+) -> Iterator[tuple[int, Result]]:
+    ray = _import_ray()
+    was_there = ray.is_initialized()
+    try:
+        if not was_there:
+            _connect(ray, num_workers)
+        remote = ray.remote(lambda task: function(task))  # exported once; each worker keeps what it has unpacked
+        # Two tasks a worker keep it busy; more would only fill the memory of this process.
+        most = num_workers or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        running: dict[Any, int] = {}
+        for i, task in enumerate(tasks):
+            if len(running) == most:
+                yield _next_result(ray, running)
+            running[remote.remote(task)] = i
+        while running:
+            yield _next_result(ray, running)
+    finally:
+        if not was_there:
+            ray.shutdown()
+
+
+def _next_result(ray: Any, running: dict[Any, int]) -> tuple[int, Any]:
+    """Wait for any of the running tasks; its error comes back as the one that the function raised."""
+    (done,), _ = ray.wait(list(running), num_returns=1)
+    try:
+        return running.pop(done), ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except ray.exceptions.RayError as error:
+        raise _lost_worker("a Ray worker") from error
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do later, and warns of until then
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("the package ray is not installed", mend='pip install "mmvit[ray]"') from None
+    return ray
+
+
+def _connect(ray: Any, num_workers: int | None) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    local = address in (None, "", "local")
+    try:
+        if not local and (place := _HOST_AND_PORT.search(address or "")):
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself would try for minutes
+        ray.init(
+            address="local" if local else address,
+            num_cpus=num_workers if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"the Ray cluster cannot be reached: {error}",
+            where=f"RAY_ADDRESS={address}",
+            mend="ray start --head, or unset RAY_ADDRESS to work on this machine",
+        ) from error
+
+
+def _lost_worker(who: str) -> ResourceError:
+    return ResourceError(
+        f"{who} was killed",
+        meaning="most often the memory was full; finished pieces are kept",
+        mend='run again with fewer workers: --workers 1; a script of your own needs: if __name__ == "__main__":',
+    )

@@ -1,0 +1,1 @@
+"""Reads shards and reports what they hold; changes none of them."""

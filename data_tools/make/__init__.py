@@ -1,0 +1,1 @@
+"""From images with texts or classes to shards."""

@@ -1,0 +1,368 @@
+"""Turns pictures with their texts or classes into shards, in parallel, and accounts for each row of the source.
+
+The folder that is made:
+
+    shard-00000.tar, shard-00000.tar.idx, ...   row i of the order is key "%09d" % i; a rejected row leaves a gap
+    classnames.txt                              line i names class i, where classes have names
+    rejected.jsonl                              one line a row that gave no sample: row, key, source, cause, what
+    shards.json                                 what was made of what, and the counts
+    .make/                                      a record of each finished shard while the work is not finished
+
+Equal sources and options give equal bytes, whatever the number of workers (an index also records its tar's time).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_tools.core.errors import CAUSES, DataError, UsageError, did_you_mean
+from data_tools.core.files import fsync_file, rename_synced, temporary_name, write_atomic
+from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.progress import track
+from data_tools.core.workers import run_tasks
+from data_tools.make.row import (
+    EXTRA_FORMATS,
+    FIELD_FORMATS,
+    Folders,
+    SampleRules,
+)
+from data_tools.make.shard import (
+    WORK,
+    Settings,
+    ShardRecord,
+    group_shards,
+    order_rows,
+    plan_shards,
+    read_record,
+    write_shards,
+)
+from data_tools.make.sources import KINDS, ListedRows, Source, open_source
+from data_tools.make.tables import CAPTION_NAMES, ColumnChoice
+from data_tools.sample.decode import FORMATS
+
+REJECTED = "rejected.jsonl"
+CLASS_NAMES = "classnames.txt"
+
+
+@dataclass(frozen=True)
+class MakeOptions:
+    """What to make of a source.
+
+    Args:
+        kind: one of `KINDS`; None finds it out.
+        image_column: of a table; None goes by the usual names, as for the next two.
+        caption_column: one or several, with commas between.
+        label_column: "" for none.
+        captions: False leaves captions out.
+        template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
+        classnames: file with a class name a line, which numbers the classes; None numbers them by sorted names.
+        image_root: where paths of pictures start, and what no path or link may leave; None is the source's folder.
+        resize: px of the shorter side, of pictures that are larger.
+        image_format: "keep", "jpg", "png" or "webp".
+        quality: 1 .. 100, of JPEG and WebP that are encoded anew.
+        allow_formats: further formats that may be opened: "gif", "bmp", "tiff".
+        shard_size: rows a shard.
+        shuffle: seed of the order; None keeps the source's order, but shuffles with 0 where there are labels.
+        in_order: keep the source's order in any case.
+    """
+
+    kind: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str | None = None
+    captions: bool = True
+    template: str | None = None
+    classnames: Path | None = None
+    image_root: Path | None = None
+    resize: int | None = None
+    image_format: str = "keep"
+    quality: int = 95
+    allow_formats: tuple[str, ...] = ()
+    shard_size: int = 1000
+    shuffle: int | None = None
+    in_order: bool = False
+
+
+@dataclass
+class MakeReport:
+    """What lies in the folder now: `rejected` counts rows by cause, `left_aside` files that give no row by suffix.
+
+    `seconds` and `num_made` are of this run alone, 0 where the folder was finished already.
+    """
+
+    folder: str
+    kind: str
+    num_rows: int
+    num_samples: int = 0
+    num_shards: int = 0
+    num_classes: int = 0
+    tar_bytes: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    first_rejected: str = ""
+    left_aside: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    num_made: int = 0
+    seconds: float = 0.0
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows that gave no sample."""
+        return sum(self.rejected.values())
+
+
+def make_shards(
+    source: Path, out: Path, options: MakeOptions, *, num_workers: int | None = None, engine: str = "local"
+) -> MakeReport:
+    """Write the shards of a source into the folder `out`; a run that was killed goes on where it was.
+
+    Each picture is decoded once (about 1 ms for a JPEG of 500 px), so that broken ones are rejected here and not in
+    training; its bytes are kept as they are unless the options ask for another size or format.
+
+    Args:
+        source: file or folder, see `KINDS`.
+        out: folder for the shards; new, empty, or of an earlier run with the same source and options.
+        options: what to make.
+        num_workers: processes; None takes one a core.
+        engine: "local" or "ray", see `data_tools.core.workers.run_tasks`.
+
+    Raises:
+        UsageError: bad options, or `out` holds something else.
+        DataError: the source is damaged, or holds no picture.
+    """
+    _check(options)
+    folder, source, out = str(out), source.absolute(), out.absolute()
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError("the output folder lies in the source", where=folder, mend="choose a folder beside it")
+    choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
+        opened = open_source(source, options.kind, choice, Path(planning, "rows.jsonl"))
+        rules, seed = _rules(opened, options, source), _seed(opened, options)
+        _say(opened, seed, rules)
+        plan = _plan(source, opened, options, rules)
+        there = open_output(out, plan)
+        if there is not None:
+            return MakeReport(folder, **there)
+        with _alone(out / WORK):
+            if isinstance(opened.rows, ListedRows):
+                opened.rows = opened.rows.moved_to(out / WORK)  # so that a kill leaves nothing beside the folder
+            start = time.monotonic()
+            jobs = plan_shards(order_rows(opened.rows.num_rows, seed), options.shard_size)
+            waiting = [job for job in jobs if read_record(out, job.number) is None]
+            tasks = list(group_shards(waiting, opened.group_rows, options.shard_size))
+            write = functools.partial(write_shards, Settings(out, opened.rows, rules))
+            results = run_tasks(write, tasks, num_workers=num_workers, engine=engine)
+            made = sum(num_samples for _, num_samples in track(results, len(tasks), "shards"))
+            report = _finish(out, opened, rules, len(jobs))
+            close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
+            shutil.rmtree(out / WORK)
+    report.folder, report.num_made, report.seconds = folder, made, time.monotonic() - start
+    return report
+
+
+def check_rejected(report: MakeReport, max_bad: float) -> None:
+    """Raise DataError where more than the share `max_bad` of the rows was rejected."""
+    if report.num_rejected <= max_bad * report.num_rows and report.num_samples:
+        return
+    causes = ", ".join(f"{count} x {cause}" for cause, count in report.rejected.items())
+    if not report.num_samples:
+        raise DataError(
+            f"none of {report.num_rows} rows gives a sample: {causes}",
+            where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
+            mend=f"mend the rows or the options, then: rm -r {report.folder}",
+        )
+    raise DataError(
+        f"{report.num_rejected} of {report.num_rows} rows were rejected, "
+        f"{report.num_rejected / report.num_rows:.1%} where --max-bad allows {max_bad:.1%}: {causes}",
+        where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
+        meaning=f"the shards are finished and hold the other {report.num_samples} samples",
+        mend=f"mend the rows and make into a new folder, or accept the loss: the same command with "
+        f"--max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
+    )
+
+
+def _check(options: MakeOptions) -> None:
+    def refuse(what: str, mend: str) -> None:
+        raise UsageError(what, mend=mend)
+
+    if options.kind is not None and options.kind not in KINDS:
+        refuse(f"unknown kind {options.kind!r}", f"{did_you_mean(options.kind, KINDS)} Kinds: {', '.join(KINDS)}")
+    if options.image_format not in ("keep", *FIELD_FORMATS):
+        refuse(f"unknown format {options.image_format!r}", f"--format keep|{'|'.join(FIELD_FORMATS)}")
+    for name in options.allow_formats:
+        if name not in EXTRA_FORMATS:
+            refuse(f"the format {name!r} cannot be allowed", f"--allow-formats takes {','.join(EXTRA_FORMATS)}")
+    if options.allow_formats and options.image_format == "keep":
+        refuse("pictures of further formats must be encoded anew", "add --format jpg, png or webp")
+    if options.shard_size < 1 or not 1 <= options.quality <= 100 or (options.resize is not None and options.resize < 1):
+        refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "give another number")
+    if options.shuffle is not None and options.in_order:
+        refuse("--shuffle and --in-order contradict each other", "give one of them")
+    if options.image_root is not None and not options.image_root.is_dir():
+        refuse(f"--image-root {options.image_root} is no folder", "check the path and the spelling")
+    if options.template is not None and "{}" not in options.template:
+        refuse(f"the template {options.template!r} has no place for the name", "--template 'a photo of a {}'")
+    if not options.captions and (options.caption_column or options.template):
+        refuse("--no-captions contradicts --caption-column and --template", "leave one of them out")
+
+
+def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
+    classes, template = source.classes, options.template
+    if options.classnames is not None:
+        classes = _read_names(options.classnames)
+    if source.labels is None and (template is not None or options.classnames is not None):
+        raise UsageError("--template and --classnames need labels", where=str(path), mend="--label-column NAME")
+    if template is not None and not classes:
+        what = "the labels are numbers, and the classes have no names for the template"
+        raise UsageError(what, where=str(path), mend="--classnames FILE, with a class name a line")
+    if template is None and source.kind == "classes":
+        template = "{}"
+    with_captions = options.captions and (template is not None or source.has_captions)
+    if options.captions and not with_captions and source.labels is None:
+        what = "no picture has a .txt or .json of the same name"
+        mend = (
+            "--no-captions for pictures alone; --kind classes where each folder is a class; where a table holds the "
+            f"captions, name it: mmvit-data make {path}/TABLE.csv OUT"
+        )
+        raise UsageError(what, where=str(path), mend=mend)
+    inside = options.image_root or source.start
+    is_folder = source.kind in ("folder", "classes", "img2dataset")
+    return SampleRules(
+        folders=Folders(source.start if is_folder else inside.absolute(), inside.resolve()),
+        caption_names=CAPTION_NAMES,
+        with_captions=with_captions,
+        labels=source.labels,
+        classes=classes,
+        template=template if options.captions else None,
+        resize=options.resize,
+        image_format=options.image_format,
+        quality=options.quality,
+        formats=(*FORMATS, *(EXTRA_FORMATS[name] for name in options.allow_formats)),
+    )
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the class names cannot be read: {error}", where=str(path)) from error
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise UsageError("class names must be lines that differ and are not empty", where=str(path))
+    return names
+
+
+def _seed(source: Source, options: MakeOptions) -> int | None:
+    if source.group_rows is not None:
+        if options.shuffle is not None:
+            raise UsageError(
+                "the rows of parquet files that hold pictures can only be read in their order",
+                mend="leave out --shuffle, then shuffle the shards: mmvit-data reshard",
+            )
+        return None
+    if options.in_order or (options.shuffle is None and source.labels is None):
+        return None
+    return options.shuffle or 0
+
+
+def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
+    """Tell on standard error what was found and decided, before the long work starts."""
+    notes = [f"{source.kind}: {KINDS[source.kind]}; {source.rows.num_rows} rows", *source.notes]
+    if source.labels is not None:
+        notes.append(f"labels: {len(rules.classes)} classes" if rules.classes else "labels: numbers without names")
+    if seed is not None:
+        notes.append(
+            f"order: shuffled with seed {seed}; rows that lie class by class train badly (--in-order keeps them so)"
+        )
+    elif source.labels is not None:
+        notes.append("order: the source's; where it goes class by class, shuffle the shards: mmvit-data reshard")
+    if source.aside:
+        notes.append("left aside: " + ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(8)))
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Make the folder, and refuse a second process that comes while one is at work in it."""
+    work.mkdir(exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mend = "wait until it is done, or stop it first"
+            raise UsageError("another process is making this folder", where=str(work.parent), mend=mend) from None
+        yield
+
+
+def _plan(path: Path, source: Source, options: MakeOptions, rules: SampleRules) -> dict[str, Any]:
+    return {
+        **json.loads(json.dumps(dataclasses.asdict(options), default=str)),
+        "verb": "make",
+        "source": str(path),
+        "source_content": source.fingerprint,
+        "class_names": hashlib.sha256("\n".join(rules.classes).encode("utf-8", "replace")).hexdigest(),
+    }
+
+
+def _finish(out: Path, source: Source, rules: SampleRules, num_shards: int) -> MakeReport:
+    """Write `classnames.txt` and, from the records of all shards, `rejected.jsonl`; return the report."""
+    if rules.classes:
+        write_atomic(out / CLASS_NAMES, "".join(f"{name}\n" for name in rules.classes).encode("utf-8", "replace"))
+    report = MakeReport(str(out), source.kind, source.rows.num_rows, num_classes=len(rules.classes), notes=source.notes)
+    report.num_rows += sum(entry.get("count", 1) for entry in source.lost)
+    report.left_aside = dict(source.aside.most_common())
+    causes = Counter[str]()
+    temporary = temporary_name(out / REJECTED)
+    with temporary.open("w", encoding="ascii") as file:
+        for number in range(-1, num_shards):
+            record = ShardRecord(0, 0, source.lost) if number < 0 else read_record(out, number)
+            assert record is not None, number
+            report.num_samples += record.num_samples
+            report.num_shards += record.num_samples > 0
+            report.tar_bytes += record.tar_bytes
+            for entry in record.rejected:
+                report.first_rejected = report.first_rejected or f"{entry['source']}: {entry['what']}"
+                causes[entry["cause"]] += entry.get("count", 1)
+                file.write(json.dumps(entry) + "\n")
+    fsync_file(temporary)
+    rename_synced(temporary, out / REJECTED)
+    report.rejected = dict(causes.most_common())
+    return report
+
+
+def describe(report: MakeReport) -> str:
+    """Return what a user should read at the end."""
+    lines = [
+        f"{report.folder}: {report.num_samples} samples in {report.num_shards} shards, {report.tar_bytes / 1e6:.1f} MB"
+        + (f", {report.num_classes} classes in {CLASS_NAMES}" if report.num_classes else "")
+    ]
+    if report.seconds:
+        rate = report.num_made / report.seconds
+        lines.append(f"made {report.num_made} samples in {report.seconds:.1f} s, {rate:.0f} samples/s")
+    else:
+        lines.append("all of it was there already")
+    if report.rejected:
+        causes = ", ".join(f"{count} x {cause} ({CAUSES[cause]})" for cause, count in report.rejected.items())
+        lines.append(f"rejected {report.num_rejected} of {report.num_rows} rows: {causes}")
+        lines.append(f"each with its reason: {report.folder}/{REJECTED}; the first: {report.first_rejected}")
+    if report.num_samples:
+        lines.append(f"next: mmvit-data stats {report.folder}")
+        lines.append(f"      mmvit pretrain pretrain/clip_vit_b32 data.train={report.folder} --dry-run")
+        if report.num_classes:
+            classes = f"classes={report.folder}/{CLASS_NAMES}"
+            lines.append(f"      mmvit finetune CONFIG data.train={report.folder} {classes} --dry-run")
+    return "\n".join(lines)

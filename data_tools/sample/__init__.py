@@ -1,0 +1,1 @@
+"""What one sample is: its image, caption, metadata and label, from bytes."""

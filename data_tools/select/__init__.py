@@ -1,0 +1,1 @@
+"""Writes chosen samples of shards as new shards."""

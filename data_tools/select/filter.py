@@ -1,0 +1,148 @@
+"""Keeps the samples that meet a condition on their metadata, and on scores from a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from data_tools.core.errors import DataError, UsageError, did_you_mean
+from data_tools.sample.table import SCHEMA, shard_metadata
+from data_tools.select.expression import Expression
+from data_tools.select.write import OutputOptions, SampleTable, WriteReport, write_samples
+from data_tools.tar.index import open_indexes
+from data_tools.tar.location import Place
+
+DROPPED = "dropped.txt"
+
+_COLUMNS = [name for name in SCHEMA.names if name != "phash"]
+_SHARDS_AT_ONCE = 500  # whose tables are in memory
+
+
+class FilterReport(NamedTuple):
+    """How many samples were kept and dropped.
+
+    `failed` has, for each of the conditions that `and` joins, the number of samples that do not meet it, and `unknown`
+    the number of those among them that lack a value for it; `written` is None for a dry run.
+    """
+
+    kept: int
+    dropped: int
+    failed: dict[str, int]
+    unknown: dict[str, int]
+    written: WriteReport | None
+
+    def describe(self) -> str:
+        """Return the report in words."""
+        lines = [f"{self.kept} samples kept, {self.dropped} dropped"]
+        for condition, failed in self.failed.items():
+            unknown = f"  ({self.unknown[condition]} lack the value)" if self.unknown[condition] else ""
+            lines.append(f"  {failed:>9} fail  {condition}{unknown}")
+        return "\n".join(lines if self.written is None else [*lines, self.written.describe()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as one JSON document."""
+        return self._asdict() | {"written": None if self.written is None else self.written._asdict()}
+
+
+def filter_samples(
+    tars: Sequence[Place],
+    where: str,
+    *,
+    scores: Path | None = None,
+    output: OutputOptions | None = None,
+    num_workers: int | None = None,
+    engine: str = "local",
+) -> FilterReport:
+    """Write the samples that meet the condition `where` as new shards, and the keys of the others as `dropped.txt`.
+
+    Args:
+        tars: the shards, as from `data_tools.tar.expand.expand_shards`.
+        where: see `data_tools.select.expression`; columns are those of `data_tools.sample.table` and of the scores.
+        scores: parquet file with the column `key` (`key` or `shard.tar/key`) and any others.
+        output: where the new shards go; None only counts.
+        num_workers: processes for the metadata, see `run_tasks`.
+        engine: see `run_tasks`.
+
+    Raises:
+        UsageError: a bad condition or file of scores, told before any shard is read.
+        DataError: no sample is kept, or no score belongs to a sample.
+    """
+    expression = Expression(where)
+    given = None if scores is None else _read_scores(scores, expression)
+    empty = SCHEMA.empty_table().select(_COLUMNS)
+    expression.mask(empty if given is None else _joined(empty, given, empty["key"])[0])
+    table = SampleTable(open_indexes(tars))
+    mask, scored = [], 0
+    failed: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for first in range(0, len(tars), _SHARDS_AT_ONCE):
+        some = slice(first, first + _SHARDS_AT_ONCE)
+        metadata = shard_metadata(tars[some], num_workers=num_workers, engine=engine)
+        if given is not None:
+            sizes = [len(index) for index in table.indexes[some]]
+            shards = pa.array(np.repeat(table.names[some], sizes).tolist(), pa.string())
+            full_keys = pc.binary_join_element_wise(shards, metadata["key"], "/")
+            metadata, num = _joined(metadata, given, full_keys)
+            scored += num
+        mask.append(expression.mask(metadata))
+        for condition, num_failed, num_unknown in expression.count_failed(metadata):
+            failed[condition] += num_failed
+            unknown[condition] += num_unknown
+    if given is not None and not scored:
+        mend = f"keys look like {table.full_key(0)!r} or {table.key(0)!r}"
+        raise DataError("no score belongs to a sample of the shards", where=str(scores), mend=mend)
+    kept = np.concatenate(mask)
+    return FilterReport(
+        kept=int(np.count_nonzero(kept)),
+        dropped=int(np.count_nonzero(~kept)),
+        failed=dict(failed),
+        unknown=dict(unknown),
+        written=None if output is None else _write(table, kept, where, output),
+    )
+
+
+def _write(table: SampleTable, kept: NDArray[np.bool_], where: str, output: OutputOptions) -> WriteReport:
+    if not kept.any():
+        raise DataError("no sample meets the condition: there is nothing to write", where=where)
+    dropped = (table.full_key(int(sample)) for sample in np.flatnonzero(~kept))
+    return write_samples(table, np.flatnonzero(kept), output, verb="filter", lists={DROPPED: dropped})
+
+
+def _read_scores(path: Path, expression: Expression) -> pa.Table:
+    """Return the columns of the scores that the expression names, and `key`."""
+    try:
+        names = parquet.read_schema(path).names
+        if "key" not in names:
+            mend = did_you_mean("key", names) or f"its columns are: {' '.join(names)}"
+            raise UsageError("the scores have no column 'key'", where=str(path), mend=mend)
+        used = [name for name in names if name in expression.names and name != "key"]
+        double = [name for name in used if name in _COLUMNS]
+        if double or not used:
+            what = f"the samples themselves have {double}" if double else "the expression names no column of the scores"
+            raise UsageError(what, where=str(path), mend=f"the columns are: {' '.join(names)}; rename or use them")
+        table = parquet.read_table(path, columns=["key", *used])
+        keys = table["key"].cast(pa.large_string())
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"the scores cannot be read: {error}", where=str(path), mend="give a parquet file") from error
+    if pc.count_distinct(keys).as_py() != len(keys):
+        raise UsageError("the scores have a key twice or without a value", where=str(path), mend="give each key once")
+    return table.set_column(table.column_names.index("key"), "key", keys)
+
+
+def _joined(metadata: pa.Table, scores: pa.Table, full_keys: pa.ChunkedArray) -> tuple[pa.Table, int]:
+    """Return the metadata with the columns of the scores, and the number of rows that have some."""
+    known = scores["key"].combine_chunks()
+    places = [pc.index_in(keys.cast(pa.large_string()), value_set=known) for keys in (full_keys, metadata["key"])]
+    place = pc.coalesce(*places)
+    for name in scores.column_names:
+        if name != "key":
+            metadata = metadata.append_column(name, scores[name].take(place))
+    return metadata, len(place) - place.null_count

@@ -1,0 +1,281 @@
+"""Writes chosen samples of indexed shards, in any order, as new shards.
+
+Bytes are copied as they are, each compared with its hash in the index. A sample keeps its key; where several of the
+chosen ones have the same, the first in the order of the input keeps it and one of input shard number s (from 0) gets
+`KEY-sS`. The shards are the same, byte for byte, for any number of workers, and a call that was killed goes on when it
+is made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.core.errors import CAUSES, DataError, SampleError, UsageError
+from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.progress import track
+from data_tools.core.workers import run_tasks
+from data_tools.tar.index import ShardIndex, open_index
+from data_tools.tar.location import name_of, shown
+from data_tools.tar.reader import ShardReader
+from data_tools.tar.writer import ShardWriter
+
+REJECTED = "rejected.jsonl"
+
+Int64s = NDArray[np.int64]
+Rejected = dict[str, str]  # shard, cause, key, detail
+
+
+class OutputOptions(NamedTuple):
+    """Where and how chosen samples are written.
+
+    Args:
+        folder: of the new shards: new, empty, or left by the same call when it was killed.
+        shard_size: samples a shard.
+        shuffle: seed of a random order; None keeps the order of the input.
+        num_workers: processes, see `run_tasks`.
+        engine: see `run_tasks`.
+    """
+
+    folder: Path
+    shard_size: int = 1000
+    shuffle: int | None = None
+    num_workers: int | None = None
+    engine: str = "local"
+
+
+class WriteReport(NamedTuple):
+    """What was written.
+
+    `rejected` counts by cause what could not be read, `renamed` the samples that got a new key, `not_copied` the
+    members of the input that belong to no sample; `was_there` tells that the folder was finished already.
+    """
+
+    folder: str
+    samples: int
+    shards: int
+    bytes: int
+    rejected: dict[str, int]
+    renamed: int
+    not_copied: int
+    was_there: bool = False
+
+    def describe(self) -> str:
+        """Return the report in words."""
+        state = "already there" if self.was_there else "written"
+        lines = [
+            f"{self.folder}: {state}",
+            f"  {self.samples} samples in {self.shards} shards, {self.bytes / 1e6:.1f} MB",
+        ]
+        if self.rejected:
+            causes = ", ".join(f"{cause} {count}" for cause, count in self.rejected.items())
+            lines.append(f"  left out, listed in {self.folder}/{REJECTED}: {causes}")
+        if self.renamed:
+            lines.append(
+                f"  {self.renamed} samples had a key that was taken: now KEY-sN, with N the number of their shard"
+            )
+        if self.not_copied:
+            lines.append(f"  {self.not_copied} files of other kinds were not copied")
+        return "\n".join(lines)
+
+
+class SampleTable:
+    """All samples of some shards, numbered from 0 through the shards in their order.
+
+    Args:
+        indexes: of the shards.
+    """
+
+    def __init__(self, indexes: Sequence[ShardIndex]):
+        self.indexes = list(indexes)
+        self.starts = np.cumsum([0, *(len(index) for index in indexes)])
+        names = Counter(name_of(index.tar) for index in indexes)
+        self.names = [name if names[name := name_of(index.tar)] == 1 else shown(index.tar) for index in indexes]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """Return the number of the shard and of the sample in it."""
+        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        return shard, sample - int(self.starts[shard])
+
+    def key(self, sample: int) -> str:
+        """Return the key without the shard."""
+        shard, i = self.place(sample)
+        return self.indexes[shard].key(i)
+
+    def full_key(self, sample: int) -> str:
+        """Return `shard.tar/key`, with the whole path of the shard where two have the same name."""
+        shard, i = self.place(sample)
+        return f"{self.names[shard]}/{self.indexes[shard].key(i)}"
+
+
+def write_samples(
+    table: SampleTable, chosen: Int64s, options: OutputOptions, *, verb: str, lists: Mapping[str, Iterable[str]] = {}
+) -> WriteReport:
+    """Write the chosen samples, `shard_size` to a shard; memory is about 40 bytes a sample.
+
+    With `shuffle`, place p has the sample chosen[argsort(draw)[p]], with draw the first raw outputs of
+    PCG64(SeedSequence((seed, 0))) and a stable sort: a random order over all shards.
+
+    Args:
+        table: the samples.
+        chosen: their numbers, rising.
+        options: where and how.
+        verb: that makes them, for the record in the folder.
+        lists: name of a text file in the folder -> its lines.
+
+    Raises:
+        DataError: nothing is chosen, or nothing of it can be read.
+        UsageError: bad options, or a folder of something else.
+    """
+    _check(table, chosen, options)
+    plan = {
+        "verb": verb,
+        "input": _sha256("".join(index.header["content_sha256"] for index in table.indexes).encode()),
+        "chosen": _sha256(np.ascontiguousarray(chosen, "<i8").tobytes()),
+        "samples": len(chosen),
+        "shard_size": options.shard_size,
+        "shuffle": options.shuffle,
+    }
+    report = open_output(options.folder, plan)
+    if report is not None:
+        return WriteReport(**report | {"folder": str(options.folder), "was_there": True})
+    renamed = _new_keys(table, chosen)
+    tasks = list(_tasks(_ordered(chosen, options.shuffle), options.shard_size, renamed))
+    function = functools.partial(_write_shard, options.folder, ShardReader(table.indexes, verify=True), table)
+    work = run_tasks(function, tasks, num_workers=options.num_workers, engine=options.engine)
+    done = dict(track(work, len(tasks), "writing shards"))
+    rejected = [*_lost_before(table), *(entry for number in range(len(tasks)) for entry in done[number].rejected)]
+    written = WriteReport(
+        folder=str(options.folder),
+        samples=sum(shard.samples for shard in done.values()),
+        shards=sum(shard.samples > 0 for shard in done.values()),
+        bytes=sum(shard.bytes for shard in done.values()),
+        rejected=dict(sorted(Counter(entry["cause"] for entry in rejected).items())),
+        renamed=len(renamed),
+        not_copied=sum(sum(index.ignored.values()) for index in table.indexes),
+    )
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in rejected]
+    for name, texts in {REJECTED: lines, **lists}.items():
+        write_atomic(options.folder / name, "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace"))
+    if not written.samples:
+        where = str(options.folder / REJECTED)
+        raise DataError("none of the chosen samples can be read", where=where, mend="mmvit-data check tells why")
+    close_output(options.folder, plan, written._asdict())
+    return written
+
+
+def _check(table: SampleTable, chosen: Int64s, options: OutputOptions) -> None:
+    if options.shard_size < 1 or (options.shuffle is not None and not 0 <= options.shuffle < 2**32):
+        raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
+    folder = options.folder.resolve()
+    if any(isinstance(index.tar, Path) and index.tar.resolve().parent == folder for index in table.indexes):
+        what = "the new shards cannot go into the folder of the old ones"
+        raise UsageError(what, where=str(folder), meaning="nothing was written", mend="choose another folder")
+    if not len(chosen):
+        raise DataError("no sample is chosen: there is nothing to write", where=str(options.folder))
+
+
+class _Task(NamedTuple):
+    number: int
+    samples: Int64s
+    new_keys: dict[int, str]
+
+
+class _Written(NamedTuple):
+    samples: int
+    bytes: int
+    rejected: list[Rejected]
+
+
+def _write_shard(folder: Path, reader: ShardReader, table: SampleTable, task: _Task) -> _Written:
+    tar = folder / f"shard-{task.number:05d}.tar"
+    if tar.exists():  # a killed call left it, whole
+        index = open_index(tar)
+        if len(index) == len(task.samples):
+            return _Written(len(index), index.tar_size, [])
+        tar.unlink()  # its rejected samples are found again
+    rejected: list[Rejected] = []
+    with ShardWriter(folder, max_samples=len(task.samples), first_number=task.number) as writer:
+        for sample in task.samples.tolist():
+            shard, i = table.place(sample)
+            try:
+                fields = reader.fields(shard, i)
+            except SampleError as error:
+                rejected.append(_entry(table, shard, error.cause, error.key, error.what))
+                continue
+            writer.copy(task.new_keys.get(sample) or _clean(table.key(sample)), fields)
+    return _Written(writer.num_samples, sum(shard.stat().st_size for shard in writer.shards), rejected)
+
+
+def _tasks(order: Int64s, shard_size: int, renamed: Mapping[int, str]) -> Iterable[_Task]:
+    for number, start in enumerate(range(0, len(order), shard_size)):
+        samples = order[start : start + shard_size]
+        yield _Task(number, samples, {sample: renamed[sample] for sample in samples.tolist() if sample in renamed})
+
+
+def _ordered(chosen: Int64s, seed: int | None) -> Int64s:
+    if seed is None:
+        return chosen
+    draw = np.random.PCG64(np.random.SeedSequence((seed, 0))).random_raw(len(chosen))
+    return chosen[np.argsort(draw, kind="stable")]
+
+
+def _new_keys(table: SampleTable, chosen: Int64s) -> dict[int, str]:
+    """Return the new key of each chosen sample whose key an earlier one has."""
+    hashes = np.fromiter((hash(_clean(table.key(sample))) for sample in map(int, chosen)), np.int64, len(chosen))
+    by_hash = np.sort(hashes)
+    double = np.unique(by_hash[1:][by_hash[1:] == by_hash[:-1]])
+    owners: dict[str, list[int]] = defaultdict(list)
+    for sample in chosen[np.isin(hashes, double)].tolist():
+        owners[_clean(table.key(sample))].append(sample)
+    new_keys = {}
+    taken: set[str] = set()
+    for key, samples in owners.items():
+        for sample in samples[1:]:
+            new = key
+            while new == key or new in taken or _contains(by_hash, hash(new)):
+                new += f"-s{table.place(sample)[0]}"
+            taken.add(new)
+            new_keys[sample] = new
+    return new_keys
+
+
+def _contains(rising: Int64s, value: int) -> bool:
+    place = int(np.searchsorted(rising, value))
+    return place < len(rising) and int(rising[place]) == value
+
+
+def _clean(key: str) -> str:
+    """Return a key without what a tar can have and a key cannot: a slash at its start or doubled, a line break."""
+    return re.sub(r"[\0\n]", "_", "/".join(part for part in key.split("/") if part))
+
+
+def _lost_before(table: SampleTable) -> list[Rejected]:
+    """Return what the indexes know to be lost: it is no sample of theirs."""
+    return [
+        _entry(table, shard, problem.cause, problem.key, problem.detail)
+        for shard, index in enumerate(table.indexes)
+        for problem in index.problems()
+        if problem.cause in CAUSES and problem.cause != "hash"  # which is a sample of the index still
+    ]
+
+
+def _entry(table: SampleTable, shard: int, cause: str, key: str, detail: str) -> Rejected:
+    return {"shard": table.names[shard], "cause": cause, "key": key, "detail": detail}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

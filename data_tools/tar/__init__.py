@@ -1,0 +1,1 @@
+"""Bytes of tars by offset; knows no image and no caption."""

@@ -1,0 +1,120 @@
+"""Turns what a user writes for "these shards" into a list of tar files."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from data_tools.core.errors import DataError, UsageError
+from data_tools.tar.location import Place, is_url, same_file, shown
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
+_MAX_CHOICES = 1_000_000
+_BESIDE = (".tar.idx", ".tar.meta.parquet")  # what mmvit itself writes beside shards
+_NO_TAR = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml"}
+
+ShardSpec = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def expand_shards(spec: ShardSpec) -> list[Place]:
+    """Return the shards that `spec` names, in a fixed order, each one named once, local ones existing.
+
+    A spec is a tar file, a folder (all its `*.tar`, sorted), a brace pattern (`train-{000..012}.tar`,
+    `{train,val}-0.tar`), a glob (`train-*.tar`), a URL (`https://host/train-{000..012}.tar`: braces, no globs; nothing
+    is asked for yet), or a list of these. A path that exists is taken as it is, also with braces or stars in its name.
+    Paths come back as `Path`, URLs as `str`.
+
+    Raises:
+        DataError: nothing matches, a shard of a brace range is missing, or a shard is named twice.
+        UsageError: a `pipe:` command or a URL of an unknown kind.
+    """
+    parts = [os.fspath(spec)] if isinstance(spec, str | os.PathLike) else [os.fspath(part) for part in spec]
+    if not parts:
+        raise UsageError("no shards were given", mend="name a tar file, a folder of tars, or a pattern")
+    shards = [path for part in parts for path in _expand_one(part)]
+    seen: set[Place] = set()
+    for shard in shards:
+        place = same_file(shard) if isinstance(shard, str) else shard.resolve()
+        if place in seen:
+            raise DataError("a shard is named twice", where=shown(shard), mend="name each shard once")
+        seen.add(place)
+    return shards
+
+
+def _expand_one(spec: str) -> list[Place]:
+    if spec.lower().startswith("file://"):
+        spec = _local_path(spec)
+    if is_url(spec):
+        return list(_expand_braces(spec))
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 (Path.expanduser raises where there is no such user)
+    if path.is_file():
+        if path.name.endswith(_BESIDE):
+            mend = f"name the tars alone, as '{path.parent / '*.tar'}', or their folder"
+            raise UsageError("this is no shard: it was made beside one", where=spec, mend=mend)
+        if path.suffix.lower() in _NO_TAR:
+            mend = "name a tar file or a folder of tars; mmvit-data make makes them of pictures and tables"
+            raise UsageError("this is no shard, which is a tar file", where=spec, mend=mend)
+        return [path]
+    if path.is_dir():
+        shards: list[Place] = sorted(
+            child for child in path.glob("*.tar") if child.is_file() and not child.name.startswith(".")
+        )
+        if not shards:
+            raise _nothing(spec, "the folder holds no *.tar file")
+        return shards
+    return list(itertools.chain.from_iterable(_expand_glob(one, spec) for one in _expand_braces(str(path))))
+
+
+def _local_path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        mend = f"file:///{parts.netloc}{parts.path}, or the path itself"
+        raise UsageError("a file:// URL names no other machine", where=url, mend=mend)
+    return unquote(parts.path)
+
+
+def _expand_glob(pattern: str, spec: str) -> list[Place]:
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    names = glob.glob(pattern)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    matches = sorted(Path(name) for name in names if Path(name).is_file() and not name.endswith(_BESIDE))
+    if not matches:
+        raise _nothing(spec, "nothing matches" if pattern == spec else f"{pattern} does not exist")
+    return [*matches]
+
+
+def _expand_braces(pattern: str) -> Iterator[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    for choice in _choices(match.group(1)):
+        yield from (head + choice + rest for rest in _expand_braces(tail))
+
+
+def _choices(inside: str) -> list[str]:
+    numbers = _RANGE.match(inside)
+    if numbers is None:
+        return inside.split(",")
+    first, last = numbers.groups()
+    if int(last) < int(first):
+        raise UsageError("a brace range must rise", where=f"{{{inside}}}", mend=f"write {{{last}..{first}}}")
+    if int(last) - int(first) >= _MAX_CHOICES:
+        raise UsageError(f"a brace range names at most {_MAX_CHOICES} shards", where=f"{{{inside}}}")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def _nothing(spec: str, why: str) -> DataError:
+    return DataError(
+        f"no shards found: {why}",
+        where=spec,
+        mend="name a tar file, a folder of tars (mmvit-data make makes one), "
+        "a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'",
+    )

@@ -1,0 +1,316 @@
+"""Makes, opens and renews the index of a shard: for each sample the offset, size and SHA-256 of its members.
+
+Keys follow webdataset: the base name is split at its first dot, the folder is part of the key, members called `__x__`
+are skipped and fields are lower-cased. `data_tools.tar.scan` reads the tar, `data_tools.tar.index_file` is the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.core.errors import CheckpointError, DataError
+from data_tools.core.files import write_atomic
+from data_tools.core.progress import track
+from data_tools.core.workers import run_tasks
+from data_tools.tar.byte_file import ByteFile
+from data_tools.tar.index_file import MAGIC, MAX_HEAD_BYTES, OLD_MAGIC, index_bytes, read_body, read_header
+from data_tools.tar.location import Place, beside, is_url, same_file, shown
+from data_tools.tar.open import open_file
+from data_tools.tar.scan import Member, Problem, ScannedTar, scan_tar
+
+logger = logging.getLogger(__name__)
+
+_MANY_BYTES = 1 << 30
+_MAX_MAPS = 256  # each holds a file open
+_maps: deque[weakref.ref[ShardIndex]] = deque()
+
+
+def index_path(tar: Place) -> Path:
+    """Return the path of the index of `tar`: beside it, or in the user's cache folder for a URL."""
+    if isinstance(tar, str) and is_url(tar):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "mmvit" / "indexes" / f"{hashlib.sha256(same_file(tar).encode()).hexdigest()}.idx"
+    return Path(f"{os.fspath(tar)}.idx")
+
+
+class ShardIndex:
+    """The index of one shard; the header is read at once, the body is memory-mapped and checked on first use.
+
+    Args:
+        tar: path or URL of the shard.
+        data: the whole index, for an index that is not on disk; None reads `index_path(tar)`.
+
+    Raises:
+        CheckpointError: the index is damaged (at once for the header and the file size, on first use for the body).
+    """
+
+    def __init__(self, tar: Place, data: bytes | None = None):
+        self.tar = tar
+        self._data = data
+        self._arrays: dict[str, np.ndarray[Any, Any]] | None = None
+        try:
+            if data is not None:
+                self.header = read_header(data[:MAX_HEAD_BYTES], len(data))
+            else:
+                with index_path(tar).open("rb") as file:
+                    head = file.readline(len(MAGIC)) + file.readline(MAX_HEAD_BYTES)
+                    self.header = read_header(head, os.fstat(file.fileno()).st_size)
+        except (OSError, ValueError) as error:
+            raise _damaged(tar, error) from error
+        self.num_samples: int = self.header["num_samples"]
+        self.fields: tuple[str, ...] = tuple(self.header["fields"])
+        self.ignored: dict[str, int] = self.header["ignored"]
+        self.problem_counts: dict[str, int] = self.header["problems"]
+        self.tar_size: int = self.header["tar_size"]
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": None}  # a memory map is opened again by each process
+
+    def key(self, i: int) -> str:
+        """Return the key of sample `i`, without the shard's name."""
+        arrays = self._body()
+        start, stop = arrays["key_offsets"][self._checked(i) : i + 2].tolist()
+        return arrays["keys"][start:stop].tobytes().decode("utf-8", "replace")
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all samples in their order."""
+        return (self.key(i) for i in range(self.num_samples))
+
+    def locate(self, i: int) -> dict[str, tuple[int, int]]:
+        """Return field -> (offset, size) in bytes, of the fields that sample `i` has."""
+        row = self._body()["places"][self._checked(i)].tolist()
+        return {
+            field: (row[j], row[j + 1])
+            for field, j in zip(self.fields, range(0, len(row), 2), strict=True)
+            if row[j] >= 0
+        }
+
+    def digest(self, i: int, field: str) -> bytes:
+        """Return the SHA-256 (32 bytes) of one member as it was when the index was made."""
+        return bytes(self._body()["sha256"][self._checked(i), self.fields.index(field)])
+
+    def problems(self) -> list[Problem]:
+        """Return what was wrong with the tar when it was indexed."""
+        lines = self._body()["problems"].tobytes().splitlines()
+        try:
+            rows = [json.loads(line) for line in lines]
+            return [Problem(str(cause), int(offset), str(key), str(detail)) for cause, offset, key, detail in rows]
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise _damaged(self.tar, "its list of problems cannot be read") from error
+
+    def scanned(self) -> ScannedTar:
+        """Return the index as the scan that it was made of."""
+        samples = [
+            {field: Member(*place, self.digest(i, field)) for field, place in self.locate(i).items()}
+            for i in range(self.num_samples)
+        ]
+        ignored = Counter(self.ignored)
+        return ScannedTar(
+            self.tar_size, self.header["tar_mtime_ns"], list(self.keys()), samples, ignored, self.problems()
+        )
+
+    def is_fresh(self, file: ByteFile) -> bool:
+        """Return whether the tar still has the size and time that it had when it was indexed."""
+        return file.size == self.tar_size and file.mtime_ns in (0, self.header["tar_mtime_ns"])
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"{shown(self.tar)} has {self.num_samples} samples, not a sample {i}")
+        return i
+
+    def _body(self) -> dict[str, np.ndarray[Any, Any]]:
+        arrays = self._arrays
+        if arrays is not None:
+            return arrays
+        try:
+            if self._data is not None:
+                arrays = self._arrays = read_body(self.header, self._data)
+            else:
+                with index_path(self.tar).open("rb") as file:
+                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                arrays = self._arrays = read_body(self.header, data)
+                _maps.append(weakref.ref(self))
+        except (OSError, ValueError) as error:
+            raise _damaged(self.tar, error) from error
+        while len(_maps) > _MAX_MAPS:
+            oldest = _maps.popleft()()
+            if oldest is not None:
+                oldest._arrays = None  # threads that use it hold it
+        return arrays
+
+
+def build_index(tar: Place) -> ShardIndex:
+    """Read the whole tar and write its index.
+
+    A folder that cannot be written, or a full disk, gives an index in memory, with a logged notice.
+
+    Raises:
+        DataError: the tar is missing, compressed or holds no sample.
+    """
+    return _write(tar, scan_tar(tar))
+
+
+def open_index(tar: Place) -> ShardIndex:
+    """Open the index of `tar`; it is made on first use.
+
+    A tar whose size or time is no longer the index's is read again. Where all samples of the index are still there, the
+    index is renewed. Where some differ, the index stays the truth: it is returned with the places where samples are now
+    and `changed` in its header, so that what is read is compared with its hash.
+
+    Raises:
+        CheckpointError: the index is damaged (it is not replaced in silence, because its hashes are what shows damage
+            of the tar), or none of its samples is still in the tar.
+        DataError: the tar is missing, or `build_index` refuses it.
+    """
+    if not _is_missing(index_path(tar)):
+        index = ShardIndex(tar)
+    elif isinstance(tar, str) and is_url(tar):
+        index = _fetch(tar) or build_index(tar)
+    else:
+        index = build_index(tar)
+    return index if index.is_fresh(open_file(tar)) else _renewed(index)
+
+
+def open_indexes(
+    tars: Sequence[Place], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
+) -> list[ShardIndex]:
+    """Open the indexes of many tars; those that are missing, or all for `rebuild`, are made in parallel.
+
+    Args:
+        tars: the shards, as from `data_tools.tar.expand.expand_shards`.
+        rebuild: make every index again.
+        num_workers: threads or processes; None takes one a core.
+        engine: see `run_tasks`. None works in threads of this process: they share Python's lock, and two are little
+            faster than one. "local" takes processes where there is more than a second's work for them.
+
+    Raises:
+        CheckpointError, DataError: as `open_index`.
+    """
+    missing = [tar for tar in tars if rebuild or _is_missing(index_path(tar))]
+    make = build_index if rebuild else open_index
+    num_threads = num_workers or min(16, os.cpu_count() or 1)
+    if any(isinstance(tar, str) for tar in tars):
+        num_threads = 16  # they wait for answers, not for a core
+    with ThreadPoolExecutor(num_threads) as pool:
+        if engine is None or (engine == "local" and _local_bytes(missing) < _MANY_BYTES):
+            done: Iterator[tuple[int, ShardIndex]] = enumerate(pool.map(make, missing))
+        else:
+            done = run_tasks(make, missing, num_workers=num_workers, engine=engine)
+        made = {missing[number]: index for number, index in track(done, len(missing), "indexing shards")}
+        return list(pool.map(lambda tar: made[tar] if tar in made else open_index(tar), tars))
+
+
+def _local_bytes(tars: Sequence[Place]) -> int:
+    paths = [Path(tar) for tar in tars if not isinstance(tar, str)]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _fetch(url: str) -> ShardIndex | None:
+    """Copy the index that stands beside a remote shard into the cache, None where there is none."""
+    tar = open_file(url)
+    try:
+        file = open_file(beside(url, ".idx"))
+        data = file.read(0, file.size) if file.read(0, len(MAGIC)) == MAGIC else None  # some servers send a page
+    except DataError:
+        data = None
+    if data is not None:
+        # It was made of a local file: from here on the server's time is what tells a change.
+        return _write(url, ShardIndex(url, data).scanned()._replace(mtime_ns=tar.mtime_ns))
+    logger.info(
+        "%s has no index beside it: its %.1f MiB are read once, the index is kept in %s",
+        *(shown(url), tar.size / 2**20, index_path(url).parent),
+    )
+    return None
+
+
+def _write(tar: Place, scan: ScannedTar) -> ShardIndex:
+    data = index_bytes(scan)
+    path = index_path(tar)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the index is kept in memory", path, error.strerror)
+        return ShardIndex(tar, data)
+    return ShardIndex(tar)
+
+
+def _is_missing(path: Path) -> bool:
+    """Return whether there is no index, or one in the format before."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(OLD_MAGIC)) == OLD_MAGIC
+    except FileNotFoundError:
+        return True
+    except OSError:  # told when it is opened
+        return False
+
+
+def _renewed(index: ShardIndex) -> ShardIndex:
+    """Return the index of a tar that was touched: renewed, or the old one with the places where samples are now."""
+    file = open_file(index.tar)
+    old, new = index.scanned(), scan_tar(index.tar, file, may_be_empty=True)
+    found = dict(zip(new.keys, new.samples, strict=True))
+    samples, lost = [], []
+    unseen = 0  # by the scan: without an index they would be lost
+    for key, sample in zip(old.keys, old.samples, strict=True):
+        now = {field: member for field, member in found.get(key, {}).items() if _is_same(member, sample.get(field))}
+        samples.append(sample | now)
+        missing = [member for field, member in sample.items() if field not in now]
+        unseen += bool(missing)
+        if any(hashlib.sha256(file.read(member.offset, member.size)).digest() != member.sha256 for member in missing):
+            offset = min(member.offset for member in sample.values())
+            lost.append(Problem("hash", offset, key, "it is not as it was when the tar was indexed"))
+            samples[-1] = {field: _cut(member, new.size) for field, member in samples[-1].items()}
+    name = shown(index.tar)
+    if not unseen:
+        renewed = _write(index.tar, new)
+        if renewed.header["content_sha256"] != index.header["content_sha256"]:
+            change = "samples or fields were added, or their order was changed"
+            logger.warning("%s: since it was indexed, %s: %d samples, now %d", name, change, len(index), len(renewed))
+        return renewed
+    mend = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {name}"
+    if len(lost) == len(samples):
+        what = f"this is not the shard that was indexed: all of its {len(lost)} samples are gone or differ"
+        raise CheckpointError(what, where=name, meaning="nothing was read from it", mend=mend)
+    became = f"{len(lost)} of {len(samples)} samples are gone or differ and will be left out"
+    if not lost:
+        became = f"there is damage, but all {len(samples)} samples are whole"
+    logger.warning("%s has changed since it was indexed: %s\n  mend: %s", name, became, mend)
+    merged = ScannedTar(new.size, new.mtime_ns, old.keys, samples, new.ignored, old.problems + lost)
+    return ShardIndex(index.tar, index_bytes(merged, len(lost)))
+
+
+def _is_same(member: Member, indexed: Member | None) -> bool:
+    return indexed is not None and member.sha256 == indexed.sha256
+
+
+def _cut(member: Member, tar_size: int) -> Member:
+    """Return the part of a member that lies within the tar; what is read of it does not have its hash."""
+    offset = min(member.offset, tar_size)
+    return Member(offset, min(member.size, tar_size - offset), member.sha256)
+
+
+def _damaged(tar: Place, how: object) -> CheckpointError:
+    path = index_path(tar)
+    return CheckpointError(
+        f"the shard index is damaged: {how}",
+        where=str(path),
+        meaning="nothing was read from the shard; the shard itself is not changed",
+        mend=f"mmvit-data index --rebuild {shown(tar)}",
+    )

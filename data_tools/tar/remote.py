@@ -1,0 +1,284 @@
+"""Files behind URLs: read by byte ranges, or fetched whole where a web server has no ranges.
+
+Web servers are asked through the session of fsspec's HTTP file system. Its own reading is not used: it takes every
+failure for a missing file, and downloads the whole file for each sample where a server ignores ranges.
+
+A sample costs one request (about 1 ms of a core, and the way to the server and back, which threads and loader processes
+hide). Connections belong to a process: one that was forked or spawned makes its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from tempfile import TemporaryFile, gettempdir
+from typing import IO, Any, NamedTuple, TypeVar
+
+from data_tools.core.errors import DataError, MmvitError, ResourceError, UsageError
+from data_tools.tar.byte_file import ByteFile, LocalFile, UnindexableError
+from data_tools.tar.location import shown
+
+_WAITS_S = (0.3, 1.0, 3.0)  # before the second, third and fourth try of a request
+_PIECE = 8 << 20  # bytes of a request where all of a file is read
+_TIMED_BYTES = 4 << 20  # for so many bytes the time-out is granted once more
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be others in a moment
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+_SECRET = re.compile(r"\S*(?:://|[?@])\S*")  # a URL or a part of one in an error's text
+# Told already, or bugs: neither is what a second try would mend.
+_OURS = (MmvitError, ImportError, AttributeError, NameError, TypeError)
+
+T = TypeVar("T")
+
+
+def open_remote(url: str) -> ByteFile:
+    """Open the file behind a URL.
+
+    Raises:
+        UnindexableError: there are no byte ranges, or no size.
+        DataError: there is no such file, or it may not be read.
+        ResourceError: the store does not answer.
+    """
+    try:
+        return HttpFile(url) if _is_http(url) else StoreFile(url)
+    except ImportError as error:
+        mend = 'pip install "mmvit[remote]"'
+        raise UsageError(f"a library is missing: {error}", where=shown(url), mend=mend) from error
+
+
+def timeout_s() -> float:
+    """Return for how long a server may be silent: MMVIT_REMOTE_TIMEOUT_S, 30 s where it is not set."""
+    return float(os.environ.get("MMVIT_REMOTE_TIMEOUT_S") or 30)
+
+
+class HttpFile:
+    """A file of a web server. Its size is taken from the answer to a range: signed URLs often allow nothing else."""
+
+    piece = _PIECE
+
+    def __init__(self, url: str):
+        self.url = url
+        part = _repeated(url, lambda: self._ask(0, 1))
+        self.size = part.total
+        self.mtime_ns = part.mtime_ns
+        self._version = part.version
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset`, fewer only at the end of the file; a failed request is repeated.
+
+        Raises:
+            DataError: the file is no longer the one that was opened.
+            ResourceError: the server does not answer.
+        """
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return b""
+        part = _repeated(self.url, lambda: self._ask(offset, size))
+        if (part.total, part.version) != (self.size, self._version):
+            mend = "leave shards alone while they are read; run again"
+            raise DataError("the shard was changed on the server while it was read", where=shown(self.url), mend=mend)
+        return part.data
+
+    def _ask(self, offset: int, size: int) -> _Part:
+        return _run(_get_part, self.url, offset, size, timeout=timeout_s() * (1 + size / _TIMED_BYTES))
+
+
+class StoreFile:
+    """A file of any other store that fsspec knows."""
+
+    mtime_ns = 0
+    piece = _PIECE
+
+    def __init__(self, url: str):
+        self.url = url
+        size = _repeated(url, lambda: self._call("info", timeout_s()))["size"]
+        if size is None:
+            mend = "download the shards"
+            raise DataError("the store does not tell the size of the shard", where=shown(url), mend=mend)
+        self.size = int(size)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset`, fewer only at the end of the file; a failed request is repeated."""
+        size = min(size, self.size - offset)
+        return _repeated(self.url, lambda: self._part(offset, size)) if size > 0 else b""
+
+    def _part(self, offset: int, size: int) -> bytes:
+        limit = timeout_s() * (1 + size / _TIMED_BYTES)
+        return _whole(bytes(self._call("cat_file", limit, start=offset, end=offset + size)), size)
+
+    def _call(self, name: str, timeout: float, **options: Any) -> Any:
+        from fsspec.asyn import sync
+        from fsspec.core import url_to_fs
+
+        store, path = url_to_fs(self.url)  # fsspec keeps one store a process
+        if store.async_impl:
+            return sync(store.loop, getattr(store, f"_{name}"), path, timeout=timeout, **options)
+        return getattr(store, name)(path, **options)
+
+
+def fetch(url: str) -> tuple[LocalFile, str]:
+    """Copy a file of a web server, whole, to a temporary file; with it comes "", or why it ends too early.
+
+    The file has no name and is gone when it is closed, or the process killed.
+
+    Raises:
+        DataError: there is no such file, or it may not be read.
+        ResourceError: the server does not answer, or the temporary folder is full.
+    """
+    try:
+        with TemporaryFile() as out:
+            broken = _copy(url, out)
+            out.flush()
+            return LocalFile(out.fileno()), broken
+    except OSError as error:
+        mend = "set TMPDIR to a folder with room for three shards for each loader process"
+        raise ResourceError(f"the shard cannot be kept: {error.strerror}", where=gettempdir(), mend=mend) from error
+
+
+def _copy(url: str, out: IO[bytes]) -> str:
+    broken = ""
+    for _ in range(len(_WAITS_S) + 1):
+        reply = _repeated(url, lambda: _run(_get, url, {}, timeout=timeout_s()))
+        out.seek(0)
+        out.truncate()
+        piece, broken = _next_piece(reply)
+        while piece:
+            out.write(piece)
+            piece, broken = _next_piece(reply)
+        _web(os.getpid()).loop.call_soon_threadsafe(reply.close)
+        if not broken:
+            break
+    return broken
+
+
+def _next_piece(reply: Any) -> tuple[bytes, str]:
+    """Return the bytes that came, none at the end; and why it is too early for the end."""
+    try:
+        return _run(reply.content.readany, timeout=timeout_s()), ""
+    except _OURS:
+        raise
+    except Exception as error:
+        return b"", _reason(error)
+
+
+class _Part(NamedTuple):
+    """What a server says of a file, and a piece of it."""
+
+    total: int
+    version: str
+    mtime_ns: int
+    data: bytes
+
+
+async def _get_part(url: str, offset: int, size: int) -> _Part:
+    async with await _get(url, {"Range": f"bytes={offset}-{offset + size - 1}"}) as reply:
+        told = _CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
+        if told is None or (reply.status, told[1]) not in ((206, str(offset)), (416, None)):
+            # Of a server that sends the whole file nothing more is taken.
+            raise UnindexableError("the server has no byte ranges", where=shown(url))
+        total = int(told[2])
+        etag, modified = reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")
+        wanted = max(0, min(size, total - offset))
+        data = bytearray()
+        while reply.status == 206 and len(data) < wanted and (piece := await reply.content.readany()):
+            data += piece
+        version = modified if etag.startswith("W/") or not etag else etag
+        return _Part(total, version, _nanoseconds(modified), _whole(bytes(data[:wanted]), wanted))
+
+
+async def _get(url: str, headers: dict[str, str]) -> Any:
+    """Return the answer to a request, its body not yet read."""
+    import yarl
+
+    session = await _web(os.getpid()).set_session()
+    address = yarl.URL(url, encoded=url.isascii() and " " not in url)  # a signature may be of the very letters
+    reply = await session.get(address, headers={"Accept-Encoding": "identity", **headers})
+    error: Exception | None = None
+    if reply.status in _PASSING:
+        error = OSError(f"HTTP status {reply.status}")
+    elif reply.status in (404, 410):
+        error = _does_not_exist(url)
+    elif reply.status >= 400 and reply.status != 416:
+        error = _refused(url, f" (HTTP status {reply.status})")
+    elif reply.headers.get("Content-Encoding", "identity") != "identity":
+        error = DataError("the server sends the shard compressed", where=shown(url), mend="download the shards")
+    if error is not None:
+        reply.close()
+        raise error
+    return reply
+
+
+def _run(task: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+    from fsspec.asyn import sync
+
+    return sync(_web(os.getpid()).loop, task, *arguments, timeout=timeout)
+
+
+@functools.cache
+def _web(pid: int) -> Any:
+    """Return the connections of this process; those of the process it was forked from are kept, but not touched."""
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    limits = aiohttp.ClientTimeout(total=None)  # each call has its own
+    options = {"timeout": limits, "trust_env": True, "auto_decompress": False}
+    return HTTPFileSystem(skip_instance_cache=True, client_kwargs=options)
+
+
+def _repeated(url: str, task: Callable[[], T]) -> T:
+    """Return what `task` returns; it is tried four times. No text that may hold a token goes into an error."""
+    for wait in (*_WAITS_S, None):
+        try:
+            return task()
+        except _OURS:
+            raise
+        except FileNotFoundError:
+            raise _does_not_exist(url) from None
+        except PermissionError:
+            raise _refused(url) from None
+        except ValueError as error:
+            raise UsageError(f"the URL cannot be opened: {_reason(error)}", where=shown(url)) from None
+        except Exception as error:  # every store's library has errors of its own
+            if wait is None:
+                raise ResourceError(
+                    f"the remote store failed {len(_WAITS_S) + 1} times in a row: {_reason(error)}",
+                    where=shown(url),
+                    mend="check the network, then run again; MMVIT_REMOTE_TIMEOUT_S is the limit for an answer",
+                ) from None
+        time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer for {timeout_s():g} s"
+    return _SECRET.sub("...", f"{type(error).__name__}: {error}" if type(error) is not OSError else str(error))
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise OSError(f"{len(data)} of {size} bytes came")
+    return data
+
+
+def _nanoseconds(date: str) -> int:
+    try:
+        return int(parsedate_to_datetime(date).timestamp()) * 10**9
+    except ValueError:
+        return 0
+
+
+def _is_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+def _does_not_exist(url: str) -> DataError:
+    return DataError("the shard does not exist", where=shown(url), mend="check the URL")
+
+
+def _refused(url: str, detail: str = "") -> DataError:
+    mend = "check the URL and the credentials; signed URLs expire"
+    return DataError(f"the server refuses the shard{detail}", where=shown(url), mend=mend)

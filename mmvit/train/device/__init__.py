@@ -1,0 +1,1 @@
+"""Number formats, memory, parallelism and operation counts of the device."""

@@ -1,0 +1,1 @@
+"""Optimisers, their state, schedules and the moving average of the weights."""

@@ -1,0 +1,1 @@
+"""What a run writes: logs, trackers, curves, bad samples, its folder, checkpoints."""

@@ -1,0 +1,1 @@
+"""What ends or protects a run: watching ranks, agreement, refused steps, signals."""

@@ -1,0 +1,33 @@
+"""What a run must not do with a model that has BatchNorm, whose layers keep statistics of the batches they saw."""
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from data_tools.core.errors import UsageError
+from mmvit.config import PretrainConfig, RunConfig
+
+
+def check_batch_norm(model: nn.Module, config: RunConfig) -> None:
+    """Raise UsageError for settings under which the statistics would be wrong, or counted twice, without a word."""
+    names = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if not names:
+        return
+    train = config.train
+    frozen = [name for name in names if any(fnmatchcase(f"{name}.weight", pattern) for pattern in train.freeze)]
+    settings = {
+        "train.precision=bf16_params": train.precision == "bf16_params",
+        "train.checkpointing": train.checkpointing != "none",
+        "train.micro_batches": isinstance(config, PretrainConfig) and train.micro_batches > 1,
+        "train.freeze": bool(frozen),
+        "lora.rank": config.lora.rank > 0,
+    }
+    for key, wanted in settings.items():
+        if wanted:
+            raise UsageError(
+                f"the model has BatchNorm ({(frozen or names)[0]}), which {key} does not go with",
+                where=key,
+                meaning="its statistics would be changed where they must not be, or be counted twice",
+                mend=f"leave out {key.partition('=')[0]}, or choose a tower with LayerNorm or GroupNorm",
+            )

@@ -1,0 +1,187 @@
+"""The model as a run begins: fresh weights or a finished model's, adapters, and what of it is trained."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from data_tools.core.errors import CheckpointError, UsageError
+from mmvit.checkpoint import LoadedModel, load_model, load_weights
+from mmvit.config import FinetuneConfig, PretrainConfig
+from mmvit.data.stored import read_manifest
+from mmvit.data.tokenizers import build_tokenizer, read_alike
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.layers.patch_dropout import kept_patches
+from mmvit.layers.patch_embedding import patch_grid
+from mmvit.models.build import build_dual_encoder
+from mmvit.models.dual_encoder import DualEncoder
+from mmvit.towers.contract import Tower, TowerConfig
+from mmvit.towers.timm_tower import TimmConfig
+from mmvit.train.device.memory import checkpoint_activations
+from mmvit.train.device.parallel import make_shardable
+from mmvit.train.start.batch_norm import check_batch_norm
+from mmvit.train.start.freeze import fitting, freeze
+from mmvit.train.start.lora import add_adapters
+
+# Of a tower's config: what may differ from that of the model to start from. `kind` only names the other values.
+FREE_SHAPE = ("kind", "image_size", "window_size", "drop_path", "init", "identity_start")
+
+
+def build_start(config: PretrainConfig, accelerator: Accelerator) -> DualEncoder:
+    """Build the model with which the run begins, on the device of this process.
+
+    Raises:
+        UsageError: there is no such model, or parts of the config contradict each other.
+        CheckpointError: a model folder that does not fit, or stored embeddings of another image tower.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
+    except ValueError as error:
+        raise UsageError(f"there is no such model: {error}", where="model") from error
+    check_batch_norm(model, config)
+    check_curriculum(model.image_tower, config)
+    start_from_model(model, config)
+    freeze(model, [*config.train.freeze, *([] if config.loss.learn_logit_scale else ["logit_scale"])])
+    if config.data.image_embeddings:
+        check_locked(model, config)
+    add_adapters(model, config.lora, config.train.freeze)
+    checkpoint_activations(model, config.train.checkpointing)
+    make_shardable(accelerator, model)
+    return model.to(accelerator.device)
+
+
+@torch.no_grad()
+def check_curriculum(tower: Tower, config: PretrainConfig | FinetuneConfig) -> None:
+    """Have a tower encode an image of each stage; raises UsageError where it cannot."""
+    was_training = tower.training
+    tower.eval()
+    for i, stage in enumerate(config.curriculum):
+        side = stage.image_size or config.model.image.image_size
+        try:
+            keep = None
+            if stage.patch_dropout:
+                rows, columns = patch_grid(side, side, tower.stride)
+                keep = kept_patches(torch.zeros(1, dtype=torch.long), rows * columns, stage.patch_dropout, config.seed)
+            tower(torch.zeros(1, 3, side, side), keep)
+        except ValueError as error:
+            what = f"curriculum[{i}] does not fit the image tower: {error}"
+            raise UsageError(what, where="curriculum", mend="choose another size or tower") from error
+    tower.train(was_training)
+
+
+def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
+    """Take the weights that `train.init` holds, all or those that `train.init_only` names; none where it is empty.
+
+    Raises:
+        UsageError: names without a model, or that no parameter has.
+        CheckpointError: weights of another architecture, or `data.image_embeddings` of another image tower.
+    """
+    where, patterns, stored = config.train.init, config.train.init_only, config.data.image_embeddings
+    if not where:
+        if patterns:
+            what = "train.init_only names parameters, but no model is named to take them from"
+            raise UsageError(what, where="train.init", mend="train.init=MODEL, the model/ folder of a run")
+        return
+    if not Path(where).exists() and any((Path(config.out) / "checkpoints").glob("step-*")):
+        return  # the run is past its start, and takes everything from its checkpoint
+    loaded = load_model(where)
+    weights = loaded.model.state_dict() | image_weights(loaded.model.image_tower, model.image_tower)
+    if patterns:
+        taken = {name: weights[name] for name in fitting(weights, patterns, where="train.init_only")}
+        weights = model.state_dict() | taken
+    load_weights(model, weights, where=where)
+    _check_alike(config, loaded, patterns)
+    if stored and not _embed_alike(model, config, loaded, read_manifest(Path(stored))["model_sha256"]):
+        raise CheckpointError(
+            "the stored embeddings were not made by the image tower that the run starts from",
+            where=f"data.image_embeddings={stored}",
+            meaning="the text tower would learn to fit another image tower than the one it is exported with",
+            mend=f"mmvit embed {where} SHARDS --out FOLDER; and that model's whole image tower, size and pixels",
+        )
+
+
+def image_weights(before: Tower, now: Tower) -> dict[str, Tensor]:
+    """Return the weights of an image tower as a model names them, position tables resampled to the grid of `now`."""
+    weights = before.state_dict()
+    if before.grid is not None and now.grid is not None:
+        weights |= before.resampled_tables(now.grid)
+    return {f"image_tower.{name}": tensor for name, tensor in weights.items()}
+
+
+def _check_alike(config: PretrainConfig, loaded: LoadedModel, patterns: list[str]) -> None:
+    """Refuse weights that fit in their shapes alone: the towers would compute something else with them."""
+
+    def taken(probe: str) -> bool:
+        return not patterns or any(fnmatchcase(probe, pattern) for pattern in patterns)
+
+    differing = []
+    if taken("image_tower.norm.weight"):
+        differing += image_differences(config, loaded.config.image, loaded.preprocess)
+    if taken("text_tower.norm.weight"):
+        differing += _differences("model.text", config.model.text, loaded.config.text)
+        tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
+        if not read_alike(tokenizer, loaded.tokenizer, config.model.text.context_length):
+            differing.append("the tokenizer")
+    refuse_other_settings(differing, config)
+
+
+def image_differences(
+    config: PretrainConfig | FinetuneConfig, before: TowerConfig, preprocess: PreprocessConfig
+) -> list[str]:
+    """Return the settings that an image tower was made with, as overrides, where a run has others."""
+    now = config.model.image
+    if type(now) is not type(before) or (isinstance(now, TimmConfig) and now.kind != before.kind):
+        return [f"model.image.kind={before.kind}"]
+    return [
+        *_differences("model.image", now, before),
+        *_differences("preprocess", config.preprocess, preprocess),
+    ]
+
+
+def _differences(key: str, now: Any, before: Any) -> list[str]:
+    old = asdict(before)
+    return [
+        f"{key}.{name}={old[name]}"
+        for name, value in asdict(now).items()
+        if value != old[name] and name not in FREE_SHAPE
+    ]
+
+
+def refuse_other_settings(differing: Sequence[str], config: PretrainConfig | FinetuneConfig) -> None:
+    """Raise UsageError that names the settings of the model to start from, where there are other ones."""
+    if differing:
+        mend = "take its settings: they stand in its mmvit.json"
+        if isinstance(config, FinetuneConfig):
+            mend = "leave out model.image.kind, and all of the model that is not to change: then it is taken from there"
+        raise UsageError(
+            f"the model to start from was made with other settings: {', '.join(differing)}",
+            where=f"train.init={config.train.init}",
+            meaning="with these its weights would compute something else; nothing was started",
+            mend=mend,
+        )
+
+
+def check_locked(model: DualEncoder, config: PretrainConfig) -> None:
+    """Raise UsageError for stored embeddings in the place of an image tower that would be trained, or that is none."""
+    free = [name for name, p in model.named_parameters() if name.startswith("image_") and p.requires_grad]
+    if free or not config.train.init:
+        raise UsageError(
+            "data.image_embeddings stand in for a frozen image tower of a finished model"
+            + (f", but {free[0]} is to be trained" if free else ""),
+            where="data.image_embeddings",
+            mend='train.init=MODEL "train.freeze=[image_*]"',
+        )
+
+
+def _embed_alike(model: DualEncoder, config: PretrainConfig, loaded: LoadedModel, fingerprint: str) -> bool:
+    """Tell whether `loaded` has this fingerprint, and `model` makes the same embeddings of pictures."""
+    own, theirs = model.state_dict(), loaded.model.state_dict()
+    image = {name for name in own.keys() | theirs if name.startswith("image_")}
+    same = image <= own.keys() & theirs and all(torch.equal(own[name], theirs[name]) for name in image)
+    return same and fingerprint == loaded.fingerprint and config.preprocess == loaded.preprocess

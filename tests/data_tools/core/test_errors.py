@@ -1,0 +1,41 @@
+"""The error classes: exit codes, the message's parts, the way from a worker process."""
+
+import pickle
+
+import pytest
+
+from data_tools.core import errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.MmvitError, 1),
+        (errors.UsageError, 2),
+        (errors.DataError, 3),
+        (errors.CheckpointError, 4),
+        (errors.ResourceError, 5),
+        (errors.DivergedError, 6),
+    ],
+)
+def test_exit_codes_and_pickling(kind: type[errors.MmvitError], code: int):
+    error = kind("it broke", where="a.tar, key 'k'", meaning="stopped", mend="mmvit-data index a.tar")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.exit_code) == (kind, code)
+    assert (again.what, again.where, again.meaning, again.mend) == (error.what, error.where, error.meaning, error.mend)
+    assert str(again).splitlines() == [
+        "it broke",
+        "  where: a.tar, key 'k'",
+        "  meaning: stopped",
+        "  mend: mmvit-data index a.tar",
+    ]
+
+
+def test_message_has_no_empty_parts():
+    assert str(errors.UsageError("it broke")) == "it broke"
+
+
+def test_did_you_mean():
+    assert errors.did_you_mean("Sam", ["Appl", "Sams"]) == "did you mean 'Sams'?"
+    assert errors.did_you_mean("sams", ["Appl", "Sams"]) == "did you mean 'Sams'?"
+    assert errors.did_you_mean("zebra", ["Appl", "Sams"]) == ""

@@ -1,0 +1,55 @@
+"""A lone process agrees with itself; several are started in tests/end_to_end/test_bad_data.py."""
+
+import pytest
+from accelerate import Accelerator
+
+from data_tools.core.errors import DataError, SampleError, UsageError
+from mmvit.train.safety.agree import check_agreement, gather_errors, on_main
+
+ERROR = SampleError("bad-image", "what is wrong", shard="a.tar", key="x")
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def test_errors_and_wishes_of_a_lone_process_are_its_own(accelerator: Accelerator):
+    assert gather_errors(accelerator, [ERROR], wished=True) == ([ERROR], True)
+    assert gather_errors(accelerator, (), wished=False) == ([], False)
+
+
+@pytest.mark.parametrize("error", [DataError("no data"), OSError(28, "No space left on device")])
+def test_main_process_gives_its_result_or_its_error(accelerator: Accelerator, error: Exception):
+    def fail() -> None:
+        raise error
+
+    assert on_main(accelerator, lambda: "found") == "found"
+    with pytest.raises(type(error)) as caught:
+        on_main(accelerator, fail)
+    assert caught.value is error
+
+
+def facts(**changed: str) -> dict[str, str]:
+    return {"data": "abc", "step": "0", "config": "x" * 500} | changed
+
+
+def test_processes_that_agree_go_on(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
+    check_agreement(accelerator, facts())
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setattr("mmvit.train.safety.agree.gather_object", lambda mine: mine * 3)
+    check_agreement(accelerator, facts())
+
+
+def test_each_difference_is_named_with_its_rank_and_values(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
+    """As the processes would tell it; real ones differ in tests/faults/ranks."""
+    told = [facts(), facts(), facts(data="def", config="y" * 500)]
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    monkeypatch.setattr("mmvit.train.safety.agree.gather_object", lambda mine: told)
+    with pytest.raises(UsageError) as caught:
+        check_agreement(accelerator, told[0])
+    assert "rank 2: data is def, on rank 0 abc" in str(caught.value)
+    assert "config is yyy" in str(caught.value)
+    assert len(str(caught.value)) < 800
+    assert "rank 1" not in str(caught.value)
+    assert "step is" not in str(caught.value)
