@@ -117,7 +117,7 @@ def test_other_format_version_is_refused_and_kept(tmp_path: Path):
     sealed.write_sealed(manifest, tree)
     with pytest.raises(CheckpointError, match="format version 99") as error:
         latest_checkpoint(tmp_path)  # not passed over: going on from step 1 would in time remove it
-    assert "version of mmvit" in error.value.mend
+    assert "version of mmvit" in error.value.hint
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
@@ -198,7 +198,7 @@ def test_run_without_a_whole_checkpoint_does_not_start_anew_by_itself(tmp_path: 
     with pytest.raises(CheckpointError, match="none of the checkpoints of this run is whole") as error:
         latest_checkpoint(tmp_path)
     assert "step-00000001 is damaged" in error.value.what
-    assert "move that folder away" in error.value.mend
+    assert "move that folder away" in error.value.hint
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
@@ -257,7 +257,7 @@ def test_model_folder_that_is_none(told: Told, tmp_path: Path):
     code, _, err = told("zero-shot", tmp_path, "a.png", "--classes", "a,b")
     assert code == 4
     assert "this is not a model folder" in err
-    assert "mend: give the model/ folder that a run writes" in err
+    assert "hint: give the model/ folder that a run writes" in err
     with pytest.raises(CheckpointError, match="not a model folder"):
         load_model(tmp_path / "none")
 
@@ -286,7 +286,7 @@ def test_changed_description_is_refused(model_folder: Path, change: dict[str, An
     path.write_text(json.dumps(description | change))
     with pytest.raises(CheckpointError, match="is damaged") as damaged:
         load_model(model_folder)
-    assert 'remove its line "sha256"' in damaged.value.mend
+    assert 'remove its line "sha256"' in damaged.value.hint
     del description["sha256"]
     path.write_text(json.dumps(description | change))
     with pytest.raises(MmvitError) as error:

@@ -107,7 +107,7 @@ def test_unreadable_images(mmvit: Program, told: Told, model: Path, pictures: li
         code, out, err = told("zero-shot", model, pictures[1], tmp_path / name, "--classes", "a,b", "--json")
         assert (code, out) == (3, ""), name
         assert f"where: {tmp_path / name}" in err
-        assert "mend:" in err
+        assert "hint:" in err
         assert "Traceback" not in err
     done = mmvit("zero-shot", model, tmp_path / "cut.png", "--classes", "a,b", "--json")
     assert (done.returncode, done.stdout) == (3, "")
@@ -138,7 +138,7 @@ def test_class_files_with_blank_or_double_lines(
     assert (code, out) == (2, "")
     assert message in err
     assert str(tmp_path / "names.txt") in err
-    assert "mend:" in err
+    assert "hint:" in err
 
 
 @pytest.mark.parametrize(

@@ -187,4 +187,4 @@ def test_keys_of_another_kind_are_refused(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("model: {image: {kind: swin_t, depth: 3}}\n")
     with pytest.raises(UsageError, match=r"unknown config key model\.image\.depth") as error:
         load_config(PretrainConfig, tmp_path / "run.yaml")
-    assert error.value.mend == "did you mean 'depths'?"
+    assert error.value.hint == "did you mean 'depths'?"

@@ -1,4 +1,4 @@
-"""The project's few error classes: each has an exit code and says what, where, what it means and how to mend it."""
+"""The project's few error classes: each has an exit code and says what, where, what it means and how to fix it."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ CAUSES = {
 
 
 class MmvitError(Exception):
-    """An error that a user can understand and mend.
+    """An error that a user can understand and fix.
 
     Args:
         what: what happened, one sentence.
         where: shard, key, byte, file or config key.
-        meaning: what follows from it (skipped, stopped, nothing lost).
-        mend: how to mend it, best a command to copy.
+        note: what follows from it (skipped, stopped, nothing lost).
+        hint: how to fix it, best a command to copy.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, meaning: str | None = None, mend: str | None = None):
+    def __init__(self, what: str, *, where: str | None = None, note: str | None = None, hint: str | None = None):
         self.what = what
         self.where = where
-        self.meaning = meaning
-        self.mend = mend
+        self.note = note
+        self.hint = hint
         super().__init__(what)
 
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
             lines.append(f"  where: {self.where}")
-        if self.meaning:
-            lines.append(f"  meaning: {self.meaning}")
-        if self.mend:
-            lines.append(f"  mend: {self.mend}")
+        if self.note:
+            lines.append(f"  note: {self.note}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments would be lost when a loader worker sends the error to its parent.
-        return _rebuild, (type(self), self.what, self.where, self.meaning, self.mend)
+        return _rebuild, (type(self), self.what, self.where, self.note, self.hint)
 
 
-def _rebuild(kind: type[MmvitError], what: str, where: str | None, meaning: str | None, mend: str | None) -> MmvitError:
-    return kind(what, where=where, meaning=meaning, mend=mend)
+def _rebuild(kind: type[MmvitError], what: str, where: str | None, note: str | None, hint: str | None) -> MmvitError:
+    return kind(what, where=where, note=note, hint=hint)
 
 
 class UsageError(MmvitError, ValueError):
@@ -85,20 +85,20 @@ class SampleError(DataError):
         key: the sample's key in the tar; "" where it is not known.
     """
 
-    def __init__(self, cause: str, what: str, *, shard: str, key: str, meaning: str | None = None):
+    def __init__(self, cause: str, what: str, *, shard: str, key: str, note: str | None = None):
         assert cause in CAUSES, cause
         self.cause = cause
         self.shard = shard
         self.key = key
         where = f"{shard}, key {key!r}" if key else shard
-        super().__init__(what, where=where, meaning=meaning, mend="mend or leave out the sample: mmvit-data repair")
+        super().__init__(what, where=where, note=note, hint="repair or leave out the sample: mmvit-data repair")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_sample, (self.cause, self.what, self.shard, self.key, self.meaning)
+        return _rebuild_sample, (self.cause, self.what, self.shard, self.key, self.note)
 
 
-def _rebuild_sample(cause: str, what: str, shard: str, key: str, meaning: str | None) -> SampleError:
-    return SampleError(cause, what, shard=shard, key=key, meaning=meaning)
+def _rebuild_sample(cause: str, what: str, shard: str, key: str, note: str | None) -> SampleError:
+    return SampleError(cause, what, shard=shard, key=key, note=note)
 
 
 class CheckpointError(MmvitError):

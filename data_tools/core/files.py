@@ -100,7 +100,7 @@ def make_folder(path: str | os.PathLike[str]) -> None:
             fsync_dir(made.parent)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         where = os.fspath(path)
-        raise UsageError("the folder cannot be made", where=where, mend="choose another folder") from error
+        raise UsageError("the folder cannot be made", where=where, hint="choose another folder") from error
 
 
 def check_output_file(path: Path, suffix: str = "") -> None:
@@ -111,9 +111,9 @@ def check_output_file(path: Path, suffix: str = "") -> None:
     """
     make_folder(path.parent)
     if path.is_dir():
-        raise UsageError("the file to write is a folder", where=str(path), mend=f"{path / ('NAME' + suffix)}")
+        raise UsageError("the file to write is a folder", where=str(path), hint=f"{path / ('NAME' + suffix)}")
     if suffix and path.suffix.lower() != suffix:
-        raise UsageError(f"the file is written as {suffix}", where=str(path), mend=str(path.with_suffix(suffix)))
+        raise UsageError(f"the file is written as {suffix}", where=str(path), hint=str(path.with_suffix(suffix)))
 
 
 @contextlib.contextmanager
@@ -130,8 +130,8 @@ def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
         raise UsageError(
             "the output folder exists and is not empty",
             where=str(target),
-            meaning="nothing was written or overwritten",
-            mend="choose another folder, or remove this one",
+            note="nothing was written or overwritten",
+            hint="choose another folder, or remove this one",
         )
     make_folder(target.parent)
     temporary = temporary_name(target)

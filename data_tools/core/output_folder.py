@@ -66,5 +66,5 @@ def _told(tars: Mapping[str, int]) -> str:
 
 
 def _occupied(folder: Path, what: str, or_else: str = "") -> UsageError:
-    meaning = "nothing was written or overwritten"
-    return UsageError(what, where=str(folder), meaning=meaning, mend=f"choose another folder{or_else}")
+    note = "nothing was written or overwritten"
+    return UsageError(what, where=str(folder), note=note, hint=f"choose another folder{or_else}")

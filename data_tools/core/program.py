@@ -1,4 +1,4 @@
-"""How a command-line program of the project ends: a short message for what a user can mend, and the exit code."""
+"""How a command-line program of the project ends: a short message for what a user can fix, and the exit code."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
 
 
 def told_error(error: Exception) -> MmvitError | None:
-    """Return the error in words a user can use, or None where it is none that a user can mend."""
+    """Return the error in words a user can use, or None where it is none that a user can fix."""
     if isinstance(error, MmvitError):
         return error
     if isinstance(error, MemoryError):
-        return ResourceError("there is not enough memory", mend="use a smaller size, or a machine with more memory")
+        return ResourceError("there is not enough memory", hint="use a smaller size, or a machine with more memory")
     if isinstance(error, OSError) and error.errno in (*_FULL, *_NOT_ALLOWED):
         place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
         if error.errno in _FULL:
-            return ResourceError(f"{error.strerror}", where=place, mend="free some space or choose another folder")
-        return UsageError(f"{error.strerror}", where=place, mend="choose another folder, or its permissions")
+            return ResourceError(f"{error.strerror}", where=place, hint="free some space or choose another folder")
+        return UsageError(f"{error.strerror}", where=place, hint="choose another folder, or its permissions")
     return None

@@ -45,8 +45,8 @@ def run_tasks(
         UsageError: an unknown engine, or Ray is not installed or not reached.
     """
     if engine not in ENGINES:
-        mend = did_you_mean(engine, ENGINES) or f"the engines are: {' '.join(ENGINES)}"
-        raise UsageError(f"unknown engine {engine!r}", mend=mend)
+        hint = did_you_mean(engine, ENGINES) or f"the engines are: {' '.join(ENGINES)}"
+        raise UsageError(f"unknown engine {engine!r}", hint=hint)
     if engine == "ray":
         yield from _run_on_ray(function, tasks, num_workers)
         return
@@ -139,7 +139,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise UsageError("the package ray is not installed", mend='pip install "mmvit[ray]"') from None
+        raise UsageError("the package ray is not installed", hint='pip install "mmvit[ray]"') from None
     return ray
 
 
@@ -160,13 +160,13 @@ def _connect(ray: Any, num_workers: int | None) -> None:
         raise UsageError(
             f"the Ray cluster cannot be reached: {error}",
             where=f"RAY_ADDRESS={address}",
-            mend="ray start --head, or unset RAY_ADDRESS to work on this machine",
+            hint="ray start --head, or unset RAY_ADDRESS to work on this machine",
         ) from error
 
 
 def _lost_worker(who: str) -> ResourceError:
     return ResourceError(
         f"{who} was killed",
-        meaning="most often the memory was full; finished pieces are kept",
-        mend='run again with fewer workers: --workers 1; a script of your own needs: if __name__ == "__main__":',
+        note="most often the memory was full; finished pieces are kept",
+        hint='run again with fewer workers: --workers 1; a script of your own needs: if __name__ == "__main__":',
     )

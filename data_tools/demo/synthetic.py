@@ -135,7 +135,7 @@ def write_synthetic(
     if not 1 <= num_shards <= num_samples or not 0 <= photos.seed < 2**32:
         raise UsageError(
             f"{num_samples} samples in {num_shards} shards, seed {photos.seed}",
-            mend="a shard needs a sample; the seed is 0 .. 4294967295",
+            hint="a shard needs a sample; the seed is 0 .. 4294967295",
         )
     folder = Path(out)
     plan = {"verb": "synthetic", **photos._asdict(), "shards": num_shards, "samples": num_samples}

@@ -126,7 +126,7 @@ def inspect_shard(tar: Place, decode: bool = True) -> Inspection:
         scan = scan_tar(tar)
     except DataError as error:
         state = _index_state(tar).replace("equal", "differs")
-        detail = f"{error.what}; {error.mend}"
+        detail = f"{error.what}; {error.hint}"
         report = ShardReport(shown(tar), 0, 0, [Problem("damaged", 0, "", detail)], state)
         return Inspection(report, None, frozenset())
     state, scan, changed = _compare(tar, scan)
@@ -255,11 +255,11 @@ def _counted_otherwise(tars: Sequence[Place], shards: Sequence[ShardReport]) -> 
 
 
 def describe(report: CheckReport, spec: Sequence[str]) -> str:
-    """Return the report in words: a row a shard (of many, only the damaged ones), faults, notices, the mend.
+    """Return the report in words: a row a shard (of many, only the damaged ones), faults, notices, the hint.
 
     Args:
         report: of `check_shards`.
-        spec: the shards as the user named them, for the command that mends.
+        spec: the shards as the user named them, for the command that repairs.
     """
     damaged = [shard for shard in report.shards if shard.is_damaged]
     listed = report.shards if len(report.shards) <= _MAX_ROWS else damaged
@@ -282,9 +282,9 @@ def describe(report: CheckReport, spec: Sequence[str]) -> str:
     lines += ["", f"shards: {len(report.shards)}, with faults: {len(damaged)}; samples: {samples}, bad: {bad}"]
     if damaged:
         torn = any(fault.cause in _TORN for shard in damaged for fault in shard.faults)
-        mends = ["copy or download the shards again"] if torn else []
-        mends += [f"write what is whole: {_repair(spec)}"] if samples > bad else []
-        lines.append(f"mend: {', or '.join(mends)}")
+        hints = ["copy or download the shards again"] if torn else []
+        hints += [f"write what is whole: {_repair(spec)}"] if samples > bad else []
+        lines.append(f"hint: {', or '.join(hints)}")
     if any(shard.index_state in ("differs", "damaged") for shard in damaged):
         rebuild = shlex.join(["mmvit-data", "index", "--rebuild", *spec])
         lines.append(f"      if they were changed on purpose: {rebuild}")

@@ -102,8 +102,8 @@ def _find(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[int,
     lacking = [key for key in wanted if key not in found]
     if lacking:
         example = f"{name_of(indexes[0].tar)}/{indexes[0].key(0)}"
-        mend = f"keys are written as {indexes[0].key(0)!r}, or {example!r} to name the shard too"
-        raise UsageError(f"no shard has the key {lacking[0]!r}", mend=mend)
+        hint = f"keys are written as {indexes[0].key(0)!r}, or {example!r} to name the shard too"
+        raise UsageError(f"no shard has the key {lacking[0]!r}", hint=hint)
     return places
 
 

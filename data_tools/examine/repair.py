@@ -98,14 +98,14 @@ def repair_shards(
     names = Counter(map(name_of, tars))
     for name, count in names.items():
         if count > 1:
-            mend = "repair each folder by itself"
-            raise UsageError(f"{count} shards are named {name}, in different folders", where=name, mend=mend)
+            hint = "repair each folder by itself"
+            raise UsageError(f"{count} shards are named {name}, in different folders", where=name, hint=hint)
     if any(isinstance(tar, Path) and tar.resolve().parent == Path(out).resolve() for tar in tars):
         raise UsageError(
             "the new shards cannot go into the folder of the old ones",
             where=str(out),
-            meaning="nothing was written; shards are never changed in place",
-            mend="name a new folder with --out",
+            note="nothing was written; shards are never changed in place",
+            hint="name a new folder with --out",
         )
     with atomic_folder(out) as folder:
         tasks = [_Task(tar, folder) for tar in tars]
@@ -114,7 +114,7 @@ def repair_shards(
         shards = [done[number] for number in range(len(tars))]
         report = RepairReport(Path(out), shards)
         if not report.kept:
-            raise DataError("no shard has a whole sample", where=str(tars[0]), mend="mmvit-data check tells why")
+            raise DataError("no shard has a whole sample", where=str(tars[0]), hint="mmvit-data check tells why")
         lines = [
             json.dumps({"shard": shard.shard, **problem._asdict()}, ensure_ascii=False) + "\n"
             for shard in shards

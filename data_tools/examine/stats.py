@@ -180,7 +180,7 @@ def draw_stats(path: Path, stats: dict[str, Any], table: pa.Table, title: str) -
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("a picture needs matplotlib", mend='pip install "mmvit[data]"') from None
+        raise UsageError("a picture needs matplotlib", hint='pip install "mmvit[data]"') from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

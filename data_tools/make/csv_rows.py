@@ -21,7 +21,7 @@ def column_names(path: Path, delimiter: str | None) -> tuple[tuple[str, ...], st
     names = next(csv.reader([head], delimiter=delimiter), [])
     if not head.strip() or len(set(names)) != len(names):
         what = "the table is empty" if not head.strip() else f"a column name stands twice in: {', '.join(names)}"
-        raise DataError(what, where=str(path), mend="give the table a first line with the names of its columns")
+        raise DataError(what, where=str(path), hint="give the table a first line with the names of its columns")
     return tuple(names), delimiter
 
 

@@ -80,8 +80,8 @@ def read_stats(folder: Path) -> dict[str, Stats]:
                 found[match.group(1)] = Stats(int(data["count"]), int(data["successes"]), errors)
             except (ValueError, TypeError, KeyError) as error:
                 what = "the account of an img2dataset shard is damaged"
-                mend = f"remove {path.name}; the samples of its tar are taken all the same"
-                raise DataError(what, where=str(path), mend=mend) from error
+                hint = f"remove {path.name}; the samples of its tar are taken all the same"
+                raise DataError(what, where=str(path), hint=hint) from error
     return found
 
 
@@ -135,7 +135,7 @@ def open_tars(folder: Path, stats: Mapping[str, Stats]) -> tuple[TarRows, list[L
             lost.append(_shortfall(f"{number}.tar", "no-image", "the tar is missing", stats[number].successes))
     if not files:
         what = lost[0]["what"] if lost else "there is no NUMBER.tar with samples"
-        raise DataError("the img2dataset output holds no sample", where=str(folder), meaning=what)
+        raise DataError("the img2dataset output holds no sample", where=str(folder), note=what)
     return TarRows(tuple(files), tuple(starts), total, has_captions), lost, list(tars)
 
 

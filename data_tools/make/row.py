@@ -187,7 +187,7 @@ def _resized(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
 
 
 def _looks_like(data: bytes) -> str:
-    """Return what the bytes seem to be, so that the mend is plain."""
+    """Return what the bytes seem to be, for the hint."""
     head = data[:256].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return ": it is HTML, XML or SVG"

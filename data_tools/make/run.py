@@ -146,7 +146,7 @@ def make_shards(
     _check(options)
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise UsageError("the output folder lies in the source", where=folder, mend="choose a folder beside it")
+        raise UsageError("the output folder lies in the source", where=folder, hint="choose a folder beside it")
     choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
@@ -183,21 +183,21 @@ def check_rejected(report: MakeReport, max_bad: float) -> None:
         raise DataError(
             f"none of {report.num_rows} rows gives a sample: {causes}",
             where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-            mend=f"mend the rows or the options, then: rm -r {report.folder}",
+            hint=f"correct the rows or the options, then: rm -r {report.folder}",
         )
     raise DataError(
         f"{report.num_rejected} of {report.num_rows} rows were rejected, "
         f"{report.num_rejected / report.num_rows:.1%} where --max-bad allows {max_bad:.1%}: {causes}",
         where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-        meaning=f"the shards are finished and hold the other {report.num_samples} samples",
-        mend=f"mend the rows and make into a new folder, or accept the loss: the same command with "
+        note=f"the shards are finished and hold the other {report.num_samples} samples",
+        hint=f"correct the rows and make into a new folder, or accept the loss: the same command with "
         f"--max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
     )
 
 
 def _check(options: MakeOptions) -> None:
-    def refuse(what: str, mend: str) -> None:
-        raise UsageError(what, mend=mend)
+    def refuse(what: str, hint: str) -> None:
+        raise UsageError(what, hint=hint)
 
     if options.kind is not None and options.kind not in KINDS:
         refuse(f"unknown kind {options.kind!r}", f"{did_you_mean(options.kind, KINDS)} Kinds: {', '.join(KINDS)}")
@@ -225,20 +225,20 @@ def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
     if options.classnames is not None:
         classes = _read_names(options.classnames)
     if source.labels is None and (template is not None or options.classnames is not None):
-        raise UsageError("--template and --classnames need labels", where=str(path), mend="--label-column NAME")
+        raise UsageError("--template and --classnames need labels", where=str(path), hint="--label-column NAME")
     if template is not None and not classes:
         what = "the labels are numbers, and the classes have no names for the template"
-        raise UsageError(what, where=str(path), mend="--classnames FILE, with a class name a line")
+        raise UsageError(what, where=str(path), hint="--classnames FILE, with a class name a line")
     if template is None and source.kind == "classes":
         template = "{}"
     with_captions = options.captions and (template is not None or source.has_captions)
     if options.captions and not with_captions and source.labels is None:
         what = "no picture has a .txt or .json of the same name"
-        mend = (
+        hint = (
             "--no-captions for pictures alone; --kind classes where each folder is a class; where a table holds the "
             f"captions, name it: mmvit-data make {path}/TABLE.csv OUT"
         )
-        raise UsageError(what, where=str(path), mend=mend)
+        raise UsageError(what, where=str(path), hint=hint)
     inside = options.image_root or source.start
     is_folder = source.kind in ("folder", "classes", "img2dataset")
     return SampleRules(
@@ -270,7 +270,7 @@ def _seed(source: Source, options: MakeOptions) -> int | None:
         if options.shuffle is not None:
             raise UsageError(
                 "the rows of parquet files that hold pictures can only be read in their order",
-                mend="leave out --shuffle, then shuffle the shards: mmvit-data reshard",
+                hint="leave out --shuffle, then shuffle the shards: mmvit-data reshard",
             )
         return None
     if options.in_order or (options.shuffle is None and source.labels is None):
@@ -303,8 +303,8 @@ def _alone(work: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            mend = "wait until it is done, or stop it first"
-            raise UsageError("another process is making this folder", where=str(work.parent), mend=mend) from None
+            hint = "wait until it is done, or stop it first"
+            raise UsageError("another process is making this folder", where=str(work.parent), hint=hint) from None
         yield
 
 

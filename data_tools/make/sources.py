@@ -136,8 +136,8 @@ def _add_label(labels: set[Any], label: Any) -> None:
     if label not in (None, "") and label == label:  # NaN stands for a missing number
         labels.add(label if isinstance(label, int | float) else str(label))
         if len(labels) > _MAX_CLASSES:
-            mend = "name another column with --label-column, or none with --label-column ''"
-            raise UsageError(f"the label column has more than {_MAX_CLASSES} different values", mend=mend)
+            hint = "name another column with --label-column, or none with --label-column ''"
+            raise UsageError(f"the label column has more than {_MAX_CLASSES} different values", hint=hint)
 
 
 def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Path) -> Source:
@@ -155,17 +155,17 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
     """
     is_pattern = not path.exists()
     if is_pattern and not any(path.parent.glob(path.name)):
-        raise DataError("the source does not exist", where=str(path), mend="check the path and the spelling")
+        raise DataError("the source does not exist", where=str(path), hint="check the path and the spelling")
     guessed, kind = kind is None, find_kind(path) if kind is None else kind
     if is_pattern and kind != "parquet":
-        raise UsageError("only parquet files can be given as a pattern", where=str(path), mend="name one source")
+        raise UsageError("only parquet files can be given as a pattern", where=str(path), hint="name one source")
     if kind != "parquet" and path.is_dir() == (kind in _BY_SUFFIX.values()):
         raise UsageError(f"a {'folder' if path.is_dir() else 'file'} is no source of kind {kind!r}", where=str(path))
     if kind not in ("folder", "classes", "img2dataset"):
         source = _open_table(path, kind, choice, listing)
     elif any(choice[:3]):
         what = f"only tables have columns, and this is {kind!r}: {KINDS[kind]}"
-        raise UsageError(what, where=str(path), mend="leave out --image-column, --caption-column and --label-column")
+        raise UsageError(what, where=str(path), hint="leave out --image-column, --caption-column and --label-column")
     else:
         in_tars = kind == "img2dataset" and any(path.glob("*.tar"))
         source = _open_tars(path) if in_tars else _open_folder(path, kind, listing)
@@ -173,12 +173,12 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
         raise UsageError(
             f"these folders are parts of a data set, not classes: {', '.join(source.classes)}",
             where=str(path),
-            mend=f"mmvit-data make {path / source.classes[0]} OUT, and so on; if they are classes: --kind classes",
+            hint=f"mmvit-data make {path / source.classes[0]} OUT, and so on; if they are classes: --kind classes",
         )
     if not source.rows.num_rows:
         found = ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(5)) or "nothing"
-        mend = "name the folder or the table that holds the pictures or their paths"
-        raise DataError("the source holds no picture", where=str(path), meaning=f"found: {found}", mend=mend)
+        hint = "name the folder or the table that holds the pictures or their paths"
+        raise DataError("the source holds no picture", where=str(path), note=f"found: {found}", hint=hint)
     return source
 
 
@@ -192,13 +192,13 @@ def find_kind(path: Path) -> str:
         kind = _BY_SUFFIX.get(path.suffix.lower())
         if kind is None:
             known = ", ".join(_BY_SUFFIX)
-            mend = f"give a folder or a file of {known}; or say what it is: --kind {'|'.join(KINDS)}"
-            raise UsageError(f"{path.suffix or 'a file without suffix'} is no known source", where=str(path), mend=mend)
+            hint = f"give a folder or a file of {known}; or say what it is: --kind {'|'.join(KINDS)}"
+            raise UsageError(f"{path.suffix or 'a file without suffix'} is no known source", where=str(path), hint=hint)
         return kind
     if (path / "dataset_dict.json").exists():
         splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
-        mend = f"name one of them, each into a folder of its own: mmvit-data make {path}/SPLIT OUT"
-        raise UsageError(f"the folder holds several data sets: {splits}", where=str(path), mend=mend)
+        hint = f"name one of them, each into a folder of its own: mmvit-data make {path}/SPLIT OUT"
+        raise UsageError(f"the folder holds several data sets: {splits}", where=str(path), hint=hint)
     suffixes = set()
     with os.scandir(path) as entries:
         for entry in entries:
@@ -213,8 +213,8 @@ def find_kind(path: Path) -> str:
     if ".parquet" in suffixes:
         return "parquet"
     if ".tar" in suffixes:
-        mend = f"they can be used as they are: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
-        raise UsageError("the folder holds tars already", where=str(path), mend=mend)
+        hint = f"they can be used as they are: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
+        raise UsageError("the folder holds tars already", where=str(path), hint=hint)
     return _kind_of_pictures(path)
 
 
@@ -362,8 +362,8 @@ def _parquet_files(path: Path) -> list[Path]:
     if not files or len(splits) > 1:
         what = f"the files are parts of several data sets: {', '.join(splits)}" if files else "there is no *.parquet"
         folder = path if path.is_dir() else path.parent
-        mend = f"mmvit-data make '{folder}/{splits[0] if splits else ''}*.parquet' OUT"
-        raise UsageError(what, where=str(path), mend=mend)
+        hint = f"mmvit-data make '{folder}/{splits[0] if splits else ''}*.parquet' OUT"
+        raise UsageError(what, where=str(path), hint=hint)
     return files
 
 
@@ -371,8 +371,8 @@ def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     checked = tuple(names)
     for name in checked:
         if not name or name != name.strip() or len(name.splitlines()) > 1:
-            mend = "rename the class, or leave the label out: --label-column ''"
-            raise UsageError(f"{name!r} cannot be a line of classnames.txt", mend=mend)
+            hint = "rename the class, or leave the label out: --label-column ''"
+            raise UsageError(f"{name!r} cannot be a line of classnames.txt", hint=hint)
     return checked
 
 

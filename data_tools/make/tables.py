@@ -130,7 +130,7 @@ def _parquet_file(path: str | Path) -> parquet.ParquetFile:
         return parquet.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"the file is no parquet: {error}", where=str(path), mend="copy or download it again"
+            f"the file is no parquet: {error}", where=str(path), hint="copy or download it again"
         ) from error
 
 
@@ -144,8 +144,8 @@ def _arrow_table(path: str) -> pa.Table:
         except pa.ArrowInvalid:
             return pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
-        mend = "copy or save the data set again"
-        raise DataError(f"the file is no Arrow table: {error}", where=path, mend=mend) from error
+        hint = "copy or save the data set again"
+        raise DataError(f"the file is no Arrow table: {error}", where=path, hint=hint) from error
 
 
 def table_row(values: Mapping[str, Any] | Broken, columns: Columns, place: str) -> Row:
@@ -175,15 +175,15 @@ def open_arrow(folder: Path) -> Table:
     if (folder / "state.json").exists():
         state = _read_object(folder / "state.json")
         if state.get("_indices_files") or state.get("_indices_data_files"):
-            mend = "load and save it again with a newer version of the library datasets"
-            raise DataError("the data set's rows are chosen by an index file", where=str(folder), mend=mend)
+            hint = "load and save it again with a newer version of the library datasets"
+            raise DataError("the data set's rows are chosen by an index file", where=str(folder), hint=hint)
         names = [str(entry.get("filename")) for entry in state.get("_data_files") or []]
     else:
         names = sorted(path.name for path in folder.glob("*.arrow"))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
         what = f"the data set lacks {missing[0]}" if missing else "the data set has no *.arrow file"
-        raise DataError(what, where=str(folder), mend="copy or save the data set again")
+        raise DataError(what, where=str(folder), hint="copy or save the data set again")
     paths = [folder / name for name in names]
     _arrow_table.cache_clear()  # the files may have changed since this process read them
     table = _typed_table(paths, [_arrow_table(str(path)).schema for path in paths])
@@ -196,7 +196,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise DataError("the file is not a JSON object", where=str(path), mend="copy or save the data set again")
+        raise DataError("the file is not a JSON object", where=str(path), hint="copy or save the data set again")
     return found
 
 
@@ -207,8 +207,8 @@ def _typed_table(paths: Sequence[Path], schemas: Sequence[pa.Schema]) -> Table:
             raise DataError(
                 f"the file has other columns than {paths[0].name}: {', '.join(other.names)}",
                 where=str(path),
-                meaning=f"{paths[0].name} has {', '.join(schema.names)}; types must be equal too",
-                mend="give the files that belong together a folder of their own",
+                note=f"{paths[0].name} has {', '.join(schema.names)}; types must be equal too",
+                hint="give the files that belong together a folder of their own",
             )
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"] if schema.metadata else {}
@@ -256,8 +256,8 @@ def jsonl_names(path: Path) -> tuple[str, ...]:
         if not isinstance(values, Broken):
             names |= dict.fromkeys(values)
     if not names:
-        mend = "write one JSON object a line"
-        raise DataError("no JSON object is in the first lines of the file", where=str(path), mend=mend)
+        hint = "write one JSON object a line"
+        raise DataError("no JSON object is in the first lines of the file", where=str(path), hint=hint)
     return tuple(names)
 
 
@@ -288,8 +288,8 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
 
     def named(given: str, option: str) -> str:
         if given not in table.names:
-            mend = f"{did_you_mean(given, table.names)} {option} NAME".strip()
-            raise UsageError(f"there is no column {given!r}", where=str(where), meaning=found, mend=mend)
+            hint = f"{did_you_mean(given, table.names)} {option} NAME".strip()
+            raise UsageError(f"there is no column {given!r}", where=str(where), note=found, hint=hint)
         return given
 
     def guess(names: Iterable[str]) -> str | None:
@@ -314,8 +314,8 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
         raise UsageError(
             "no column is known to hold the captions",
             where=str(where),
-            meaning=found,
-            mend="--caption-column NAME, or --no-captions for pictures alone",
+            note=found,
+            hint="--caption-column NAME, or --no-captions for pictures alone",
         )
     return Columns(image, captions, label)
 
@@ -323,13 +323,13 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
 def _no_image_column(where: Path, found: str, url: str | None, caption: str | None) -> UsageError:
     if url is None:
         what = "no column is known to hold the pictures or their paths"
-        return UsageError(what, where=str(where), meaning=found, mend="--image-column NAME")
+        return UsageError(what, where=str(where), note=found, hint="--image-column NAME")
     kind = {".parquet": "parquet", ".jsonl": "jsonl", ".tsv": "tsv"}.get(where.suffix, "csv")
     return UsageError(
         "the table holds URLs, and nothing is downloaded here",
         where=f"{where}, column {url!r}",
-        meaning=found,
-        mend=f"pip install img2dataset; img2dataset --url_list {where} --input_format {kind} --url_col {url} "
+        note=found,
+        hint=f"pip install img2dataset; img2dataset --url_list {where} --input_format {kind} --url_col {url} "
         f"--caption_col {caption or 'CAPTION'} --output_format webdataset --output_folder DIR; mmvit-data make DIR OUT",
     )
 

@@ -114,14 +114,14 @@ def train_on_shards(
         DataError: no sample has a caption.
     """
     if Path(path).exists():
-        mend = "name another --out, or remove the file"
-        raise UsageError("the file exists", where=str(path), meaning="nothing was overwritten", mend=mend)
+        hint = "name another --out, or remove the file"
+        raise UsageError("the file exists", where=str(path), note="nothing was overwritten", hint=hint)
     make_folder(Path(path).parent)
     texts = ShardTexts(shards, source)
     if next(iter(texts), None) is None:
         causes = ", ".join(f"{count} x {cause}" for cause, count in texts.skipped.items())
-        mend = "say where the captions are: --source txt, or a path into the JSON such as --source names.en"
-        raise DataError("no sample has a caption", where=f"source {source!r}", meaning=causes, mend=mend)
+        hint = "say where the captions are: --source txt, or a path into the JSON such as --source names.en"
+        raise DataError("no sample has a caption", where=f"source {source!r}", note=causes, hint=hint)
     tokenizer = train_tokenizer(texts, Path(path), vocab_size)
     lengths = sorted(_count_lengths(tokenizer, texts).items())
     totals = list(accumulate(count for _, count in lengths))

@@ -96,7 +96,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"image cannot be read: {error.strerror}", where=str(path), mend="check the path") from error
+        raise DataError(f"image cannot be read: {error.strerror}", where=str(path), hint="check the path") from error
     return decode_image(data, where=str(path))
 
 
@@ -145,12 +145,12 @@ def _refusals(where: str, formats: tuple[str, ...]) -> Iterator[None]:
         raise ImageError(
             f"image cannot be decoded: {f'not a {names} picture' if unknown else error}",
             where=where,
-            mend=f"give a whole {names} file, or remove the sample",
+            hint=f"give a whole {names} file, or remove the sample",
         ) from error
 
 
 def _too_large(what: str, where: str) -> ImageTooLargeError:
-    return ImageTooLargeError(f"image is too large: {what}", where=where, mend="shrink it, or remove the sample")
+    return ImageTooLargeError(f"image is too large: {what}", where=where, hint="shrink it, or remove the sample")
 
 
 def _open(data: bytes, where: str, formats: tuple[str, ...]) -> Image.Image:

@@ -133,8 +133,8 @@ class Expression:
                 self._fail("this is not part of the language", node, "see mmvit-data filter --help")
         kind = _kind(value)
         if wanted is not None and kind != wanted:
-            mend = "compare it, as in COLUMN == 'x' or COLUMN > 0" if wanted == "condition" else None
-            self._fail(f"a {wanted} is needed here, and this is a {kind}", node, mend)
+            hint = "compare it, as in COLUMN == 'x' or COLUMN > 0" if wanted == "condition" else None
+            self._fail(f"a {wanted} is needed here, and this is a {kind}", node, hint)
         return value
 
     def _chain(self, node: ast.Compare, table: pa.Table) -> Any:
@@ -200,9 +200,9 @@ class Expression:
         except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
             self._fail("this value is too large, or no valid text", node)
 
-    def _fail(self, what: str, at: ast.expr | int, mend: str | None = None) -> NoReturn:
+    def _fail(self, what: str, at: ast.expr | int, hint: str | None = None) -> NoReturn:
         column = at if isinstance(at, int) else len(self.text.encode()[: at.col_offset].decode())
-        raise UsageError(f"expression: {what}", where=f"{self.text}\n         {' ' * column}^", mend=mend)
+        raise UsageError(f"expression: {what}", where=f"{self.text}\n         {' ' * column}^", hint=hint)
 
 
 def _kind(value: Any) -> str:

@@ -97,8 +97,8 @@ def filter_samples(
             failed[condition] += num_failed
             unknown[condition] += num_unknown
     if given is not None and not scored:
-        mend = f"keys look like {table.full_key(0)!r} or {table.key(0)!r}"
-        raise DataError("no score belongs to a sample of the shards", where=str(scores), mend=mend)
+        hint = f"keys look like {table.full_key(0)!r} or {table.key(0)!r}"
+        raise DataError("no score belongs to a sample of the shards", where=str(scores), hint=hint)
     kept = np.concatenate(mask)
     return FilterReport(
         kept=int(np.count_nonzero(kept)),
@@ -121,19 +121,19 @@ def _read_scores(path: Path, expression: Expression) -> pa.Table:
     try:
         names = parquet.read_schema(path).names
         if "key" not in names:
-            mend = did_you_mean("key", names) or f"its columns are: {' '.join(names)}"
-            raise UsageError("the scores have no column 'key'", where=str(path), mend=mend)
+            hint = did_you_mean("key", names) or f"its columns are: {' '.join(names)}"
+            raise UsageError("the scores have no column 'key'", where=str(path), hint=hint)
         used = [name for name in names if name in expression.names and name != "key"]
         double = [name for name in used if name in _COLUMNS]
         if double or not used:
             what = f"the samples themselves have {double}" if double else "the expression names no column of the scores"
-            raise UsageError(what, where=str(path), mend=f"the columns are: {' '.join(names)}; rename or use them")
+            raise UsageError(what, where=str(path), hint=f"the columns are: {' '.join(names)}; rename or use them")
         table = parquet.read_table(path, columns=["key", *used])
         keys = table["key"].cast(pa.large_string())
     except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"the scores cannot be read: {error}", where=str(path), mend="give a parquet file") from error
+        raise UsageError(f"the scores cannot be read: {error}", where=str(path), hint="give a parquet file") from error
     if pc.count_distinct(keys).as_py() != len(keys):
-        raise UsageError("the scores have a key twice or without a value", where=str(path), mend="give each key once")
+        raise UsageError("the scores have a key twice or without a value", where=str(path), hint="give each key once")
     return table.set_column(table.column_names.index("key"), "key", keys)
 
 

@@ -49,12 +49,12 @@ def find_samples(
     is_binary = keys.suffix == ".npy"
     named = _find_uids(table, keys, num_workers, engine) if is_binary else _find_lines(table, keys)
     if not named.unknown and not len(named.chosen):
-        raise DataError("the list of keys is empty", where=str(keys), mend="give a key a line")
+        raise DataError("the list of keys is empty", where=str(keys), hint="give a key a line")
     if not len(named.chosen):
         raise DataError(
             f"none of the {len(named.unknown)} keys is in the shards, not even {named.unknown[0]!r}",
             where=str(keys),
-            mend=f"keys look like {table.full_key(0)!r} or {table.key(0)!r}",
+            hint=f"keys look like {table.full_key(0)!r} or {table.key(0)!r}",
         )
     return named
 
@@ -99,7 +99,7 @@ def _load_uids(keys: Path) -> Uids:
     names = pairs.dtype.names or ()
     if pairs.ndim != 1 or not len(pairs) or [pairs.dtype[name] for name in names] != [np.uint64, np.uint64]:
         what = f"the list of uids is an array of {pairs.dtype}, shape {list(pairs.shape)}, instead of pairs u8,u8"
-        raise UsageError(what, where=str(keys), mend='numpy.save(FILE, numpy.array(PAIRS, "u8,u8"))')
+        raise UsageError(what, where=str(keys), hint='numpy.save(FILE, numpy.array(PAIRS, "u8,u8"))')
     halves = np.stack([pairs[name] for name in names], axis=1).astype(">u8")  # as bytes they sort as the numbers do
     return np.unique(halves.view("S16")[:, 0])
 
@@ -120,5 +120,5 @@ def _read_uids(index: ShardIndex) -> tuple[Int64s, Uids]:
 
 
 def _unreadable(keys: Path, error: Exception) -> UsageError:
-    mend = "give a text file with a key a line, or a .npy file with pairs u8,u8"
-    return UsageError(f"the list of keys cannot be read: {error}", where=str(keys), mend=mend)
+    hint = "give a text file with a key a line, or a .npy file with pairs u8,u8"
+    return UsageError(f"the list of keys cannot be read: {error}", where=str(keys), hint=hint)

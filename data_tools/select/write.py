@@ -172,7 +172,7 @@ def write_samples(
         write_atomic(options.folder / name, "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace"))
     if not written.samples:
         where = str(options.folder / REJECTED)
-        raise DataError("none of the chosen samples can be read", where=where, mend="mmvit-data check tells why")
+        raise DataError("none of the chosen samples can be read", where=where, hint="mmvit-data check tells why")
     close_output(options.folder, plan, written._asdict())
     return written
 
@@ -183,7 +183,7 @@ def _check(table: SampleTable, chosen: Int64s, options: OutputOptions) -> None:
     folder = options.folder.resolve()
     if any(isinstance(index.tar, Path) and index.tar.resolve().parent == folder for index in table.indexes):
         what = "the new shards cannot go into the folder of the old ones"
-        raise UsageError(what, where=str(folder), meaning="nothing was written", mend="choose another folder")
+        raise UsageError(what, where=str(folder), note="nothing was written", hint="choose another folder")
     if not len(chosen):
         raise DataError("no sample is chosen: there is nothing to write", where=str(options.folder))
 

@@ -36,13 +36,13 @@ def expand_shards(spec: ShardSpec) -> list[Place]:
     """
     parts = [os.fspath(spec)] if isinstance(spec, str | os.PathLike) else [os.fspath(part) for part in spec]
     if not parts:
-        raise UsageError("no shards were given", mend="name a tar file, a folder of tars, or a pattern")
+        raise UsageError("no shards were given", hint="name a tar file, a folder of tars, or a pattern")
     shards = [path for part in parts for path in _expand_one(part)]
     seen: set[Place] = set()
     for shard in shards:
         place = same_file(shard) if isinstance(shard, str) else shard.resolve()
         if place in seen:
-            raise DataError("a shard is named twice", where=shown(shard), mend="name each shard once")
+            raise DataError("a shard is named twice", where=shown(shard), hint="name each shard once")
         seen.add(place)
     return shards
 
@@ -55,11 +55,11 @@ def _expand_one(spec: str) -> list[Place]:
     path = Path(os.path.expanduser(spec))  # noqa: PTH111 (Path.expanduser raises where there is no such user)
     if path.is_file():
         if path.name.endswith(_BESIDE):
-            mend = f"name the tars alone, as '{path.parent / '*.tar'}', or their folder"
-            raise UsageError("this is no shard: it was made beside one", where=spec, mend=mend)
+            hint = f"name the tars alone, as '{path.parent / '*.tar'}', or their folder"
+            raise UsageError("this is no shard: it was made beside one", where=spec, hint=hint)
         if path.suffix.lower() in _NO_TAR:
-            mend = "name a tar file or a folder of tars; mmvit-data make makes them of pictures and tables"
-            raise UsageError("this is no shard, which is a tar file", where=spec, mend=mend)
+            hint = "name a tar file or a folder of tars; mmvit-data make makes them of pictures and tables"
+            raise UsageError("this is no shard, which is a tar file", where=spec, hint=hint)
         return [path]
     if path.is_dir():
         shards: list[Place] = sorted(
@@ -74,8 +74,8 @@ def _expand_one(spec: str) -> list[Place]:
 def _local_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        mend = f"file:///{parts.netloc}{parts.path}, or the path itself"
-        raise UsageError("a file:// URL names no other machine", where=url, mend=mend)
+        hint = f"file:///{parts.netloc}{parts.path}, or the path itself"
+        raise UsageError("a file:// URL names no other machine", where=url, hint=hint)
     return unquote(parts.path)
 
 
@@ -105,7 +105,7 @@ def _choices(inside: str) -> list[str]:
         return inside.split(",")
     first, last = numbers.groups()
     if int(last) < int(first):
-        raise UsageError("a brace range must rise", where=f"{{{inside}}}", mend=f"write {{{last}..{first}}}")
+        raise UsageError("a brace range must rise", where=f"{{{inside}}}", hint=f"write {{{last}..{first}}}")
     if int(last) - int(first) >= _MAX_CHOICES:
         raise UsageError(f"a brace range names at most {_MAX_CHOICES} shards", where=f"{{{inside}}}")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
@@ -115,6 +115,6 @@ def _nothing(spec: str, why: str) -> DataError:
     return DataError(
         f"no shards found: {why}",
         where=spec,
-        mend="name a tar file, a folder of tars (mmvit-data make makes one), "
+        hint="name a tar file, a folder of tars (mmvit-data make makes one), "
         "a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'",
     )

@@ -284,14 +284,14 @@ def _renewed(index: ShardIndex) -> ShardIndex:
             change = "samples or fields were added, or their order was changed"
             logger.warning("%s: since it was indexed, %s: %d samples, now %d", name, change, len(index), len(renewed))
         return renewed
-    mend = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {name}"
+    hint = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {name}"
     if len(lost) == len(samples):
         what = f"this is not the shard that was indexed: all of its {len(lost)} samples are gone or differ"
-        raise CheckpointError(what, where=name, meaning="nothing was read from it", mend=mend)
+        raise CheckpointError(what, where=name, note="nothing was read from it", hint=hint)
     became = f"{len(lost)} of {len(samples)} samples are gone or differ and will be left out"
     if not lost:
         became = f"there is damage, but all {len(samples)} samples are whole"
-    logger.warning("%s has changed since it was indexed: %s\n  mend: %s", name, became, mend)
+    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", name, became, hint)
     merged = ScannedTar(new.size, new.mtime_ns, old.keys, samples, new.ignored, old.problems + lost)
     return ShardIndex(index.tar, index_bytes(merged, len(lost)))
 
@@ -311,6 +311,6 @@ def _damaged(tar: Place, how: object) -> CheckpointError:
     return CheckpointError(
         f"the shard index is damaged: {how}",
         where=str(path),
-        meaning="nothing was read from the shard; the shard itself is not changed",
-        mend=f"mmvit-data index --rebuild {shown(tar)}",
+        note="nothing was read from the shard; the shard itself is not changed",
+        hint=f"mmvit-data index --rebuild {shown(tar)}",
     )

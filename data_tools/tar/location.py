@@ -26,15 +26,15 @@ def is_url(spec: str) -> bool:
     try:
         urlsplit(spec if match else "")
     except ValueError:  # whose text may hold a password
-        raise UsageError("a URL is not valid", mend="check its host's name and brackets") from None
+        raise UsageError("a URL is not valid", hint="check its host's name and brackets") from None
     if match is None and not spec.startswith("pipe:"):
         return False
     if match is None or match.group(1).lower() not in SCHEMES or "::" in spec:
         raise UsageError(
             "shards are read from local files and from " + ", ".join(SCHEMES),
             where=shown(spec),
-            meaning="nothing was run or opened",
-            mend="download the shards and give their folder",
+            note="nothing was run or opened",
+            hint="download the shards and give their folder",
         )
     return True
 

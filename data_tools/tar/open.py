@@ -22,9 +22,9 @@ def open_file(place: Place) -> ByteFile:
         return open_remote(place)
     path = Path(place)
     if not path.is_file():
-        raise DataError("the shard does not exist", where=str(place), mend="check the path and the spelling")
+        raise DataError("the shard does not exist", where=str(place), hint="check the path and the spelling")
     try:
         return LocalFile(path)
     except OSError as error:
         what = f"the shard cannot be read: {error.strerror}"
-        raise DataError(what, where=str(place), mend="check who may read it") from error
+        raise DataError(what, where=str(place), hint="check who may read it") from error

@@ -94,8 +94,8 @@ class ShardReader:
         file = open_file(index.tar)
         if not index.is_fresh(file):
             what = "the shard has changed since it was opened"
-            mend = "leave shards alone while they are read; run again"
-            raise DataError(what, where=shown(index.tar), mend=mend)
+            hint = "leave shards alone while they are read; run again"
+            raise DataError(what, where=shown(index.tar), hint=hint)
         self._files[os.getpid(), shard] = file
         for name in list(self._files)[:-_MAX_OPEN_FILES]:  # threads that read from one hold it; it closes with the last
             self._files.pop(name, None)

@@ -45,8 +45,8 @@ def open_remote(url: str) -> ByteFile:
     try:
         return HttpFile(url) if _is_http(url) else StoreFile(url)
     except ImportError as error:
-        mend = 'pip install "mmvit[remote]"'
-        raise UsageError(f"a library is missing: {error}", where=shown(url), mend=mend) from error
+        hint = 'pip install "mmvit[remote]"'
+        raise UsageError(f"a library is missing: {error}", where=shown(url), hint=hint) from error
 
 
 def timeout_s() -> float:
@@ -78,8 +78,8 @@ class HttpFile:
             return b""
         part = _repeated(self.url, lambda: self._ask(offset, size))
         if (part.total, part.version) != (self.size, self._version):
-            mend = "leave shards alone while they are read; run again"
-            raise DataError("the shard was changed on the server while it was read", where=shown(self.url), mend=mend)
+            hint = "leave shards alone while they are read; run again"
+            raise DataError("the shard was changed on the server while it was read", where=shown(self.url), hint=hint)
         return part.data
 
     def _ask(self, offset: int, size: int) -> _Part:
@@ -96,8 +96,8 @@ class StoreFile:
         self.url = url
         size = _repeated(url, lambda: self._call("info", timeout_s()))["size"]
         if size is None:
-            mend = "download the shards"
-            raise DataError("the store does not tell the size of the shard", where=shown(url), mend=mend)
+            hint = "download the shards"
+            raise DataError("the store does not tell the size of the shard", where=shown(url), hint=hint)
         self.size = int(size)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -134,8 +134,8 @@ def fetch(url: str) -> tuple[LocalFile, str]:
             out.flush()
             return LocalFile(out.fileno()), broken
     except OSError as error:
-        mend = "set TMPDIR to a folder with room for three shards for each loader process"
-        raise ResourceError(f"the shard cannot be kept: {error.strerror}", where=gettempdir(), mend=mend) from error
+        hint = "set TMPDIR to a folder with room for three shards for each loader process"
+        raise ResourceError(f"the shard cannot be kept: {error.strerror}", where=gettempdir(), hint=hint) from error
 
 
 def _copy(url: str, out: IO[bytes]) -> str:
@@ -204,7 +204,7 @@ async def _get(url: str, headers: dict[str, str]) -> Any:
     elif reply.status >= 400 and reply.status != 416:
         error = _refused(url, f" (HTTP status {reply.status})")
     elif reply.headers.get("Content-Encoding", "identity") != "identity":
-        error = DataError("the server sends the shard compressed", where=shown(url), mend="download the shards")
+        error = DataError("the server sends the shard compressed", where=shown(url), hint="download the shards")
     if error is not None:
         reply.close()
         raise error
@@ -246,7 +246,7 @@ def _repeated(url: str, task: Callable[[], T]) -> T:
                 raise ResourceError(
                     f"the remote store failed {len(_WAITS_S) + 1} times in a row: {_reason(error)}",
                     where=shown(url),
-                    mend="check the network, then run again; MMVIT_REMOTE_TIMEOUT_S is the limit for an answer",
+                    hint="check the network, then run again; MMVIT_REMOTE_TIMEOUT_S is the limit for an answer",
                 ) from None
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
@@ -276,9 +276,9 @@ def _is_http(url: str) -> bool:
 
 
 def _does_not_exist(url: str) -> DataError:
-    return DataError("the shard does not exist", where=shown(url), mend="check the URL")
+    return DataError("the shard does not exist", where=shown(url), hint="check the URL")
 
 
 def _refused(url: str, detail: str = "") -> DataError:
-    mend = "check the URL and the credentials; signed URLs expire"
-    return DataError(f"the server refuses the shard{detail}", where=shown(url), mend=mend)
+    hint = "check the URL and the credentials; signed URLs expire"
+    return DataError(f"the server refuses the shard{detail}", where=shown(url), hint=hint)

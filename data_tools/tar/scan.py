@@ -85,8 +85,8 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
             else:
                 grouping.add(found)
     except OSError as error:
-        mend = "copy the shard to another disk"
-        raise DataError(f"the shard cannot be read: {error.strerror}", where=shown(tar), mend=mend) from error
+        hint = "copy the shard to another disk"
+        raise DataError(f"the shard cannot be read: {error.strerror}", where=shown(tar), hint=hint) from error
     samples = grouping.finish()
     if not samples and not may_be_empty:
         ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.most_common(5)) or "none"
@@ -94,7 +94,7 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
         raise DataError(
             f"the shard holds no sample (files of other kinds: {ignored}){first}",
             where=shown(tar),
-            mend=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or make the shard again",
+            hint=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or make the shard again",
         )
     problems = sorted(grouping.problems, key=lambda problem: problem.offset)
     return ScannedTar(file.size, file.mtime_ns, list(samples), list(samples.values()), grouping.ignored, problems)
@@ -236,6 +236,6 @@ def _refuse_compressed(tar: Place, head: bytes) -> None:
             raise DataError(
                 "a compressed tar cannot be read by offset",
                 where=shown(tar),
-                meaning="images are compressed already, a plain tar is hardly larger",
-                mend=f"{program} {shown(tar)}",
+                note="images are compressed already, a plain tar is hardly larger",
+                hint=f"{program} {shown(tar)}",
             )

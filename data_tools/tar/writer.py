@@ -114,10 +114,10 @@ class ShardWriter:
             raise DataError(
                 "the key would be read back as another one",
                 where=f"key {key!r}",
-                mend="use a name without dots, not of the form __x__; folders may be part of it",
+                hint="use a name without dots, not of the form __x__; folders may be part of it",
             )
         if key in self._keys:
-            raise DataError("the key was written before", where=f"key {key!r}", mend="give each sample its own key")
+            raise DataError("the key was written before", where=f"key {key!r}", hint="give each sample its own key")
 
     def _next_path(self) -> Path:
         path = self.folder / f"{self.prefix}-{self.first_number + len(self.shards):05d}.tar"
@@ -125,8 +125,8 @@ class ShardWriter:
             raise UsageError(
                 "the folder already holds a shard of this name",
                 where=str(path),
-                meaning="nothing was overwritten",
-                mend="choose another folder or another prefix",
+                note="nothing was overwritten",
+                hint="choose another folder or another prefix",
             )
         return path
 
@@ -176,12 +176,12 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 def _encode(key: str, field: str, value: object) -> bytes:
     if field not in FIELDS:
-        raise UsageError(f"unknown field {field!r}", where=f"key {key!r}", mend=did_you_mean(field, FIELDS) or None)
+        raise UsageError(f"unknown field {field!r}", where=f"key {key!r}", hint=did_you_mean(field, FIELDS) or None)
     if field in IMAGE_FIELDS and isinstance(value, bytes) and value:
         return value
     if field == "txt" and isinstance(value, str):
         if not value.strip():
-            raise DataError("the caption is empty", where=f"key {key!r}", mend="leave the sample out")
+            raise DataError("the caption is empty", where=f"key {key!r}", hint="leave the sample out")
         return value.encode()
     if field == "json":
         return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
@@ -190,5 +190,5 @@ def _encode(key: str, field: str, value: object) -> bytes:
     raise UsageError(
         f"a {type(value).__name__} cannot be the field {field!r}",
         where=f"key {key!r}",
-        mend="images are bytes that are not empty, txt is a str, cls an int that is not negative",
+        hint="images are bytes that are not empty, txt is a str, cls an int that is not negative",
     )

@@ -97,8 +97,8 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
         raise CheckpointError(
             f"none of the checkpoints of this run is whole: {whats}",
             where=str(run / "checkpoints"),
-            meaning="nothing was changed",
-            mend="move that folder away to start the run anew",
+            note="nothing was changed",
+            hint="move that folder away to start the run anew",
         )
     start = found.step if found else 0
     for step, why in damaged:
@@ -133,8 +133,8 @@ def check_leaves(checkpoint: Checkpoint, groups: Collection[str], state: Collect
         raise CheckpointError(
             f"{checkpoint.folder.name} {what}",
             where=str(checkpoint.folder),
-            meaning="going on would lose a part of the state; nothing was changed",
-            mend="use the version of mmvit and the config that wrote it, or start anew with another out=FOLDER",
+            note="going on would lose a part of the state; nothing was changed",
+            hint="use the version of mmvit and the config that wrote it, or start anew with another out=FOLDER",
         )
 
 

@@ -188,7 +188,7 @@ def save_tower(folder: Path, tower: Tower, config: TowerConfig, preprocess: Prep
 def check_place(folder: Path) -> None:
     """Raise UsageError where a model folder would take the place of something that is none."""
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UsageError("the output folder holds something else", where=str(folder), mend="name another folder")
+        raise UsageError("the output folder holds something else", where=str(folder), hint="name another folder")
 
 
 def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:
@@ -219,7 +219,7 @@ def _open_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
         called = {DUAL_ENCODER: "a dual encoder", CLASSIFIER: "a classifier", TOWER: "an image tower"}
         verbs = {DUAL_ENCODER: "zero-shot", CLASSIFIER: "classify", TOWER: "finetune CONFIG train.init=FOLDER"}
         what = f"the model folder holds {called[found]}, and this needs {called[kind]}"
-        raise UsageError(what, where=str(folder), mend=f"mmvit {verbs[found]} works with it")
+        raise UsageError(what, where=str(folder), hint=f"mmvit {verbs[found]} works with it")
     verify_files(folder, description["files"], WEIGHTS)
     return folder, description
 
@@ -240,8 +240,8 @@ def _model_folder(folder: str | Path) -> Path:
         raise CheckpointError(
             f"this is not a model folder{'' if folder.exists() else ', there is nothing'}",
             where=str(folder),
-            meaning=f"a model folder holds {DESCRIPTION} and {WEIGHTS}",
-            mend="give the model/ folder that a run writes",
+            note=f"a model folder holds {DESCRIPTION} and {WEIGHTS}",
+            hint="give the model/ folder that a run writes",
         )
     return folder
 

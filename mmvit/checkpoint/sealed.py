@@ -35,8 +35,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
         raise CheckpointError(
             f"weights do not fit the model: {str(error).splitlines()[1].strip()}",
             where=where,
-            meaning="they belong to another architecture",
-            mend="use the config that the weights were trained with",
+            note="they belong to another architecture",
+            hint="use the config that the weights were trained with",
         ) from error
 
 
@@ -65,8 +65,8 @@ def disk_for(groups: Iterable[Mapping[str, Tensor]], final: Path) -> Iterator[No
         raise ResourceError(
             f"{final.name} cannot be written: {error}",
             where=str(final),
-            meaning=f"it needs {needed:,} bytes, and {free:,} are free there; nothing that was saved before is lost",
-            mend="make room and run the same command again",
+            note=f"it needs {needed:,} bytes, and {free:,} are free there; nothing that was saved before is lost",
+            hint="make room and run the same command again",
         ) from error
 
 
@@ -111,14 +111,14 @@ def read_sealed(path: Path, *kinds: Mapping[str, type]) -> dict[str, Any]:
         raise OtherVersionError(
             f"{folder} has format version {version}, not {FORMAT_VERSION}",
             where=str(path),
-            meaning="nothing was changed",
-            mend="use the version of mmvit that wrote it",
+            note="nothing was changed",
+            hint="use the version of mmvit that wrote it",
         )
     if not intact or {key: type(value) for key, value in tree.items()} not in kinds:
         raise CheckpointError(
             f"{folder} is damaged ({path.name} is cut or changed)",
             where=str(path),
-            mend='to change it by hand, remove its line "sha256" too' if not intact else None,
+            hint='to change it by hand, remove its line "sha256" too' if not intact else None,
         )
     return cast(dict[str, Any], tree)
 
@@ -147,6 +147,6 @@ def unreadable(path: Path, error: OSError) -> ResourceError:
     return ResourceError(
         f"{path.name} cannot be read: {error.strerror or error}",
         where=str(path),
-        meaning="nothing was changed",
-        mend="look at the disk, then run again",
+        note="nothing was changed",
+        hint="look at the disk, then run again",
     )

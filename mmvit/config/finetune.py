@@ -56,27 +56,27 @@ class FinetuneConfig(RunConfig):
         check_mix(self.mix, "mix")
         if self.train.init_only:
             what = "train.init_only is for contrastive runs: here all that fits is taken"
-            raise UsageError(what, where="train.init_only", mend="train.init_only=[]")
+            raise UsageError(what, where="train.init_only", hint="train.init_only=[]")
         if self.templates and not self.train.init:
             what = "a zero-shot head needs a contrastive model, and none is named"
-            raise UsageError(what, where="templates", mend="train.init=MODEL of mmvit pretrain")
+            raise UsageError(what, where="templates", hint="train.init=MODEL of mmvit pretrain")
         if self.templates and self.model.head != "linear":
             what = "a zero-shot head is linear: its rows are embeddings of the class names"
-            raise UsageError(what, where="model.head", mend="model.head=linear")
+            raise UsageError(what, where="model.head", hint="model.head=linear")
         if self.loss.kind == "masked_patches":
             self._check_masked_patches()
         if self.wise_ft is not None and not self.train.init:
             what = "wise_ft mixes the trained weights with those of a finished model, and none is named"
-            raise UsageError(what, where="wise_ft", mend="train.init=MODEL")
+            raise UsageError(what, where="wise_ft", hint="train.init=MODEL")
         distilled = isinstance(self.model.image, ViTConfig) and self.model.image.distilled
         if distilled and not (self.loss.teacher or self.train.init or self.loss.kind == "masked_patches"):
             what = "a distillation token learns from a teacher, and none is named"
-            raise UsageError(what, where="loss.teacher", mend="loss.teacher=MODEL, or model.image.distilled=false")
+            raise UsageError(what, where="loss.teacher", hint="loss.teacher=MODEL, or model.image.distilled=false")
         if self.data.patch_budget or self.data.image_embeddings:
             raise UsageError("supervised runs take whole pictures of one size", where="data.patch_budget")
         if any(stage.text_tokens for stage in self.curriculum) or not self.train.same_caption_positives:
             key = "train.same_caption_positives" if not self.train.same_caption_positives else "curriculum text_tokens"
-            raise UsageError("supervised runs read no captions", where=key, mend=f"leave out {key}")
+            raise UsageError("supervised runs read no captions", where=key, hint=f"leave out {key}")
 
     def _check_masked_patches(self) -> None:
         unused = {
@@ -91,7 +91,7 @@ class FinetuneConfig(RunConfig):
         for key, value in unused.items():
             if value:
                 what = f"{key} has no effect with loss.kind=masked_patches, which trains a whole ViT from scratch"
-                raise UsageError(what, where=key.split()[0], mend=f"leave out {key}, or loss.kind=labels")
+                raise UsageError(what, where=key.split()[0], hint=f"leave out {key}, or loss.kind=labels")
 
     def _ranges(self) -> Ranges:
         return super()._ranges() | {

@@ -41,8 +41,8 @@ def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Any:
     keys = [override.partition("=")[0] for override in overrides]
     for key in keys:
         if keys.count(key) > 1:
-            mend = f"quote the whole argument if it has braces: '{key}=...'"
-            raise UsageError(f"{key} is given {keys.count(key)} times", where=key, mend=mend)
+            hint = f"quote the whole argument if it has braces: '{key}=...'"
+            raise UsageError(f"{key} is given {keys.count(key)} times", where=key, hint=hint)
     for override in overrides:
         tree = _override(tree, override)
     return OmegaConf.to_container(tree)
@@ -51,13 +51,13 @@ def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Any:
 def _override(tree: Any, override: str) -> Any:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UsageError(f"override {override!r} is not key=value", mend="for example train.batch_size=512")
+        raise UsageError(f"override {override!r} is not key=value", hint="for example train.batch_size=512")
     try:
         return OmegaConf.merge(tree, OmegaConf.from_dotlist([override if value else f"{key}=''"]))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        mend = "quote a value with braces, brackets or colons as YAML wants it"
-        raise UsageError(f"override {override!r} cannot be read: {reason}", where=key, mend=mend) from error
+        hint = "quote a value with braces, brackets or colons as YAML wants it"
+        raise UsageError(f"override {override!r} cannot be read: {reason}", where=key, hint=hint) from error
 
 
 def from_tree(cls: type[Config], tree: Any, where: str) -> Config:
@@ -72,10 +72,10 @@ def _fitted(schema: Any, tree: Any, where: str, prefix: str = "") -> Any:
         return OmegaConf.to_object(OmegaConf.merge(base, tree))
     except OmegaConfBaseException as error:
         key = f" {prefix}{error.full_key}" if getattr(error, "full_key", None) else ""
-        reason, mend = str(error).splitlines()[0], None
+        reason, hint = str(error).splitlines()[0], None
         if "is not a ListConfig" in reason:
-            reason, mend = "it takes a list", f"{key.strip()}=[SMALLEST,LARGEST] for a range, or null"
-        raise UsageError(f"config value{key} does not fit: {reason}", where=where, mend=mend) from error
+            reason, hint = "it takes a list", f"{key.strip()}=[SMALLEST,LARGEST] for a range, or null"
+        raise UsageError(f"config value{key} does not fit: {reason}", where=where, hint=hint) from error
 
 
 @cache
@@ -107,7 +107,7 @@ def find_config(source: str | Path) -> Path:
             return candidate
     names = [str(file.relative_to(configs_folder()).with_suffix("")) for file in configs_folder().rglob("*.yaml")]
     hint = did_you_mean(str(source), names) or f"built-in configs: {', '.join(sorted(names))}"
-    raise UsageError(f"there is no config {str(source)!r}", mend=hint)
+    raise UsageError(f"there is no config {str(source)!r}", hint=hint)
 
 
 def _checked(cls: Any, tree: Any, where: str, prefix: str = "") -> Any:
@@ -127,7 +127,7 @@ def _checked(cls: Any, tree: Any, where: str, prefix: str = "") -> Any:
         if key not in kinds:
             hint = did_you_mean(str(key), kinds) or f"keys here: {', '.join(kinds)}"
             of = f", which {tree['kind']} does not have" if issubclass(cls, TowerConfig) and "kind" in tree else ""
-            raise UsageError(f"unknown config key {prefix}{key}{of}", where=where, mend=hint)
+            raise UsageError(f"unknown config key {prefix}{key}{of}", where=where, hint=hint)
         kind = kinds[key]
         if get_origin(kind) is list:
             items = value if isinstance(value, list) else [] if value == "" else [value]

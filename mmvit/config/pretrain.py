@@ -57,14 +57,14 @@ class PretrainConfig(RunConfig):
         self._check_inputs()
         if self.data.repeats > 1:
             what = "data.repeats would make copies of an image negatives of one another"
-            raise UsageError(what, where="data.repeats", mend="data.repeats=1; it is for supervised runs")
+            raise UsageError(what, where="data.repeats", hint="data.repeats=1; it is for supervised runs")
         for i, caption in enumerate(self.data.captions):
             check_captions(caption, where=f"data.captions[{i}]")
         if self.zero_shot.data and not self.zero_shot.class_names:
-            raise UsageError("zero_shot.data has no class names", where="zero_shot.class_names", mend="name their file")
+            raise UsageError("zero_shot.data has no class names", where="zero_shot.class_names", hint="name their file")
         if self.zero_shot.limit is not None and self.zero_shot.limit < 1:
             raise UsageError(
-                f"zero_shot.limit is {self.zero_shot.limit}", where="zero_shot.limit", mend="null takes all"
+                f"zero_shot.limit is {self.zero_shot.limit}", where="zero_shot.limit", hint="null takes all"
             )
 
     def _ranges(self) -> Ranges:
@@ -113,17 +113,17 @@ class PretrainConfig(RunConfig):
         dropped = any(stage.patch_dropout for stage in self.curriculum)
         if len(used) > 1 or (dropped and used[:1] and used[0] != "curriculum image_size"):
             what = " and ".join([*used, *(["curriculum patch_dropout"] if dropped else [])])
-            raise UsageError(f"{what} exclude each other", where=used[0], mend="keep one of them")
+            raise UsageError(f"{what} exclude each other", where=used[0], hint="keep one of them")
         image = self.model.image
         alone = isinstance(image, ViTConfig) and not (
             image.stem_channels or image.stem_stages or image.position == "relative"
         )
         if self.data.patch_budget is not None and not alone:
             what = "data.patch_budget needs a ViT without a convolutional stem and without relative positions"
-            mend = "model.image.stem_channels=[] model.image.stem_stages=[] model.image.position=learned"
-            raise UsageError(what, where="data.patch_budget", mend=mend)
+            hint = "model.image.stem_channels=[] model.image.stem_stages=[] model.image.position=learned"
+            raise UsageError(what, where="data.patch_budget", hint=hint)
         if self.data.image_embeddings and (self.model.caption_depth or self.model.token_head):
             what = "data.image_embeddings hold nothing that a caption decoder or a token head could look at"
             raise UsageError(
-                what, where="data.image_embeddings", mend="train on the pictures, or leave out those losses"
+                what, where="data.image_embeddings", hint="train on the pictures, or leave out those losses"
             )

@@ -92,16 +92,16 @@ class RunConfig:
         check_ranges(self._ranges())
         if self.data.weights and len(self.data.weights) != len(self.data.train):
             what = f"data.weights has {len(self.data.weights)} entries and data.train {len(self.data.train)}"
-            raise UsageError(what, where="data.weights", mend="give one weight for each entry of data.train, or none")
+            raise UsageError(what, where="data.weights", hint="give one weight for each entry of data.train, or none")
         check_augment(self.data.augment, "data.augment")
         if self.lora.rank and not self.train.init:
             what = "lora.rank adapts the towers of a finished model, and none is named"
-            raise UsageError(what, where="train.init", mend="train.init=MODEL, the model/ folder of a run")
+            raise UsageError(what, where="train.init", hint="train.init=MODEL, the model/ folder of a run")
         if self.data.stall_timeout_s >= self.train.timeout_s:
             what = f"data.stall_timeout_s {self.data.stall_timeout_s} must be below train.timeout_s"
-            raise UsageError(what, where="train.timeout_s", mend=f"train.timeout_s={self.data.stall_timeout_s + 30}")
+            raise UsageError(what, where="train.timeout_s", hint=f"train.timeout_s={self.data.stall_timeout_s + 30}")
         if not self.data.train:
-            raise UsageError("no training data is named", where="data.train", mend="data.train=[FOLDER or SHARDS]")
+            raise UsageError("no training data is named", where="data.train", hint="data.train=[FOLDER or SHARDS]")
 
     def _ranges(self) -> Ranges:
         return {
@@ -157,5 +157,5 @@ def value_or(value: Number | None, default: Number) -> Number:
 def one_of(key: str, value: str, choices: Sequence[str]) -> None:
     """Raise UsageError for a value that is none of the choices."""
     if value not in choices:
-        mend = did_you_mean(value, choices) or f"choose from {', '.join(choices)}"
-        raise UsageError(f"{key} is {value!r}", where=key, mend=mend)
+        hint = did_you_mean(value, choices) or f"choose from {', '.join(choices)}"
+        raise UsageError(f"{key} is {value!r}", where=key, hint=hint)

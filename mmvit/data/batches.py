@@ -222,18 +222,18 @@ class TrainBatches(Dataset[Batch]):
         """Refuse sizes and stored embeddings that contradict each other."""
         if self.config.patch_budget and self.config.image_embeddings:
             what = "data.image_embeddings leaves no image to which data.patch_budget could apply"
-            raise UsageError(what, where="data.patch_budget", mend="set one of them to null")
+            raise UsageError(what, where="data.patch_budget", hint="set one of them to null")
         unsized = "data.patch_budget" if self.budget else "data.image_embeddings" if self.stored_images else ""
         if unsized and any(stage.image_size for stage in self.stages):
             what = f"a stage has an image_size, and with {unsized} images have none"
-            raise UsageError(what, where="curriculum", mend=f"leave out image_size, or {unsized}")
+            raise UsageError(what, where="curriculum", hint=f"leave out image_size, or {unsized}")
         for key, stored, kinds in (
             ("data.image_embeddings", self.stored_images, {"img"}),
             ("loss.teacher", self.teacher, {"img", "text"}),
         ):
             if stored and not kinds <= set(stored.kinds):
                 what = f"the embeddings in {stored.folder} are of {stored.manifest['modality']}s alone"
-                raise UsageError(what, where=key, mend="embed with --modality both")
+                raise UsageError(what, where=key, hint="embed with --modality both")
 
     def _check_samples(self) -> None:
         """Refuse a batch that would hold a sample twice, and embeddings of other samples."""
@@ -241,8 +241,8 @@ class TrainBatches(Dataset[Batch]):
             raise UsageError(
                 f"a global batch of {self.batch_size} is larger than the data set of {len(self.shards)} samples",
                 where="train.batch_size",
-                meaning="nothing was started: a sample would come twice in a batch",
-                mend=f"train.batch_size={len(self.shards)} or less, or more data",
+                note="nothing was started: a sample would come twice in a batch",
+                hint=f"train.batch_size={len(self.shards)} or less, or more data",
             )
         for stored in (self.stored_images, self.teacher):
             if stored:
@@ -267,7 +267,7 @@ class TrainBatches(Dataset[Batch]):
                 raise DataError(
                     f"{MAX_BAD_IN_A_ROW} samples in a row cannot be used, the last one because {bad[-1].what}",
                     where=bad[-1].where,
-                    mend="look at the shards: mmvit-data check SHARDS",
+                    hint="look at the shards: mmvit-data check SHARDS",
                 )
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
             chosen = int(stand_in[0]) % len(self.shards)

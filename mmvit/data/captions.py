@@ -50,10 +50,10 @@ def check_captions(config: CaptionConfig, where: str) -> None:
         return
     key = f"{where}.weights"
     if config.source == "txt":
-        raise UsageError("weights are for texts by language", where=key, mend=f"name their JSON path in {where}.source")
+        raise UsageError("weights are for texts by language", where=key, hint=f"name their JSON path in {where}.source")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(weights.values()):
         raise UsageError(
-            f"{weights} are no weights", where=key, mend="give numbers of at least 0, and not 0 for all languages"
+            f"{weights} are no weights", where=key, hint="give numbers of at least 0, and not 0 for all languages"
         )
 
 

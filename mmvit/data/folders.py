@@ -147,16 +147,16 @@ def _check_folders(root: Path, counts: Counter[str]) -> None:
         raise UsageError(
             "the folder holds no class folders",
             where=str(root),
-            mend=f"put the pictures of each class into a folder of its own, as {root / 'cat' / '1.jpg'}; or name a "
+            hint=f"put the pictures of each class into a folder of its own, as {root / 'cat' / '1.jpg'}; or name a "
             "JSON file that maps pictures to classes, or shards with .cls",
         )
     if {name.lower() for name in counts} <= SPLITS:
         what = f"these folders are parts of a data set, not classes: {', '.join(sorted(counts))}"
-        raise UsageError(what, where=str(root), mend=f"name one of them: {root / min(counts)}")
+        raise UsageError(what, where=str(root), hint=f"name one of them: {root / min(counts)}")
     empty = sorted(name for name in counts if not counts[name])
     if empty:
         what = f"{len(empty)} of {len(counts)} class folders hold no picture: {', '.join(empty[:5])}"
-        raise DataError(what, where=str(root), mend="put pictures into each, or remove it")
+        raise DataError(what, where=str(root), hint="put pictures into each, or remove it")
 
 
 def list_json_labels(path: Path) -> LabelledNames:
@@ -173,7 +173,7 @@ def list_json_labels(path: Path) -> LabelledNames:
         rows = list(_json_lines(text) if path.suffix.lower() == ".jsonl" else _json_rows(text))
     except OSError as error:
         raise DataError(
-            f"the labels cannot be read: {error.strerror}", where=str(path), mend="check the path"
+            f"the labels cannot be read: {error.strerror}", where=str(path), hint="check the path"
         ) from error
     except (ValueError, RecursionError) as error:
         raise _not_labels(path, f"the file is not JSON ({error})") from error
@@ -185,10 +185,10 @@ def list_json_labels(path: Path) -> LabelledNames:
         file, label = os.path.normpath(row[0]), row[1]
         if not Path(os.path.normpath(root / file)).is_relative_to(root):
             what = f"{place} names a file outside of the JSON's folder: {row[0]!r}"
-            raise DataError(what, where=str(path), mend="move the JSON to a folder above all of its files")
+            raise DataError(what, where=str(path), hint="move the JSON to a folder above all of its files")
         if file in files:
             what = f"{place} names a file for the second time: {row[0]!r}"
-            raise DataError(what, where=str(path), mend="keep one of its labels")
+            raise DataError(what, where=str(path), hint="keep one of its labels")
         files[file] = label
     if not files:
         raise _not_labels(path, "it names no file")
@@ -197,14 +197,14 @@ def list_json_labels(path: Path) -> LabelledNames:
         raise DataError(
             f"the files are not there, such as {first!r}",
             where=str(path),
-            mend=f"their paths start at the JSON's folder, {path.parent}: write them so, or move the JSON",
+            hint=f"their paths start at the JSON's folder, {path.parent}: write them so, or move the JSON",
         )
     return LabelledNames(path.parent, list(files), list(files.values()))
 
 
 def _not_labels(path: Path, what: str) -> DataError:
-    mend = 'write {"FILE": "CLASS", ...}, or [{"file": "FILE", "label": "CLASS"}, ...], in .jsonl such an object a line'
-    return DataError(what, where=str(path), mend=mend)
+    hint = 'write {"FILE": "CLASS", ...}, or [{"file": "FILE", "label": "CLASS"}, ...], in .jsonl such an object a line'
+    return DataError(what, where=str(path), hint=hint)
 
 
 def _json_rows(text: str) -> Iterator[tuple[str, Any]]:

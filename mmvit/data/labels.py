@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _LOOK_UPS = 200_000  # samples whose labels are read when shards are opened, evenly spread: 6 s
 _REMOTE_LOOK_UPS = 1000
 _NOT_READ = -1
-_MEND = "classes=FILE, with a class name a line; line n, counted from 0, names label n"
+_HINT = "classes=FILE, with a class name a line; line n, counted from 0, names label n"
 
 
 class LabelledShards(IndexedShards):
@@ -44,8 +44,8 @@ class LabelledShards(IndexedShards):
         super().__init__(paths, verify, require_caption=False)
         found, missing = self._look_up()
         if not found:
-            mend = "mmvit-data make writes .cls from folders of classes and from tables"
-            raise DataError("the shards hold no labels (.cls)", where=missing[0].where, mend=mend)
+            hint = "mmvit-data make writes .cls from folders of classes and from tables"
+            raise DataError("the shards hold no labels (.cls)", where=missing[0].where, hint=hint)
         looked_at = len(found) + len(missing)
         if missing:
             what = "%d of %d samples have no label and are left out, such as %s"
@@ -53,7 +53,7 @@ class LabelledShards(IndexedShards):
         labels = list(found.values())
         if class_names is None and isinstance(labels[0], str) and looked_at < len(self):
             what = f"only {looked_at} of {len(self)} samples are looked at, which may not show all classes"
-            raise UsageError(what, where=str(self.paths[0]), mend=_MEND)
+            raise UsageError(what, where=str(self.paths[0]), hint=_HINT)
         samples = list(found)
         self.class_names = name_classes(
             labels, class_names, lambda j: str(self.error("bad-label", "", samples[j]).where)
@@ -153,15 +153,15 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
     if any(kinds) and not all(kinds):
         name, number = kinds.index(True), kinds.index(False)
         what = f"some labels are names and others are numbers: {labels[name]!r} and {labels[number]}"
-        raise DataError(what, where=f"{where(name)}; {where(number)}", mend="write all labels in one way")
+        raise DataError(what, where=f"{where(name)}; {where(number)}", hint="write all labels in one way")
     if class_names is None:
         if not kinds[0]:
-            raise UsageError("the labels are numbers, and there are no class names", where=where(0), mend=_MEND)
+            raise UsageError("the labels are numbers, and there are no class names", where=where(0), hint=_HINT)
         class_names = sorted({str(label) for label in labels})
         bad = [name for name in class_names if not name.isprintable() or name != name.strip()]
         if bad:
             what = f"a class name has characters that cannot be shown, or blanks at an end: {bad[0]!a}"
-            raise DataError(what, where=where(labels.index(bad[0])), mend="rename the class")
+            raise DataError(what, where=where(labels.index(bad[0])), hint="rename the class")
     number_of = _number_of(class_names)
     for place, label in enumerate(labels):
         if label in number_of:
@@ -169,11 +169,11 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
         if isinstance(label, str):
             hint = did_you_mean(label, class_names) or f"the classes are: {', '.join(class_names[:10])}"
             raise DataError(
-                f"the class {label!r} is none of the {len(class_names)} classes", where=where(place), mend=hint
+                f"the class {label!r} is none of the {len(class_names)} classes", where=where(place), hint=hint
             )
         last = len(class_names) - 1
         raise DataError(
-            f"the label {label} is out of range: the classes go from 0 to {last}", where=where(place), mend=_MEND
+            f"the label {label} is out of range: the classes go from 0 to {last}", where=where(place), hint=_HINT
         )
     return list(class_names)
 
@@ -195,7 +195,7 @@ def check_same_classes(
     sides: tuple[str, str],
     where: str,
     kind: type[MmvitError] = UsageError,
-    mend: str = "",
+    hint: str = "",
 ) -> None:
     """Raise an error of this kind, which names the first difference, where two lists of classes are not equal."""
     difference = class_difference(first, second, sides)
@@ -203,8 +203,8 @@ def check_same_classes(
         raise kind(
             f"the classes are not the same: {difference}",
             where=where,
-            meaning="labels would mean other classes; nothing was started",
-            mend=mend or f"give the class names in the order that {sides[0]} has",
+            note="labels would mean other classes; nothing was started",
+            hint=hint or f"give the class names in the order that {sides[0]} has",
         )
 
 
@@ -221,7 +221,7 @@ def _list_files(spec: Sequence[str]) -> LabelledNames | None:
         raise DataError(
             "there is no such folder or file",
             where=spec[0],
-            mend="name a folder with a folder for each class, a .json or .jsonl file of labels, or shards",
+            hint="name a folder with a folder for each class, a .json or .jsonl file of labels, or shards",
         )
     folders = [path for path in paths if path.is_dir() and not any(path.glob("*.tar"))]
     files = [path for path in paths if path.suffix.lower() in (".json", ".jsonl")]
@@ -229,6 +229,6 @@ def _list_files(spec: Sequence[str]) -> LabelledNames | None:
         raise UsageError(
             "a folder of classes, or a JSON file of labels, does not go with other data",
             where=str((folders or files)[0]),
-            mend="make shards of each, with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
+            hint="make shards of each, with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
         )
     return list_class_folders(folders[0]) if folders else list_json_labels(files[0]) if files else None

@@ -30,7 +30,7 @@ _GRACE_S = 1.0  # for a worker to end by itself
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _CHECK_S = 0.5  # between two looks at the workers while a batch is waited for
 _STOP_S = 3.0  # wait for a batch that a stop request lets go on, so that the step that is under way is finished
-_MEND = "check the disk or the network it reads from, then run again"
+_HINT = "check the disk or the network it reads from, then run again"
 
 
 class Interrupted(ResourceError):  # noqa: N818 - it reports a state, not an error
@@ -76,8 +76,8 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
         raise ResourceError(
             f"shared memory has {free / 2**20:.0f} MiB free, the loader needs {needed / 2**20:.0f} MiB",
             where=str(_SHARED_MEMORY),
-            meaning="its workers would be killed; nothing was started",
-            mend="a larger docker run --shm-size, a smaller data.prefetch_mb, or data.num_workers=0",
+            note="its workers would be killed; nothing was started",
+            hint="a larger docker run --shm-size, a smaller data.prefetch_mb, or data.num_workers=0",
         )
     return prefetch
 
@@ -106,7 +106,7 @@ class LoadedBatches(Dataset[Loaded]):
         except MmvitError as error:
             return error
         except OSError as error:
-            return _broken(f"a shard cannot be read: {error}", self.last_read([os.getpid()]), _MEND)
+            return _broken(f"a shard cannot be read: {error}", self.last_read([os.getpid()]), _HINT)
         finally:
             self.reading[slot + 1] = 0
 
@@ -230,7 +230,7 @@ class Loader:
                 return Interrupted("asked to stop while no batch came", where=self.reading())
             if waited_s >= self.limit:
                 what = f"no batch came for {self.limit:.0f} s: a reader hangs"
-                return _broken(what, self.loaded.last_read(), f"{_MEND}; data.stall_timeout_s is the limit")
+                return _broken(what, self.loaded.last_read(), f"{_HINT}; data.stall_timeout_s is the limit")
 
     def _killed(self, dead: Sequence[BaseProcess]) -> ResourceError:
         for worker in dead:
@@ -251,9 +251,9 @@ def _put_result(box: "queue.SimpleQueue[Loaded | BaseException]", load: Callable
         box.put(error)
 
 
-def _broken(what: str, where: str, mend: str) -> ResourceError:
+def _broken(what: str, where: str, hint: str) -> ResourceError:
     where = where or "no sample was being read"
-    return ResourceError(what, where=where, meaning="the run stopped; what is saved is whole", mend=mend)
+    return ResourceError(what, where=where, note="the run stopped; what is saved is whole", hint=hint)
 
 
 def _begin_worker(worker_id: int) -> None:

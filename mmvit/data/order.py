@@ -202,7 +202,7 @@ class RepeatedOrder:
     def __init__(self, order: SampleOrder | MixedOrder, repeats: int, batch_size: int):
         if not 1 <= repeats <= max(1, batch_size // 2):
             what = f"a batch of {batch_size} cannot hold two samples {repeats} times each"
-            raise UsageError(what, mend="choose fewer repeats, 1 at least, or a larger batch")
+            raise UsageError(what, hint="choose fewer repeats, 1 at least, or a larger batch")
         self.num_samples = order.num_samples * repeats
         self._order = order
         self._repeats = repeats
@@ -224,7 +224,7 @@ class RepeatedOrder:
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
-        raise UsageError(f"the seed must be 0 .. {2**32 - 1}, got {seed}", mend="choose a smaller seed")
+        raise UsageError(f"the seed must be 0 .. {2**32 - 1}, got {seed}", hint="choose a smaller seed")
 
 
 def _check_positions(start: int, stop: int) -> None:

@@ -17,7 +17,7 @@ def configs_folder() -> Path:
     raise MmvitError(
         "the configs that come with mmvit are missing",
         where=f"{package / 'configs'} and {package.parent / 'configs'}",
-        mend="reinstall mmvit: pip install --force-reinstall --no-deps mmvit",
+        hint="reinstall mmvit: pip install --force-reinstall --no-deps mmvit",
     )
 
 
@@ -42,7 +42,7 @@ def load_templates(name_or_path: str) -> list[str]:
         hint = did_you_mean(name_or_path, builtin)
         raise UsageError(
             f"no templates named '{name_or_path}'" + (f": {hint}" if hint else ""),
-            mend=f"use one of {', '.join(builtin)}, or the path of a file with one template a line",
+            hint=f"use one of {', '.join(builtin)}, or the path of a file with one template a line",
         )
     templates: dict[str, int] = {}
     for number, line in enumerate(_read_lines(path), start=1):
@@ -53,11 +53,11 @@ def load_templates(name_or_path: str) -> list[str]:
             raise UsageError(
                 f"the template '{line}' stands twice, so it would count double in the mean",
                 where=f"{path}, lines {templates[line]} and {number}",
-                mend=f"remove line {number}",
+                hint=f"remove line {number}",
             )
         templates[line] = number
     if not templates:
-        raise UsageError("the file has no template", where=str(path), mend="write at least one line, such as: {}")
+        raise UsageError("the file has no template", where=str(path), hint="write at least one line, such as: {}")
     return list(templates)
 
 
@@ -84,7 +84,7 @@ def load_class_names(spec: str) -> list[str]:
     else:
         raise UsageError(
             f"no file of class names '{spec}'",
-            mend='give a file with one name a line, or names with commas between them: "dog,cat,red apple"',
+            hint='give a file with one name a line, or names with commas between them: "dog,cat,red apple"',
         )
     _check_class_names(names, unit, where)
     return names
@@ -92,14 +92,14 @@ def load_class_names(spec: str) -> list[str]:
 
 def _check_class_names(names: list[str], unit: str, where: str) -> None:
     if not names:
-        raise UsageError("there is no class name", where=where, mend="write one name a line")
+        raise UsageError("there is no class name", where=where, hint="write one name a line")
     blank = [str(number) for number, name in enumerate(names, start=1) if not name]
     if blank:
         raise UsageError(
             f"blank {unit} among the class names",
             where=f"{where}, {unit} {', '.join(blank)}",
-            meaning="a name may have been lost there, and every class after it would get the wrong number",
-            mend=f"write the missing name there or remove the blank {unit}",
+            note="a name may have been lost there, and every class after it would get the wrong number",
+            hint=f"write the missing name there or remove the blank {unit}",
         )
     first: dict[str, int] = {}
     double = []
@@ -111,8 +111,8 @@ def _check_class_names(names: list[str], unit: str, where: str) -> None:
         raise UsageError(
             "the same class name stands twice",
             where=f"{where}: {'; '.join(double)}",
-            meaning="two equal names cannot be told apart",
-            mend="remove one, or say what differs: 'crane (bird)' and 'crane (machine)'",
+            note="two equal names cannot be told apart",
+            hint="remove one, or say what differs: 'crane (bird)' and 'crane (machine)'",
         )
 
 
@@ -125,7 +125,7 @@ def check_template(line: str, where: str) -> None:
     raise UsageError(
         f"the template '{line}' has {what}",
         where=where,
-        mend="write {} exactly once, where the class name goes: a photo of a {}.",
+        hint="write {} exactly once, where the class name goes: a photo of a {}.",
     )
 
 
@@ -143,6 +143,6 @@ def _read_lines(path: Path) -> list[str]:
         raise UsageError(
             "the file is not UTF-8 text",
             where=f"{path}, byte {error.start}",
-            mend=f"save it as UTF-8: iconv -f ENCODING -t UTF-8 {path} > {path.stem}-utf8.txt",
+            hint=f"save it as UTF-8: iconv -f ENCODING -t UTF-8 {path} > {path.stem}-utf8.txt",
         ) from error
     return [line.strip() for line in text.split("\n")]

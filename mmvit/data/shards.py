@@ -53,7 +53,7 @@ class IndexedShards:
 
     def __init__(self, paths: Sequence[Place], verify: bool = False, require_caption: bool = True):
         if not paths:
-            raise UsageError("no shards were given", mend="name a tar file, a folder of tars, or a pattern")
+            raise UsageError("no shards were given", hint="name a tar file, a folder of tars, or a pattern")
         self.paths: list[Place] = [path if isinstance(path, str) else Path(path) for path in paths]
         self.require_caption = require_caption
         self.reader = ShardReader(open_indexes(self.paths), verify)

@@ -61,8 +61,8 @@ class StoredEmbeddings:
             raise DataError(
                 f"{len(double)} rows have a key that another row has too, such as {self._keys(part)[local]}",
                 where=str(self.folder),
-                meaning="nobody can tell which of them belongs to a sample",
-                mend="give shards of different folders different names and embed them again",
+                note="nobody can tell which of them belongs to a sample",
+                hint="give shards of different folders different names and embed them again",
             )
         self._make_cache()
 
@@ -114,8 +114,8 @@ class StoredEmbeddings:
             raise DataError(
                 f"{len(missing)} of {len(keys)} samples have no row in the stored embeddings, such as {missing[0]}",
                 where=str(self.folder),
-                meaning=f"its {len(self._names)} rows were made of other data, such as {self._keys(0)[0]}",
-                mend="embed the training data itself: mmvit embed MODEL SHARDS --out FOLDER",
+                note=f"its {len(self._names)} rows were made of other data, such as {self._keys(0)[0]}",
+                hint="embed the training data itself: mmvit embed MODEL SHARDS --out FOLDER",
             )
         if hashlib.sha256(shards.fingerprint().encode()).hexdigest() != self.manifest["source_sha256"]:
             logger.warning("%s was made of other shards, or of these before they changed", self.folder)
@@ -150,7 +150,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             "the embeddings are not finished" if unfinished else "this is not an embedding folder",
             where=str(folder),
-            mend="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
+            hint="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
         ) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))
@@ -168,7 +168,7 @@ def check_shapes(
             f"{kind}_emb has {rows} rows and the metadata {num_metadata}, where the manifest says "
             f"{manifest['num_rows']} rows of {manifest['dim']}, or the width differs",
             where=str(folder),
-            mend="embed again into another folder",
+            hint="embed again into another folder",
         )
 
 
@@ -180,7 +180,7 @@ def read_part(path: Path, columns: list[str] | None = None) -> Any:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CheckpointError(
-            f"a file of the embeddings is damaged: {error}", where=str(path), mend="embed again into another folder"
+            f"a file of the embeddings is damaged: {error}", where=str(path), hint="embed again into another folder"
         ) from error
 
 

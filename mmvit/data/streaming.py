@@ -64,8 +64,8 @@ def open_shards(
         if announce:
             logger.warning(
                 "%s (%s): the shards are streamed, their order and resume are approximate\n"
-                "  meaning: each loader process keeps up to three shards in the temporary folder (TMPDIR)\n"
-                "  mend: copy the shards to a disk, or to a server with byte ranges",
+                "  note: each loader process keeps up to three shards in the temporary folder (TMPDIR)\n"
+                "  hint: copy the shards to a disk, or to a server with byte ranges",
                 *(error.what, error.where),
             )
         return StreamedShards(paths, require_caption)

@@ -162,11 +162,11 @@ def _open(config: TokenizerConfig) -> tuple[TokenizerConfig, Any]:
     import tokenizers
 
     if config.kind != "file":
-        raise UsageError(f"tokenizer kind {config.kind!r} is unknown", where="tokenizer.kind", mend="use clip or file")
+        raise UsageError(f"tokenizer kind {config.kind!r} is unknown", where="tokenizer.kind", hint="use clip or file")
     path = tokenizer_file(config.path)
     if not path.is_file():
-        mend = f"set tokenizer.path to a {TOKENIZER_FILE}; transformers writes one when it saves a fast tokenizer"
-        raise UsageError("tokenizer file is missing", where=str(path), mend=mend)
+        hint = f"set tokenizer.path to a {TOKENIZER_FILE}; transformers writes one when it saves a fast tokenizer"
+        raise UsageError("tokenizer file is missing", where=str(path), hint=hint)
     try:
         bpe = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
@@ -192,13 +192,13 @@ def _special_tokens(config: TokenizerConfig, bpe: Any, named: dict[str, str], wh
         raise UsageError(
             f"tokenizer has no token {' '.join(missing) or 'that ends a text'}",
             where=where,
-            meaning="texts could not be delimited",
-            mend="name its own: tokenizer.start, tokenizer.end, tokenizer.pad",
+            note="texts could not be delimited",
+            hint="name its own: tokenizer.start, tokenizer.end, tokenizer.pad",
         )
     if found["start"] == found["end"]:
         if config.start:
             what = f"the token {config.start} cannot stand both before and after a text: it marks where texts end"
-            raise UsageError(what, where="tokenizer.start", mend="tokenizer.start='' for none")
+            raise UsageError(what, where="tokenizer.start", hint="tokenizer.start='' for none")
         found["start"] = ""  # GPT-2 has one token for both
     return {**found, "pad": found["pad"] or found["end"]}
 
@@ -209,7 +209,7 @@ def _frame(bpe: Any, where: str) -> dict[str, str]:
         row = bpe.encode("a \ue000")  # the second word is in no vocabulary
     except Exception as error:
         what = f"the tokenizer cannot read words outside its vocabulary: {error}"
-        raise UsageError(what, where=where, mend="make it with an unk token, or one of bytes") from error
+        raise UsageError(what, where=where, hint="make it with an unk token, or one of bytes") from error
     inside = [i for i, special in enumerate(row.special_tokens_mask) if not special]
     if not inside or len(inside) == len(row.tokens):
         return {}
@@ -218,8 +218,8 @@ def _frame(bpe: Any, where: str) -> dict[str, str]:
         raise UsageError(
             f"the tokenizer puts {' '.join(before)} before a text and {' '.join(after)} after it",
             where=where,
-            meaning="at most one token can stand at each end",
-            mend="choose: tokenizer.start and tokenizer.end",
+            note="at most one token can stand at each end",
+            hint="choose: tokenizer.start and tokenizer.end",
         )
     return {"start": before[0] if before else ""} | ({"end": after[0]} if after else {})
 

@@ -74,11 +74,11 @@ def check_augment(config: AugmentConfig, where: str) -> None:
     """Raise UsageError, naming the key below `where`, for changes that there are not."""
     strength = config.rand_augment
     if strength is not None and not (len(strength) == 2 and strength[0] >= 1 and 0 <= strength[1] <= 30):
-        mend = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
-        raise UsageError(f"{where}.rand_augment is {strength}", where=f"{where}.rand_augment", mend=mend)
+        hint = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
+        raise UsageError(f"{where}.rand_augment is {strength}", where=f"{where}.rand_augment", hint=hint)
     if config.timm_augment is not None and not _TIMM_NOTATION.fullmatch(config.timm_augment):
-        mend = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
-        raise UsageError(f"{where}.timm_augment is {config.timm_augment!r}", where=f"{where}.timm_augment", mend=mend)
+        hint = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
+        raise UsageError(f"{where}.timm_augment is {config.timm_augment!r}", where=f"{where}.timm_augment", hint=hint)
     for name, value in (("flip", config.flip), ("erase", config.erase)):
         if value is not None and not 0 <= value <= 1:
             raise UsageError(f"{where}.{name} is {value}; it must be from 0 to 1", where=f"{where}.{name}")

@@ -99,7 +99,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Encode
 def refuse_str(items: Sequence[object], kind: str) -> None:
     """Raise UsageError for one str in the place of a list: its characters would be taken one by one."""
     if isinstance(items, str):
-        raise UsageError(f"{kind} must be a list, got the text {items!r}", mend=f"give a list: [{items!r}]")
+        raise UsageError(f"{kind} must be a list, got the text {items!r}", hint=f"give a list: [{items!r}]")
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

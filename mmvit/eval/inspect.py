@@ -83,7 +83,7 @@ def patch_filters(tower: Tower, num: int = 28) -> PatchFilters:
     """
     convolution = _first_convolution(tower)
     if convolution is None or not has_patch_filters(tower):
-        raise UsageError("this tower has no patch embedding", mend="see its first convolution: first_filters")
+        raise UsageError("this tower has no patch embedding", hint="see its first convolution: first_filters")
     filters = convolution.weight.detach().double().cpu().permute(0, 2, 3, 1)  # [D, P, P, 3]
     mean = filters.mean(dim=0)
     left, sizes, components = torch.linalg.svd((filters - mean).flatten(1), full_matrices=False)

@@ -94,7 +94,7 @@ def inspect_model(
     there = views(inspected.tower, with_text=inspected.encoder is not None)
     if view not in there:
         what = f"this model, a {type(inspected.tower).__name__}, has no {view} to show"
-        raise UsageError(what, where=str(model), mend=f"--view {' | '.join(there)}")
+        raise UsageError(what, where=str(model), hint=f"--view {' | '.join(there)}")
     pictures = _read_pictures(images, NUM_FROM_SHARD.get(view, 0), size or inspected.image_size)
     try:
         with _fonts():
@@ -120,15 +120,15 @@ def _draw(inspected: Inspected, view: str, pictures: Sequence[Picture], text: st
 
 def _check(view: str, images: Sequence[Path], text: str | None) -> None:
     if view not in VIEWS:
-        raise UsageError(f"--view is {view!r}", mend=did_you_mean(view, VIEWS) or f"choose from {', '.join(VIEWS)}")
+        raise UsageError(f"--view is {view!r}", hint=did_you_mean(view, VIEWS) or f"choose from {', '.join(VIEWS)}")
     if view in NUM_FROM_SHARD and not images:
-        raise UsageError(f"the view {view!r} needs pictures", mend="--image FILE, once or more, or --image SHARD.tar")
+        raise UsageError(f"the view {view!r} needs pictures", hint="--image FILE, once or more, or --image SHARD.tar")
     if view == "relevance" and not text:
-        raise UsageError("the view 'relevance' needs a text", mend='--text "a red fruit"')
+        raise UsageError("the view 'relevance' needs a text", hint='--text "a red fruit"')
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise UsageError("pictures need matplotlib", mend="pip install 'mmvit[eval]'") from error
+        raise UsageError("pictures need matplotlib", hint="pip install 'mmvit[eval]'") from error
     matplotlib.use("Agg")  # no window, also where there is no screen
 
 

@@ -120,7 +120,7 @@ def evaluate_zero_shot(
                 raise DataError(
                     f"label {sample.label} has no class name",
                     where=sample.key,
-                    mend=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
+                    hint=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
                 )
             labels.append(class_of_line[sample.label])
             pixels.append(picture)
@@ -145,5 +145,5 @@ def _tell(bad: Sequence[DataError], num_samples: int) -> None:
         return
     what = f"{len(bad)} of {num_samples} samples cannot be classified; the first: {bad[0].what}"
     if len(bad) == num_samples:
-        raise DataError(what, where=bad[0].where, mend="look at the shards: mmvit-data check SHARDS")
+        raise DataError(what, where=bad[0].where, hint="look at the shards: mmvit-data check SHARDS")
     logger.warning("%s (%s); they are left out of the accuracy", what, bad[0].where)

@@ -83,12 +83,12 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
     """
     library, _, name = source.partition(":")
     if library not in LIBRARIES or not name:
-        mend = did_you_mean(library, LIBRARIES) if name else ""
+        hint = did_you_mean(library, LIBRARIES) if name else ""
         forms = "hf:NAME, timm:NAME or open_clip:ARCH/TAG; a folder as hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
-        raise UsageError(f"{source!r} does not say which library has the model", where="SOURCE", mend=mend or forms)
+        raise UsageError(f"{source!r} does not say which library has the model", where="SOURCE", hint=hint or forms)
     check_place(out)
     if (out / DESCRIPTION).is_file():
-        raise UsageError("there is a model already", where=str(out), mend="remove it, or name another folder")
+        raise UsageError("there is a model already", where=str(out), hint="remove it, or name another folder")
     logger.info("opening %s", source)
     candidates = LIBRARIES[library](name)
     for imported in candidates:
@@ -130,7 +130,7 @@ def _compared(imported: Imported, class_names: Sequence[str] | None, source: str
         raise CheckpointError(
             f"the imported model's answers differ by {difference:.1e} of the largest from those of its library",
             where=source,
-            meaning=f"it is built otherwise than any tower here; at most {TOLERANCE} is rounding; nothing was written",
+            note=f"it is built otherwise than any tower here; at most {TOLERANCE} is rounding; nothing was written",
         )
     return model, difference
 
@@ -139,7 +139,7 @@ def _check_tokenizer(tokenizer: TokenizerConfig, text: TextConfig, source: str) 
     end = build_tokenizer(tokenizer, text.context_length).end_of_text
     if end != text.end_of_text:
         what = f"the tokenizer ends texts with {end}, and the text tower pools at {text.end_of_text}"
-        raise CheckpointError(what, where=source, meaning="one of them belongs to another model")
+        raise CheckpointError(what, where=source, note="one of them belongs to another model")
 
 
 def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -> nn.Module:
@@ -161,7 +161,7 @@ def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -
     except ValueError as error:  # sizes
         raise UsageError(f"no tower here is like this model: {error}", where=source) from error
     except CheckpointError as error:
-        raise CheckpointError(error.what, where=source, meaning="no tower here is built like this model") from error
+        raise CheckpointError(error.what, where=source, note="no tower here is built like this model") from error
     return model
 
 

@@ -86,5 +86,5 @@ def cannot_open(source: str, error: Exception) -> UsageError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, KeyError):
         reason = f"its config has no {reason}"
-    mend = "check the name, and that all its files are there or can be downloaded, the weights as safetensors"
-    return UsageError(f"{source} cannot be opened: {reason}", where=source, mend=mend)
+    hint = "check the name, and that all its files are there or can be downloaded, the weights as safetensors"
+    return UsageError(f"{source} cannot be opened: {reason}", where=source, hint=hint)

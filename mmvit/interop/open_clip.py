@@ -105,18 +105,18 @@ def _tag_options(name: str, source: str) -> dict[str, Any]:
     arch, _, tag = name.rpartition("/")
     settings: Any = open_clip.get_model_config(arch)
     if settings is None:
-        mend = did_you_mean(arch, open_clip.list_models()) or "ARCH/TAG of open_clip.list_pretrained(), or a folder"
-        raise UsageError(f"open_clip has no model {arch!r}", where=source, mend=mend)
+        hint = did_you_mean(arch, open_clip.list_models()) or "ARCH/TAG of open_clip.list_pretrained(), or a folder"
+        raise UsageError(f"open_clip has no model {arch!r}", where=source, hint=hint)
     published = open_clip.get_pretrained_cfg(arch, tag)
     if not published:
         tags = open_clip.list_pretrained_tags_by_model(arch)
-        mend = did_you_mean(tag, tags) or f"choose from {', '.join(tags)}"
-        raise UsageError(f"open_clip has no weights {tag!r} of {arch}", where=source, mend=mend)
+        hint = did_you_mean(tag, tags) or f"choose from {', '.join(tags)}"
+        raise UsageError(f"open_clip has no weights {tag!r} of {arch}", where=source, hint=hint)
     # The name of the architecture does not tell: OpenAI's weights are listed under those without -quickgelu too.
     quick = bool(published.get("quick_gelu", False))
     if settings.get("quick_gelu", False) and not quick:
         what = "these weights were trained without QuickGELU"
-        raise UsageError(what, where=source, mend=f"open_clip:{arch.removesuffix('-quickgelu')}/{tag}")
+        raise UsageError(what, where=source, hint=f"open_clip:{arch.removesuffix('-quickgelu')}/{tag}")
     return {"pretrained": tag, "force_quick_gelu": quick}
 
 

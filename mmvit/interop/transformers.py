@@ -112,7 +112,7 @@ def load_transformers(name: str) -> list[Imported]:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise UsageError(f"{source} needs transformers", where=source, mend="pip install 'mmvit[hf]'") from error
+        raise UsageError(f"{source} needs transformers", where=source, hint="pip install 'mmvit[hf]'") from error
     _check_folder(Path(name), source)
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -123,7 +123,7 @@ def load_transformers(name: str) -> list[Imported]:
     is_classifier = "ImageClassification" in architecture
     if kind != "clip" and kind not in _KINDS:
         what = f"models of the kind {kind!r} have no tower here; there are clip, {', '.join(_KINDS)}"
-        raise UsageError(what, where=source, mend="of many models timm has the same weights: timm:NAME")
+        raise UsageError(what, where=source, hint="of many models timm has the same weights: timm:NAME")
     if architecture in _WITHOUT or (kind == "cvt" and not is_classifier):
         what = f"a {architecture} has no tower here: {_WITHOUT.get(architecture, 'it lacks the last norm')}"
         raise UsageError(what, where=source)
@@ -155,11 +155,11 @@ def load_transformers(name: str) -> list[Imported]:
 
 def _check_folder(folder: Path, source: str) -> None:
     if not folder.exists() and folder.parent != Path() and folder.parent.exists():  # else it may be one of the hub's
-        raise UsageError("there is no such folder", where=source, mend="check the path")
+        raise UsageError("there is no such folder", where=source, hint="check the path")
     if folder.exists() and not (folder / "preprocessor_config.json").is_file():
         what = "preprocessor_config.json is missing, which says how pixels are normalised"
-        mend = "let transformers' image processor of the model write it there: processor.save_pretrained(FOLDER)"
-        raise UsageError(what, where=source, mend=mend)
+        hint = "let transformers' image processor of the model write it there: processor.save_pretrained(FOLDER)"
+        raise UsageError(what, where=source, hint=hint)
 
 
 def _pooled(output: Any, kind: str) -> Tensor:

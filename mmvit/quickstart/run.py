@@ -104,7 +104,7 @@ def _check_extra() -> None:
     missing = missing_modules("demo")
     if missing:
         what = f"the quickstart needs {', '.join(missing)}"
-        raise UsageError(what, meaning="nothing was started", mend=pip_line("demo"))
+        raise UsageError(what, note="nothing was started", hint=pip_line("demo"))
 
 
 def _claim(out: Path, arguments: dict[str, Any]) -> None:
@@ -115,12 +115,12 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
             raise UsageError(
                 f"the folder holds a quickstart with other arguments: {mark.read_text()}",
                 where=str(out),
-                meaning="nothing was changed",
-                mend="give the same --minutes and --seed, or another --out",
+                note="nothing was changed",
+                hint="give the same --minutes and --seed, or another --out",
             )
         return
     if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):  # hidden: a killed write
-        raise UsageError("the folder is not empty and holds no quickstart", where=str(out), mend="give another --out")
+        raise UsageError("the folder is not empty and holds no quickstart", where=str(out), hint="give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(mark, json.dumps(arguments).encode())
 

@@ -66,16 +66,16 @@ class Searcher:
             raise CheckpointError(
                 "the embeddings were made by other weights than these",
                 where=str(model or folder / manifest["model"]),
-                meaning="scores between two models mean nothing",
-                mend="embed again with this model, or give --model the one that made them",
+                note="scores between two models mean nothing",
+                hint="embed again with this model, or give --model the one that made them",
             )
 
     def search(self, *, text: str | None = None, image: str | Path | None = None, k: int = 10) -> list[Hit]:
         """Find the rows nearest to a text or a picture; pictures are searched where the folder has them."""
         if (text is None) == (image is None):
-            raise UsageError("give one query: a text or an image", mend='--text "a red fruit" or --image FILE')
+            raise UsageError("give one query: a text or an image", hint='--text "a red fruit" or --image FILE')
         if text is not None and not text.strip():
-            raise UsageError("the text to search for is empty", mend='--text "a red fruit"')
+            raise UsageError("the text to search for is empty", hint='--text "a red fruit"')
         if k < 1:
             raise UsageError(f"k is {k}; it must be at least 1", where="-k")
         query = self.encoder.encode_text([text]) if text is not None else self.encoder.encode_image([str(image)])
@@ -99,5 +99,5 @@ def _load_named(model: Path) -> Encoder:
         raise CheckpointError(
             f"the model that made the embeddings cannot be loaded: {error.what}",
             where=error.where,
-            mend="give the model folder: --model FOLDER",
+            hint="give the model folder: --model FOLDER",
         ) from error

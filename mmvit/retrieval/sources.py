@@ -87,7 +87,7 @@ class LineSource:
             raise UsageError("the file is not UTF-8 text", where=f"{path}, byte {error.start}") from error
         self.lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
         if not self.lines:
-            raise UsageError("the file holds no text", where=str(path), mend="write one text a line")
+            raise UsageError("the file holds no text", where=str(path), hint="write one text a line")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -119,10 +119,10 @@ def open_source(spec: str) -> Source:
     if path.is_dir() and not any(path.glob("*.tar")):
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise UsageError("the folder holds no shard and no picture", where=spec, mend="give another SOURCE")
+            raise UsageError("the folder holds no shard and no picture", where=spec, hint="give another SOURCE")
         return FileSource(files)
     if path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") and not path.exists():
-        raise DataError("the file is missing", where=spec, mend="check the path; many pictures: give their folder")
+        raise DataError("the file is missing", where=spec, hint="check the path; many pictures: give their folder")
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         return FileSource([path])
     if path.suffix == ".txt" and path.is_file():

@@ -81,8 +81,8 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         raise DataError(
             f"{summary.num_rejected} of {len(source)} items cannot be embedded",
             where=str(out / "rejected"),
-            meaning=f"one may be bad among good ones, or {MAX_REJECTED:.0%}; the folder is left without a manifest",
-            mend="mend or remove the items listed there and embed into another --out",
+            note=f"one may be bad among good ones, or {MAX_REJECTED:.0%}; the folder is left without a manifest",
+            hint="fix or remove the items listed there and embed into another --out",
         )
     # Both resolved: "../model" starts from where a folder really is, not from a link to it.
     relative_model = os.path.relpath(model.resolve(), out.resolve())
@@ -108,10 +108,10 @@ def open_embeddings(folder: Path) -> EmbeddingFolder:
 def _kinds(source: Source, modality: str) -> tuple[str, ...]:
     """Return what is to be embedded; raises UsageError where the source cannot have it."""
     if modality not in MODALITIES:
-        raise UsageError(f"modality {modality!r} is unknown", mend=f"choose from {', '.join(MODALITIES)}")
+        raise UsageError(f"modality {modality!r} is unknown", hint=f"choose from {', '.join(MODALITIES)}")
     kinds = MODALITIES[modality]
     if not set(kinds) <= set(MODALITIES[source.modality]):
-        raise UsageError(f"the source does not hold {modality!r}", mend=f"--modality {source.modality}")
+        raise UsageError(f"the source does not hold {modality!r}", hint=f"--modality {source.modality}")
     return kinds
 
 
@@ -122,11 +122,11 @@ def _open_folder(out: Path, job: dict[str, Any]) -> None:
             raise UsageError(
                 "the output folder holds other embeddings (another model, source or modality)",
                 where=str(out),
-                meaning="nothing was changed",
-                mend="name another --out, or remove the folder",
+                note="nothing was changed",
+                hint="name another --out, or remove the folder",
             )
     elif out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):  # hidden: a killed write
-        raise UsageError("the output folder holds something else", where=str(out), mend="name another --out")
+        raise UsageError("the output folder holds something else", where=str(out), hint="name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(job).encode())
 

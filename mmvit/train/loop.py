@@ -226,8 +226,8 @@ def _save(run: Run, bad: BadSamples, done: int, *, wait: bool = True) -> None:
         raise DivergedError(
             f"the weights are no longer finite, their norm is {norm}",
             where=f"step {done}",
-            meaning=f"the run stopped and saved nothing of this; {run.last_saved()}",
-            mend="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER",
+            note=f"the run stopped and saved nothing of this; {run.last_saved()}",
+            hint="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER",
         )
     bad.sync()
     run.save(done)
@@ -261,8 +261,8 @@ def _tell_skipped(run: Run, step: int, result: StepResult, parts: list[Batch]) -
     raise DivergedError(
         f"{MAX_IN_A_ROW} steps in a row could not be used, the last one because {result.skipped}",
         where=f"step {step}, samples {keys[0]} to {keys[-1]}; all of them are in {path}",
-        meaning=f"the run stopped; {run.last_saved()}, from before the first of them",
-        mend="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER; or go on with "
+        note=f"the run stopped; {run.last_saved()}, from before the first of them",
+        hint="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER; or go on with "
         "train.spike_factor=null, where the numbers are finite and the change is meant to last",
     )
 
@@ -273,7 +273,7 @@ def _warn_of_lone_process(accelerator: Accelerator) -> None:
     if asked and accelerator.num_processes == 1:
         logger.warning(
             "this run has one process: accelerate launch --cpu starts no more without MPI\n"
-            "  mend: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m mmvit pretrain ..."
+            "  hint: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m mmvit pretrain ..."
         )
 
 

@@ -89,8 +89,8 @@ class Run(ABC):
         self.optimizers = build_optimizers(self.model, config.optim)
         self.bf16 = Bf16Copy(self.model) if config.train.precision == "bf16_params" else None
         if self.bf16 and accelerator.is_fsdp2:
-            mend = "train.precision=bf16: sharded weights are float32, and bfloat16 where they are used"
-            raise UsageError("bf16_params does not go with FSDP2", where="train.precision", mend=mend)
+            hint = "train.precision=bf16: sharded weights are float32, and bfloat16 where they are used"
+            raise UsageError("bf16_params does not go with FSDP2", where="train.precision", hint=hint)
         running: nn.Module = self.model if self.bf16 is None else self.bf16.model
         self.flops = FlopCounter(self.model)
         if config.train.compile:
@@ -263,8 +263,8 @@ class Run(ABC):
             raise CheckpointError(
                 f"the {' and the '.join(changed)} changed since the checkpoint",
                 where=str(checkpoint.folder),
-                meaning="the run would go on as another one; nothing was changed",
-                mend="bring back what was, or start anew with another out=FOLDER",
+                note="the run would go on as another one; nothing was changed",
+                hint="bring back what was, or start anew with another out=FOLDER",
             )
 
     def save(self, step: int) -> None:

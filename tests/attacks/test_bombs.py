@@ -152,7 +152,7 @@ def test_texts_and_large_files(texts: Results, name: str):
     assert rise <= MAX_MIB, said
     assert (TEXTS[name][2] if name in TEXTS else ".jpg has 209715200 bytes, more than 134217728") in said
     assert "key 'a'" in said
-    assert "mend: " in said
+    assert "hint: " in said
 
 
 def member(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -195,7 +195,7 @@ def test_headers_that_claim_much(read: Results, name: str):
     assert rise <= MAX_MIB, said
     assert "lost: " in said
     assert "bytes " in said
-    assert "mend: " in said
+    assert "hint: " in said
 
 
 def test_an_index_that_claims_huge_arrays(tmp_path: Path, measure: Measure):

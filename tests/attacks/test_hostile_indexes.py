@@ -113,7 +113,7 @@ def test_lies_with_right_hashes(tar: Path, lie: str):
     with pytest.raises(CheckpointError, match="index is damaged") as caught:
         use(tar)
     assert caught.value.where == str(index_path(tar))
-    assert caught.value.mend == f"mmvit-data index --rebuild {tar}"
+    assert caught.value.hint == f"mmvit-data index --rebuild {tar}"
 
 
 def test_a_forged_index_that_is_true_is_read(tar: Path):

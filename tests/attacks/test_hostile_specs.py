@@ -38,7 +38,7 @@ def test_commands_and_strange_urls(canary: Path, command: str, form: str):
         expand_shards(spec if form == "one" else [spec])
     assert caught.value.exit_code in (2, 3)
     assert caught.value.where
-    assert caught.value.mend
+    assert caught.value.hint
     assert not canary.exists()
 
 

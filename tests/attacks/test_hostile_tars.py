@@ -99,7 +99,7 @@ def test_a_shard_that_is_a_loop_of_links_or_no_file(tmp_path: Path):
         with pytest.raises(DataError, match="does not exist") as caught:
             open_index(tmp_path / name)
         assert caught.value.where == str(tmp_path / name)
-        assert caught.value.mend
+        assert caught.value.hint
 
 
 def test_keys_with_control_characters_stay_data(hostile_tar: HostileTar):

@@ -196,7 +196,7 @@ def test_a_batch_larger_than_the_data_is_refused(squares: IndexedShards, batches
     with pytest.raises(UsageError, match="a global batch of 23 is larger than the data set of 22 samples") as caught:
         batches_of(squares, batch_size=23)
     assert caught.value.where == "train.batch_size"
-    assert "train.batch_size=22 or less" in caught.value.mend
+    assert "train.batch_size=22 or less" in caught.value.hint
     assert len(set(batches_of(squares, batch_size=22)[0].keys)) == 22
 
 

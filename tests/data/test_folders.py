@@ -123,7 +123,7 @@ def test_folders_that_are_no_classes(tmp_path: Path, tree: Path):
     (tmp_path / "set" / "val").mkdir()
     with pytest.raises(UsageError, match="parts of a data set") as caught:
         opened(tmp_path / "set")
-    assert caught.value.mend == f"name one of them: {tmp_path / 'set' / 'train'}"
+    assert caught.value.hint == f"name one of them: {tmp_path / 'set' / 'train'}"
     (tree / "ten" / "empty").mkdir(parents=True)
     (tree / "ten" / "notes.txt").touch()
     with pytest.raises(DataError, match="1 of 11 class folders hold no picture: ten"):
@@ -229,7 +229,7 @@ def test_json_that_is_none(tmp_path: Path, name: str, text: str, what: str):
     with pytest.raises(DataError, match=what) as caught:
         list_json_labels(tmp_path / name)
     assert caught.value.where == str(tmp_path / name)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_json_that_is_missing_or_leads_outside(tmp_path: Path):

@@ -92,7 +92,7 @@ def test_labels_that_name_no_class(
         open_labelled([folder], ",".join(classes))
     error: Any = caught.value
     assert f"{folder}/shard-0000" in error.where
-    assert error.mend
+    assert error.hint
     if "17" in what or "tree" in what or "10" in what:
         assert "key 'd17'" in error.where
 
@@ -100,7 +100,7 @@ def test_labels_that_name_no_class(
 def test_a_close_name_is_offered(write: WriteDigits):
     with pytest.raises(DataError) as caught:
         open_labelled([write(lambda i, digit: "Three")], ",".join(DIGITS))
-    assert caught.value.mend == "did you mean 'three'?"
+    assert caught.value.hint == "did you mean 'three'?"
 
 
 def test_class_names_that_stand_twice(write: WriteDigits, tmp_path: Path):

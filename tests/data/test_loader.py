@@ -237,7 +237,7 @@ def test_a_stalled_reader_is_named_and_left(
     assert where[1] == shards.paths[1]
     assert int(where[2]) == stalled or num_workers == 2  # two hang in this shard: one of them is named
     assert 1 <= int(where[3]) <= 8
-    assert "data.stall_timeout_s" in error.mend
+    assert "data.stall_timeout_s" in error.hint
     assert len(children) == num_workers
     assert not any(is_alive(child.pid) for child in children)
 
@@ -275,7 +275,7 @@ def test_a_killed_worker_is_told_when_a_batch_is_asked_for(
         assert time.monotonic() - start < 5
     assert isinstance(error, ResourceError)
     assert error.what == "a loader process was killed by SIGKILL"
-    assert "fewer data.num_workers" in error.mend
+    assert "fewer data.num_workers" in error.hint
     assert not any(is_alive(child.pid) for child in children)
 
 
@@ -448,7 +448,7 @@ def test_too_little_shared_memory_is_told_before_the_start(
     with pytest.raises(ResourceError, match="64 MiB free, the loader needs 108 MiB") as caught:
         Loader(data, range(5))
     assert caught.value.exit_code == 5
-    assert "--shm-size" in caught.value.mend
+    assert "--shm-size" in caught.value.hint
     data.config.num_workers = 0
     assert plan_prefetch(data).size == 0
 

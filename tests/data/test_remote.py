@@ -332,6 +332,6 @@ def test_a_store_without_its_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote, "_web", remote._web.__wrapped__)  # without what it remembers
     with pytest.raises(UsageError, match="a library is missing") as caught:
         open_file("https://127.0.0.1/a.tar")
-    assert caught.value.mend == 'pip install "mmvit[remote]"'
+    assert caught.value.hint == 'pip install "mmvit[remote]"'
     with pytest.raises(UsageError, match=r"a library is missing: .*gcsfs"):
         open_file("gs://bucket/a.tar")

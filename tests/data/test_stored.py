@@ -79,7 +79,7 @@ def test_embeddings_of_other_data_are_refused(
     with pytest.raises(DataError, match=r"23 of 45 samples have no row .* such as shard-00002\.tar/key22") as caught:
         stored.check_made_of(more)
     assert caught.value.where == str(embedded_squares)
-    assert caught.value.meaning == "its 22 rows were made of other data, such as shard-00000.tar/key0"
+    assert caught.value.note == "its 22 rows were made of other data, such as shard-00000.tar/key0"
 
 
 def test_two_samples_of_one_name_are_refused(write_squares: WriteSquares, embed: Embed, tmp_path: Path):

@@ -317,7 +317,7 @@ def test_a_full_disk_is_named(server: Any):
             read(server, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "TMPDIR" in str(caught.value.mend)
+    assert "TMPDIR" in str(caught.value.hint)
 
 
 def test_no_mixing_of_data_sets(server: Any, squares: IndexedShards, batches_of: BatchesOf):

@@ -24,11 +24,13 @@ from mmvit.layers.positions import resample_positions
 from mmvit.models.dual_encoder import DualEncoder, Embeddings
 from mmvit.retrieval.sources import open_source
 from mmvit.retrieval.store import embed_source
-from mmvit.train import meters, precision, pretraining
+from mmvit.train import meters
+from mmvit.train.device import precision
 from mmvit.train.device.flops import FlopCounter
 from mmvit.train.loop import pretrain
 from mmvit.train.record.run_log import read_log
 from mmvit.train.run import open_accelerator
+from mmvit.train.runs import pretraining
 from mmvit.train.runs.pretraining import Pretraining
 from mmvit.train.safety.watch import Watch
 
@@ -451,4 +453,4 @@ def test_teacher_that_reads_other_tokens_is_refused(recipes: Recipes, tiny_data:
     config = recipes.of("teacher", f"tokenizer.path={tmp_path / 'tokenizer.json'}", f"model.text={text}")
     with pytest.raises(UsageError, match="the teacher reads other tokens") as caught:
         pretrain(config)
-    assert "mmvit embed" in str(caught.value.mend)
+    assert "mmvit embed" in str(caught.value.hint)

@@ -69,7 +69,7 @@ def test_folder_of_another_run_is_refused_with_the_difference(told: Told, finish
     assert (code, out) == (2, "")
     assert "optim.lr: 0.002 -> 0.1" in err
     assert "log_every" not in err  # it changes no weight, so it may change
-    assert "mend:" in err
+    assert "hint:" in err
     assert "Traceback" not in err
     assert contents(finished_run) == before
 

@@ -119,7 +119,7 @@ def test_a_classifier_has_the_views_that_it_has(classifier: Path, pictures: list
     for view in ("positions", "relevance"):
         with pytest.raises(UsageError, match=f"has no {view} to show") as error:
             inspect_model(classifier, view, pictures, "a", tmp_path / "none.png")
-        assert error.value.mend == "--view filters | distance | rollout"
+        assert error.value.hint == "--view filters | distance | rollout"
     assert not (tmp_path / "none.png").exists()
 
 

@@ -312,7 +312,7 @@ def test_damaged_folder_is_told(
     code, _, err = told("search", tmp_path / "e", "--text", "dog")
     assert code == 4, err
     assert str(tmp_path / "e") in err
-    assert "mend:" in err
+    assert "hint:" in err
     assert "Traceback" not in err
 
 

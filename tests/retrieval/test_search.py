@@ -115,7 +115,7 @@ def test_missing_or_other_model_is_refused(folder: Path, told: Told, tmp_path: P
     code, _, err = told("search", alone, "--text", "x")
     assert code == 4
     assert "cannot be loaded: this is not a model folder" in err
-    assert "mend: give the model folder: --model FOLDER" in err
+    assert "hint: give the model folder: --model FOLDER" in err
     assert told("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
 
     loaded = mmvit.load(folder.parent / "model")

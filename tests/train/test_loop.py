@@ -72,7 +72,7 @@ def test_diverged_run_stops_at_the_third_step_in_a_row(
     assert error.value.exit_code == 6
     assert "step 5" in error.value.where
     assert "train-" in error.value.where  # the samples
-    assert "step-00000002" in error.value.meaning  # refused steps save nothing
+    assert "step-00000002" in error.value.note  # refused steps save nothing
     facts = json.loads((run / "diverged.json").read_text())
     assert facts["step"] == 5
     assert len(facts["keys"]) == 8
@@ -110,7 +110,7 @@ def test_program_tells_of_divergence(told: Told, tiny_config: Path, tmp_path: Pa
     spoil(monkeypatch, range(1, 99), "loss")
     code, _, err = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "data.num_workers=0", "train.log_every=1")
     assert code == 6
-    assert "mend: lower optim.lr" in err
+    assert "hint: lower optim.lr" in err
     assert "nothing was saved before" in err
     assert "Traceback" not in err
 
@@ -125,7 +125,7 @@ def test_changed_data_are_refused(told: Told, finished_run: Path, tiny_config: P
     code, _, err = told("pretrain", config, f"out={run}")
     assert code == 4
     assert "the training data changed since the checkpoint" in err
-    assert "mend: bring back what was" in err
+    assert "hint: bring back what was" in err
     assert "Traceback" not in err
 
 
@@ -290,7 +290,7 @@ def test_weights_that_are_not_finite_are_not_saved(config: PretrainConfig, monke
     monkeypatch.setattr(Run, "step", step)
     with pytest.raises(DivergedError, match="no longer finite") as error:
         pretrain(config)
-    assert "step-00000002" in error.value.meaning
+    assert "step-00000002" in error.value.note
 
 
 def test_a_damaged_line_of_the_log_does_not_end_the_run(config: PretrainConfig, caplog: pytest.LogCaptureFixture):
@@ -343,7 +343,7 @@ def test_too_many_bad_samples_end_the_run_with_its_steps_saved(
     config.out, config.data.max_bad_fraction = str(tmp_path / "other"), 3 / 300
     with pytest.raises(DataError, match="samples cannot be used") as caught:
         pretrain(config)
-    assert "more than 3 end the run; the steps done are saved" in caught.value.meaning
+    assert "more than 3 end the run; the steps done are saved" in caught.value.note
     saved = latest_checkpoint(Path(config.out)).step
     assert saved == rows[3]["step"] - 1  # the fourth sample came with the step after it
     assert saved > 0

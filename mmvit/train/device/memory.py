@@ -78,12 +78,12 @@ def compile_blocks(model: nn.Module) -> None:
     """
     compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
     if not any(shutil.which(compiler) for compiler in compilers):
-        mend = "install g++ (apt-get install g++), or name a compiler in CXX, or set train.compile=false"
-        raise UsageError("no C++ compiler was found, which torch.compile needs", where="train.compile", mend=mend)
+        hint = "install g++ (apt-get install g++), or name a compiler in CXX, or set train.compile=false"
+        raise UsageError("no C++ compiler was found, which torch.compile needs", where="train.compile", hint=hint)
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").exists():
-        mend = "install them (apt-get install python3-dev), or set train.compile=false"
-        raise UsageError("the headers of Python are missing", where=str(headers), mend=mend)
+        hint = "install them (apt-get install python3-dev), or set train.compile=false"
+        raise UsageError("the headers of Python are missing", where=str(headers), hint=hint)
     # Towers, depths of their inputs, stages and evaluation each bring a graph; beyond the limit nothing is compiled.
     torch._dynamo.config.recompile_limit = 32
     for block in _blocks(model, "train.compile"):
@@ -95,5 +95,5 @@ def _blocks(model: nn.Module, key: str) -> list[nn.Module]:
     blocks: list[nn.Module] = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if key and not blocks:
         what = f"{key} works block by block, and the model has no transformer blocks that it knows"
-        raise UsageError(what, where=key, mend=f"leave out {key}, or choose a ViT, Swin or CvT")
+        raise UsageError(what, where=key, hint=f"leave out {key}, or choose a ViT, Swin or CvT")
     return blocks

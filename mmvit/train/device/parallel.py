@@ -48,7 +48,7 @@ def make_shardable(accelerator: Accelerator, model: nn.Module) -> None:
         logger.warning("accelerate shards on accelerators only: on processors each process holds the whole model (DDP)")
     elif asked and not accelerator.is_fsdp2:
         raise UsageError(
-            "the first version of FSDP cannot train this model", where="--use_fsdp", mend="add --fsdp_version 2"
+            "the first version of FSDP cannot train this model", where="--use_fsdp", hint="add --fsdp_version 2"
         )
     if not accelerator.is_fsdp2:
         return

@@ -27,7 +27,7 @@ def choose_precision(wish: str, device: torch.device) -> tuple[str, str]:
         raise UsageError(
             f"{wish} was asked for, but {name} has no units for it",
             where="train.precision",
-            meaning="bf16 would be emulated, many times slower than fp32",
-            mend="train.precision=auto",
+            note="bf16 would be emulated, many times slower than fp32",
+            hint="train.precision=auto",
         )
     return wish, "as configured"

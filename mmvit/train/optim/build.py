@@ -70,7 +70,7 @@ def layer_factors(names: Iterable[str], layer_decay: float | None) -> dict[str, 
     for tower in sorted(towers):
         if not any(name.startswith(f"{tower}.blocks.") for name in factors):
             what = f"the {tower.replace('_', ' ')} has no row of blocks, along which rates could decay"
-            raise UsageError(what, where="optim.layer_decay", mend="optim.layer_decay=null, or a ViT or Swin")
+            raise UsageError(what, where="optim.layer_decay", hint="optim.layer_decay=null, or a ViT or Swin")
     blocks = {name: (found[1], int(found[2])) for name in factors if (found := BLOCK.match(name))}
     depths = {tower: max(k for t, k in blocks.values() if t == tower) + 1 for tower, _ in blocks.values()}
     for name in factors:
@@ -185,8 +185,8 @@ def restore_state(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) ->
             raise CheckpointError(
                 "the optimiser's state does not fit the model",
                 where=f"{name} of shape {tuple(value.shape)} in optimizer.safetensors",
-                meaning="nothing was changed",
-                mend="bring back the config that the checkpoint was made with, or start anew with another out=FOLDER",
+                note="nothing was changed",
+                hint="bring back the config that the checkpoint was made with, or start anew with another out=FOLDER",
             )
         number, index = owner.split(".")
         states[int(number)].setdefault(int(index), {})[entry] = value

@@ -50,8 +50,8 @@ class WeightAverage:
             raise CheckpointError(
                 f"the averaged weights do not fit the model: {wrong[0]}, and {len(wrong) - 1} more",
                 where=f"saved {saved.get(wrong[0], 'nothing')}, trained {wanted.get(wrong[0], 'nothing')}",
-                meaning="nothing was changed",
-                mend="bring back the config that the checkpoint was made with, or start anew with another out=FOLDER",
+                note="nothing was changed",
+                hint="bring back the config that the checkpoint was made with, or start anew with another out=FOLDER",
             )
         for name, average in self._averages.items():
             average.copy_(tensors[name])

@@ -56,8 +56,8 @@ class BadSamples:
             raise DataError(
                 f"{self.counts.total()} samples cannot be used ({self.summary()})",
                 where=str(self.path),
-                meaning=f"more than {self.limit} end the run; the steps done are saved",
-                mend="look at those that the file names (in shards: mmvit-data check, mmvit-data repair), or raise "
+                note=f"more than {self.limit} end the run; the steps done are saved",
+                hint="look at those that the file names (in shards: mmvit-data check, mmvit-data repair), or raise "
                 "data.max_bad_fraction",
             )
 
@@ -87,8 +87,8 @@ class BadSamples:
             self.failure = ResourceError(
                 f"bad samples cannot be noted: {error.strerror}",
                 where=str(self.path),
-                meaning="the run stopped; its checkpoints are whole",
-                mend="make room, then run the same command again to go on",
+                note="the run stopped; its checkpoints are whole",
+                hint="make room, then run the same command again to go on",
             )
 
     def _count(self, row: dict[str, object]) -> bool:

@@ -69,11 +69,11 @@ def plot_runs(runs: Sequence[Path], out: Path, x: str = "step") -> dict[str, Any
         CheckpointError: a log that is damaged.
     """
     if x not in X_LABELS:
-        raise UsageError(f"--x is {x!r}", where="--x", mend=f"choose from {', '.join(X_LABELS)}")
+        raise UsageError(f"--x is {x!r}", where="--x", hint=f"choose from {', '.join(X_LABELS)}")
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise UsageError("curves need matplotlib", mend="pip install 'mmvit[eval]'") from error
+        raise UsageError("curves need matplotlib", hint="pip install 'mmvit[eval]'") from error
     matplotlib.use("Agg")  # no window, also where there is no screen
     curves = [_read(path, name, x) for path, name in zip(runs, _names(runs), strict=True)]
     make_folder(out.parent)
@@ -96,15 +96,15 @@ def _read(path: Path, name: str, x: str) -> Curves:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"the log is damaged: {error}", where=str(log)) from error
     if not lines:
-        mend = "name the folder of a run that has logged a step"
-        raise UsageError(f"{path} has no log of a run", where=str(log), mend=mend)
+        hint = "name the folder of a run that has logged a step"
+        raise UsageError(f"{path} has no log of a run", where=str(log), hint=hint)
     names = dict.fromkeys(key for line in lines for key, value in line.items() if isinstance(value, int | float))
     numbers = {key: np.array([line.get(key, np.nan) for line in lines], float) for key in names}
     if x == "samples":
         steps = steps * read_tree(log.with_name("config.yaml"))["train"]["batch_size"]
     elif x == "hours":
         if "time_s" not in numbers:
-            raise UsageError("the log has no times: an older version wrote it", where=str(log), mend="--x step")
+            raise UsageError("the log has no times: an older version wrote it", where=str(log), hint="--x step")
         steps = numbers["time_s"] / 3600
     return Curves(name, steps, numbers)
 

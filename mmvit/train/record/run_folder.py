@@ -81,15 +81,15 @@ def check_run_folder(folder: Path, config: RunConfig) -> str:
             raise UsageError(
                 "the run has written its model, and its checkpoints are gone",
                 where=str(folder),
-                meaning="nothing was changed: it could only begin anew and replace that model",
-                mend="name another out=FOLDER",
+                note="nothing was changed: it could only begin anew and replace that model",
+                hint="name another out=FOLDER",
             )
         if steps:
             num_steps = max((int(step) for step in steps if step.isdecimal()), default=0)
             return _differences(folder, load_config(type(config), path), config, num_steps)
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):  # hidden: a killed write
         raise UsageError(
-            "the output folder is not empty and holds no run", where=str(folder), mend="name another out=FOLDER"
+            "the output folder is not empty and holds no run", where=str(folder), hint="name another out=FOLDER"
         )
     return ""
 
@@ -112,15 +112,15 @@ def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int)
         raise UsageError(
             f"the folder holds another run; these settings differ:\n{_table(refused, old, new)}",
             where=str(folder),
-            meaning="going on would mix two runs; nothing was changed",
-            mend="take the old settings, or start anew with another out=FOLDER",
+            note="going on would mix two runs; nothing was changed",
+            hint="take the old settings, or start anew with another out=FOLDER",
         )
     if now.train.steps < num_steps:
         raise UsageError(
             f"the run is at step {num_steps}, beyond the {now.train.steps} that it is to have now",
             where="train.steps",
-            meaning="nothing was changed",
-            mend=f"train.steps={num_steps}, or more",
+            note="nothing was changed",
+            hint=f"train.steps={num_steps}, or more",
         )
     return _table(changed, old, new)
 

@@ -93,8 +93,8 @@ class RunLog:
             raise ResourceError(
                 f"the log cannot be written: {error.strerror}",
                 where=str(self.file.name),
-                meaning="the run stopped; its checkpoints are whole",
-                mend="make room, then run the same command again to go on",
+                note="the run stopped; its checkpoints are whole",
+                hint="make room, then run the same command again to go on",
             ) from error
 
 

@@ -30,11 +30,11 @@ def tracker_arguments(names: Sequence[str], folder: Path) -> dict[str, Any]:
     """
     for name in names:
         if name not in TRACKERS:
-            mend = did_you_mean(name, TRACKERS) or f"choose from {', '.join(TRACKERS)}"
-            raise UsageError(f"there is no tracker {name!r}", where="train.trackers", mend=mend)
+            hint = did_you_mean(name, TRACKERS) or f"choose from {', '.join(TRACKERS)}"
+            raise UsageError(f"there is no tracker {name!r}", where="train.trackers", hint=hint)
         if importlib.util.find_spec(name) is None:
             what = f"the tracker {name!r} is not installed"
-            raise UsageError(what, where="train.trackers", mend=f"pip install {name}, or leave it out")
+            raise UsageError(what, where="train.trackers", hint=f"pip install {name}, or leave it out")
     if not names:
         return {}
     return {"log_with": list(names), "project_config": ProjectConfiguration(logging_dir=str(folder / "tensorboard"))}
@@ -71,8 +71,8 @@ class Trackers:
             with contextlib.redirect_stdout(sys.stderr):
                 accelerator.init_trackers("mmvit", init_kwargs=arguments)
         except Exception as error:
-            mend = "mend what it says, or leave the tracker out"
-            raise UsageError(f"a tracker cannot start: {error}", where="train.trackers", mend=mend) from error
+            hint = "fix what it says, or leave the tracker out"
+            raise UsageError(f"a tracker cannot start: {error}", where="train.trackers", hint=hint) from error
 
     def log(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Hand on the numbers of a step; what is no number stays in the log alone."""

@@ -15,7 +15,7 @@ from mmvit.checkpoint import load_classifier
 from mmvit.data.labels import check_same_classes
 from mmvit.models.pixels import PixelNorm
 
-_MEND = "fine-tune the teacher on these data first: mmvit finetune; or state the classes in its order: classes=FILE"
+_HINT = "fine-tune the teacher on these data first: mmvit finetune; or state the classes in its order: classes=FILE"
 
 
 class ClassTeacher:
@@ -60,8 +60,8 @@ def load_class_teacher(source: str, class_names: Sequence[str], device: torch.de
         raise UsageError(
             f"the teacher has {teacher.num_classes} classes, and the data {len(class_names)}",
             where=f"loss.teacher={source}",
-            meaning="it must know the same classes in the same order",
-            mend=_MEND,
+            note="it must know the same classes in the same order",
+            hint=_HINT,
         )
     return teacher
 
@@ -69,7 +69,7 @@ def load_class_teacher(source: str, class_names: Sequence[str], device: torch.de
 def _from_folder(folder: str, class_names: Sequence[str], device: torch.device) -> ClassTeacher:
     loaded = load_classifier(folder, device)
     names = loaded.model.class_names
-    check_same_classes(names, class_names, ("the teacher", "the data"), f"loss.teacher={folder}", mend=_MEND)
+    check_same_classes(names, class_names, ("the teacher", "the data"), f"loss.teacher={folder}", hint=_HINT)
     model = loaded.model.requires_grad_(False)
     norm = PixelNorm(loaded.preprocess.mean, loaded.preprocess.std).to(device)
     return ClassTeacher(
@@ -96,7 +96,7 @@ def _from_transformers(name: str, class_names: Sequence[str], device: torch.devi
         from transformers import AutoImageProcessor, AutoModelForImageClassification
     except ModuleNotFoundError as error:
         what = f"the teacher hf:{name} needs transformers"
-        raise UsageError(what, where="loss.teacher", mend="pip install 'mmvit[hf]'") from error
+        raise UsageError(what, where="loss.teacher", hint="pip install 'mmvit[hf]'") from error
     try:
         options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
         model, info = AutoModelForImageClassification.from_pretrained(name, **options)
@@ -105,10 +105,10 @@ def _from_transformers(name: str, class_names: Sequence[str], device: torch.devi
         raise _not_there(f"hf:{name}", error) from error
     if info["missing_keys"]:
         what = f"the teacher hf:{name} lacks weights: {min(info['missing_keys'])}, {len(info['missing_keys'])} in all"
-        raise CheckpointError(what, where="loss.teacher", meaning="it would be drawn at random")
+        raise CheckpointError(what, where="loss.teacher", note="it would be drawn at random")
     known = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if set(class_names) == set(known):  # else they are called otherwise, and their order is taken on trust
-        check_same_classes(known, class_names, ("the teacher", "the data"), f"loss.teacher=hf:{name}", mend=_MEND)
+        check_same_classes(known, class_names, ("the teacher", "the data"), f"loss.teacher=hf:{name}", hint=_HINT)
     norm, size = PixelNorm(processor.image_mean, processor.image_std), _side(processor.to_dict(), model.config)
     return _frozen(model, lambda out: out.logits, norm, size, len(known), f"hf:{name}", device)
 
@@ -121,7 +121,7 @@ def _side(processor: dict[str, Any], config: Any) -> int:
     found = found[0] if isinstance(found, list | tuple) else found
     if not isinstance(found, int):
         what = "the teacher does not say of which size its pictures are"
-        raise UsageError(what, where="loss.teacher", mend="choose another one, or train one: mmvit finetune")
+        raise UsageError(what, where="loss.teacher", hint="choose another one, or train one: mmvit finetune")
     return found
 
 
@@ -144,5 +144,5 @@ def _frozen(
 
 def _not_there(name: str, error: Exception) -> UsageError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    mend = "check the name, and that its weights are there or can be downloaded; or train a teacher: mmvit finetune"
-    return UsageError(f"the teacher {name} cannot be opened: {reason}", where="loss.teacher", mend=mend)
+    hint = "check the name, and that its weights are there or can be downloaded; or train a teacher: mmvit finetune"
+    return UsageError(f"the teacher {name} cannot be opened: {reason}", where="loss.teacher", hint=hint)

@@ -39,7 +39,7 @@ class Finetuning(Run):
         self.shards, self.class_names = train
         if len(self.class_names) < 2:
             what = f"there is one class alone, {self.class_names[0]!r}, and nothing to tell apart"
-            raise UsageError(what, where="data.train", mend="name the folder that holds the folders of all classes")
+            raise UsageError(what, where="data.train", hint="name the folder that holds the folders of all classes")
         self.validation: Labelled | None = None
         if validation:
             names = self.class_names
@@ -51,7 +51,7 @@ class Finetuning(Run):
             raise UsageError(
                 f"mixup and CutMix mix pairs, and a batch of {size} has no whole pairs in each of {parts} parts",
                 where="train.batch_size",
-                mend=f"give a multiple of {2 * parts}, or mix.mixup=0 mix.cutmix=0",
+                hint=f"give a multiple of {2 * parts}, or mix.mixup=0 mix.cutmix=0",
             )
 
     def build_model(self) -> None:

@@ -105,7 +105,7 @@ class MaskedPatches(Finetuning):
         except ValueError as error:
             raise UsageError(f"there is no such model: {error}", where="model") from error
         if not isinstance(tower, VisionTransformer):
-            raise UsageError("masked patches need a ViT", where="model.image.kind", mend="model.image.kind=vit")
+            raise UsageError("masked patches need a ViT", where="model.image.kind", hint="model.image.kind=vit")
         return MaskedPatchModel(tower, PixelNorm(preprocess.mean, preprocess.std), 2 ** (3 * BITS))
 
     def export(self) -> Path:

@@ -156,8 +156,8 @@ class Pretraining(Run):
             raise CheckpointError(
                 "the tokenizer changed while the run went on",
                 where=path,
-                meaning="the last checkpoint is whole; no model was written",
-                mend="bring back what was, then run again",
+                note="the last checkpoint is whole; no model was written",
+                hint="bring back what was, then run again",
             )
         with self.finished_model() as model:
             self.on_main("saving", lambda: save_model(folder, model, config.model, config.preprocess, config.tokenizer))
@@ -183,7 +183,7 @@ def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
         raise UsageError(
             f"label {largest} has no class name: the file has {len(names)}",
             where=config.class_names,
-            mend="name the file that belongs to zero_shot.data; line n, from 0, names label n",
+            hint="name the file that belongs to zero_shot.data; line n, from 0, names label n",
         )
     return ZeroShotTask(shards, names, load_templates(config.templates))
 
@@ -193,4 +193,4 @@ def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:
     wanted = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
     wrong = [f"model.text.{key}={value}" for key, value in wanted.items() if getattr(config, key) != value]
     if wrong:
-        raise UsageError("the text tower does not fit the tokenizer", where="model.text", mend=" ".join(wrong))
+        raise UsageError("the text tower does not fit the tokenizer", where="model.text", hint=" ".join(wrong))

@@ -63,7 +63,7 @@ def load_teacher(
             "the teacher reads "
             + ("other tokens than this run" if pictures else "whole pictures, and this run has none"),
             where="loss.teacher",
-            meaning="it cannot look at the same batch",
-            mend="write its embeddings with mmvit embed TEACHER SHARDS --modality both, and name that folder",
+            note="it cannot look at the same batch",
+            hint="write its embeddings with mmvit embed TEACHER SHARDS --modality both, and name that folder",
         )
     return Teacher(loaded, None)

@@ -47,7 +47,7 @@ def gather_errors(accelerator: Accelerator, mine: Sequence[Failure], wished: boo
 
 
 def on_all(accelerator: Accelerator, call: Callable[[], T]) -> T:
-    """Return what `call` returns on this process; an error that a user can mend, on any of them, is raised by all."""
+    """Return what `call` returns on this process; an error that a user can fix, on any of them, is raised by all."""
     result, mine = list[T](), list[Failure]()
     try:
         result.append(call())
@@ -64,7 +64,7 @@ def on_all(accelerator: Accelerator, call: Callable[[], T]) -> T:
 def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T | None:
     """Return what `call` returns on the main process, for which the others wait; None on those.
 
-    An error of `call` that a user can mend is raised by all processes.
+    An error of `call` that a user can fix is raised by all processes.
     """
     return on_all(accelerator, lambda: call() if accelerator.is_main_process else None)
 
@@ -89,8 +89,8 @@ def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
         raise UsageError(
             "the processes of the run differ in what they are to do",
             where="\n    ".join(lines[:MAX_DIFFERENCES] + more),
-            meaning="they would not train one model; nothing was started",
-            mend="give all of them the same command, and an out= folder and data that all of them see",
+            note="they would not train one model; nothing was started",
+            hint="give all of them the same command, and an out= folder and data that all of them see",
         )
 
 

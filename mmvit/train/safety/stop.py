@@ -17,7 +17,7 @@ class Stopped(MmvitError):  # noqa: N818 - it reports a state, not an error
     exit_code = 143
 
     def __init__(self, step: int):
-        super().__init__(f"stopped at step {step} with the state saved", mend="run the same command again to go on")
+        super().__init__(f"stopped at step {step} with the state saved", hint="run the same command again to go on")
 
 
 class StopFlag:

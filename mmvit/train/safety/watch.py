@@ -214,8 +214,8 @@ def joining(timeout_s: float) -> Iterator[None]:
     error = ResourceError(
         f"the processes of the run did not come together within {timeout_s:.0f} s",
         where=f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}",
-        meaning="nothing was started",
-        mend="look at the output of the other processes; train.timeout_s is the limit",
+        note="nothing was started",
+        hint="look at the output of the other processes; train.timeout_s is the limit",
     )
 
     def give_up() -> None:
@@ -269,8 +269,8 @@ def _error(rank: int, status: Status, step: int, what: str) -> ResourceError:
     return ResourceError(
         f"rank {rank} {what}",
         where=status.where(rank, step),
-        meaning="the others cannot go on without it, and all processes end; the checkpoints are whole",
-        mend="look at the output of that process and at its machine, then run the same command again to go on",
+        note="the others cannot go on without it, and all processes end; the checkpoints are whole",
+        hint="look at the output of that process and at its machine, then run the same command again to go on",
     )
 
 

@@ -28,6 +28,6 @@ def check_batch_norm(model: nn.Module, config: RunConfig) -> None:
             raise UsageError(
                 f"the model has BatchNorm ({(frozen or names)[0]}), which {key} does not go with",
                 where=key,
-                meaning="its statistics would be changed where they must not be, or be counted twice",
-                mend=f"leave out {key.partition('=')[0]}, or choose a tower with LayerNorm or GroupNorm",
+                note="its statistics would be changed where they must not be, or be counted twice",
+                hint=f"leave out {key.partition('=')[0]}, or choose a tower with LayerNorm or GroupNorm",
             )

@@ -80,7 +80,7 @@ def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
     kind = model_kind(where)
     if config.templates and kind != DUAL_ENCODER:
         what = "a zero-shot head needs a text tower, and the model to start from has none"
-        raise UsageError(what, where="templates", mend="train.init=MODEL of mmvit pretrain")
+        raise UsageError(what, where="templates", hint="train.init=MODEL of mmvit pretrain")
     if kind == TOWER:
         start = load_tower(where)
     else:
@@ -91,7 +91,7 @@ def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
     weights = model.state_dict()
     if PROJECTION in weights and PROJECTION not in others:
         what = "embeddings need a projection, and the model to start from has none"
-        raise UsageError(what, where="model.embed_dim", mend="model.embed_dim=null model.image_projection=true")
+        raise UsageError(what, where="model.embed_dim", hint="model.embed_dim=null model.image_projection=true")
     taken = {name: tensor for name, tensor in others.items() if name in weights}
     load_weights(model, weights | taken | image_weights(start.tower, model.image_tower), where=where)
     if not any(name.startswith("head.") for name in taken):

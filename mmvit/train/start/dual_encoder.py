@@ -71,7 +71,7 @@ def check_curriculum(tower: Tower, config: PretrainConfig | FinetuneConfig) -> N
             tower(torch.zeros(1, 3, side, side), keep)
         except ValueError as error:
             what = f"curriculum[{i}] does not fit the image tower: {error}"
-            raise UsageError(what, where="curriculum", mend="choose another size or tower") from error
+            raise UsageError(what, where="curriculum", hint="choose another size or tower") from error
     tower.train(was_training)
 
 
@@ -86,7 +86,7 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
     if not where:
         if patterns:
             what = "train.init_only names parameters, but no model is named to take them from"
-            raise UsageError(what, where="train.init", mend="train.init=MODEL, the model/ folder of a run")
+            raise UsageError(what, where="train.init", hint="train.init=MODEL, the model/ folder of a run")
         return
     if not Path(where).exists() and any((Path(config.out) / "checkpoints").glob("step-*")):
         return  # the run is past its start, and takes everything from its checkpoint
@@ -101,8 +101,8 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
         raise CheckpointError(
             "the stored embeddings were not made by the image tower that the run starts from",
             where=f"data.image_embeddings={stored}",
-            meaning="the text tower would learn to fit another image tower than the one it is exported with",
-            mend=f"mmvit embed {where} SHARDS --out FOLDER; and that model's whole image tower, size and pixels",
+            note="the text tower would learn to fit another image tower than the one it is exported with",
+            hint=f"mmvit embed {where} SHARDS --out FOLDER; and that model's whole image tower, size and pixels",
         )
 
 
@@ -156,14 +156,14 @@ def _differences(key: str, now: Any, before: Any) -> list[str]:
 def refuse_other_settings(differing: Sequence[str], config: PretrainConfig | FinetuneConfig) -> None:
     """Raise UsageError that names the settings of the model to start from, where there are other ones."""
     if differing:
-        mend = "take its settings: they stand in its mmvit.json"
+        hint = "take its settings: they stand in its mmvit.json"
         if isinstance(config, FinetuneConfig):
-            mend = "leave out model.image.kind, and all of the model that is not to change: then it is taken from there"
+            hint = "leave out model.image.kind, and all of the model that is not to change: then it is taken from there"
         raise UsageError(
             f"the model to start from was made with other settings: {', '.join(differing)}",
             where=f"train.init={config.train.init}",
-            meaning="with these its weights would compute something else; nothing was started",
-            mend=mend,
+            note="with these its weights would compute something else; nothing was started",
+            hint=hint,
         )
 
 
@@ -175,7 +175,7 @@ def check_locked(model: DualEncoder, config: PretrainConfig) -> None:
             "data.image_embeddings stand in for a frozen image tower of a finished model"
             + (f", but {free[0]} is to be trained" if free else ""),
             where="data.image_embeddings",
-            mend='train.init=MODEL "train.freeze=[image_*]"',
+            hint='train.init=MODEL "train.freeze=[image_*]"',
         )
 
 

@@ -20,7 +20,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         what = f"nothing is left to train: {', '.join(patterns)} fit every parameter"
-        raise UsageError(what, where="train.freeze", mend="leave a part out of it")
+        raise UsageError(what, where="train.freeze", hint="leave a part out of it")
 
 
 def fitting(names: Iterable[str], patterns: Sequence[str], where: str) -> list[str]:
@@ -31,7 +31,7 @@ def fitting(names: Iterable[str], patterns: Sequence[str], where: str) -> list[s
             near = difflib.get_close_matches(pattern, [*_prefixes(names), *names], n=3, cutoff=0.5)
             those = ", ".join(near or sorted({name.partition(".")[0] for name in names}))
             what = f"no parameter is named {pattern!r}"
-            raise UsageError(what, where=where, mend=f"names near it: {those}; * stands for anything")
+            raise UsageError(what, where=where, hint=f"names near it: {those}; * stands for anything")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 

@@ -29,11 +29,11 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Sequence[str] = (
         return
     for target in config.targets:
         if target not in TARGETS:
-            mend = did_you_mean(target, TARGETS) or f"choose from {', '.join(TARGETS)}"
-            raise UsageError(f"there is no linear map {target!r} in a block", where="lora.targets", mend=mend)
+            hint = did_you_mean(target, TARGETS) or f"choose from {', '.join(TARGETS)}"
+            raise UsageError(f"there is no linear map {target!r} in a block", where="lora.targets", hint=hint)
     if importlib.util.find_spec("peft") is None:
-        mend = "pip install 'mmvit[lora]', or lora.rank=0"
-        raise UsageError("adapters need peft, which is not installed", where="lora.rank", mend=mend)
+        hint = "pip install 'mmvit[lora]', or lora.rank=0"
+        raise UsageError("adapters need peft, which is not installed", where="lora.rank", hint=hint)
     import peft
 
     names = [
@@ -46,7 +46,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Sequence[str] = (
     ]
     if not names:
         what = "the towers have no transformer blocks whose linear maps could be adapted"
-        raise UsageError(what, where="lora.rank", mend="lora.rank=0, or a ViT or Swin")
+        raise UsageError(what, where="lora.rank", hint="lora.rank=0, or a ViT or Swin")
     outside = [p for name, p in model.named_parameters() if not name.startswith(TOWERS) and p.requires_grad]
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)  # type: ignore[arg-type]
     peft.inject_adapter_in_model(settings, model)

@@ -59,7 +59,7 @@ def test_errors_are_words_with_an_exit_code(tmp_path: Path):
     done = run("index", str(tmp_path / "none-*.tar"))
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("mmvit-data: no shards found")
-    for part in ("where:", "mend:"):
+    for part in ("where:", "hint:"):
         assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in run("index", "--debug", str(tmp_path / "none-*.tar")).stderr

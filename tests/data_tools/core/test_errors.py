@@ -19,15 +19,15 @@ from data_tools.core import errors
     ],
 )
 def test_exit_codes_and_pickling(kind: type[errors.MmvitError], code: int):
-    error = kind("it broke", where="a.tar, key 'k'", meaning="stopped", mend="mmvit-data index a.tar")
+    error = kind("it broke", where="a.tar, key 'k'", note="stopped", hint="mmvit-data index a.tar")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.exit_code) == (kind, code)
-    assert (again.what, again.where, again.meaning, again.mend) == (error.what, error.where, error.meaning, error.mend)
+    assert (again.what, again.where, again.note, again.hint) == (error.what, error.where, error.note, error.hint)
     assert str(again).splitlines() == [
         "it broke",
         "  where: a.tar, key 'k'",
-        "  meaning: stopped",
-        "  mend: mmvit-data index a.tar",
+        "  note: stopped",
+        "  hint: mmvit-data index a.tar",
     ]
 
 

@@ -24,12 +24,12 @@ def test_other_work_is_refused_and_nothing_of_it_is_lost(tmp_path: Path):
     open_output(tmp_path / "out", PLAN)
     with pytest.raises(UsageError, match="unfinished work that differs in: seed, size") as caught:
         open_output(tmp_path / "out", PLAN | {"size": 4, "seed": 1})
-    assert f"rm -r {tmp_path / 'out'}" in caught.value.mend
+    assert f"rm -r {tmp_path / 'out'}" in caught.value.hint
     close_output(tmp_path / "out", PLAN, {"samples": 3})
     for plan, what in ((PLAN | {"size": 4}, "finished work that differs in: size"), ({"verb": "x"}, "data synthetic")):
         with pytest.raises(UsageError, match=what) as caught:
             open_output(tmp_path / "out", plan)
-        assert caught.value.mend == "choose another folder"  # nobody is told to remove finished work
+        assert caught.value.hint == "choose another folder"  # nobody is told to remove finished work
     assert open_output(tmp_path / "out", PLAN) == {"samples": 3}
 
 
@@ -52,8 +52,8 @@ def test_a_finished_folder_whose_shards_are_gone(tmp_path: Path):
     (tmp_path / "b.tar").write_bytes(b"1")
     with pytest.raises(UsageError, match="finished with 1 tars of 5 bytes, and now has 2 tars of 6 bytes") as caught:
         open_output(tmp_path, PLAN)
-    assert "rm -r" not in caught.value.mend
+    assert "rm -r" not in caught.value.hint
     (tmp_path / "a.tar").unlink()
     with pytest.raises(UsageError, match="now has 1 tars of 1 bytes") as caught:
         open_output(tmp_path, PLAN)
-    assert f"rm -r {tmp_path}" in caught.value.mend
+    assert f"rm -r {tmp_path}" in caught.value.hint

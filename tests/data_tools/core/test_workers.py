@@ -19,7 +19,7 @@ from data_tools.select.write import OutputOptions
 
 def square(task: int) -> int:
     if task < 0:
-        raise SampleError("hash", "the bytes differ", shard="a.tar", key=str(task), meaning="left out")
+        raise SampleError("hash", "the bytes differ", shard="a.tar", key=str(task), note="left out")
     if task == 13:
         os._exit(1)  # as the kernel ends a process when memory is full
     return task * task
@@ -40,7 +40,7 @@ def test_results_carry_the_number_of_their_task(num_workers: int | None):
 def test_an_error_comes_back_as_it_was_raised(num_workers: int):
     with pytest.raises(SampleError) as caught:
         list(run_tasks(square, [1, -2, 3], num_workers=num_workers))
-    assert (caught.value.cause, caught.value.key, caught.value.meaning) == ("hash", "-2", "left out")
+    assert (caught.value.cause, caught.value.key, caught.value.note) == ("hash", "-2", "left out")
 
 
 def test_a_killed_worker_is_told():
@@ -98,11 +98,11 @@ def test_ctrl_c_ends_a_task_and_an_idle_worker_without_a_traceback(tmp_path: Pat
 def test_unknown_engine_and_missing_ray(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UsageError, match="unknown engine 'rya'") as caught:
         list(run_tasks(square, [1], engine="rya"))
-    assert caught.value.mend == "did you mean 'ray'?"
+    assert caught.value.hint == "did you mean 'ray'?"
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="ray is not installed") as caught:
         list(run_tasks(square, [1], engine="ray"))
-    assert caught.value.mend == 'pip install "mmvit[ray]"'
+    assert caught.value.hint == 'pip install "mmvit[ray]"'
 
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch):

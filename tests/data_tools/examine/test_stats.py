@@ -122,7 +122,7 @@ def test_matplotlib_is_asked_for_in_words(shards: list[Path], tmp_path: Path, mo
     numbers, table = shard_stats(shards, num_workers=1)
     with pytest.raises(UsageError, match="matplotlib") as raised:
         draw_stats(tmp_path / "x.png", numbers, table, "x")
-    assert raised.value.mend == 'pip install "mmvit[data]"'
+    assert raised.value.hint == 'pip install "mmvit[data]"'
 
 
 def run(*arguments: object) -> int:

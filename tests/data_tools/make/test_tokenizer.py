@@ -80,7 +80,7 @@ def test_shards_without_captions_are_refused(shards: Path, tmp_path: Path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(DataError, match="no sample has a caption") as caught:
         train_on_shards(expand_shards(shards / "bad.tar"), path)
-    assert "4 x no-caption" in str(caught.value.meaning)
+    assert "4 x no-caption" in str(caught.value.note)
     assert not path.exists()
 
 

@@ -288,7 +288,7 @@ def test_no_bomb_takes_much_memory(tmp_path: Path):
 def test_rare_formats_are_refused(kind: str):
     with pytest.raises(DataError, match="image cannot be decoded") as caught:
         decode_image(encoded(drawing((32, 32)), kind))
-    assert "JPEG, PNG or WEBP" in caught.value.mend
+    assert "JPEG, PNG or WEBP" in caught.value.hint
 
 
 def test_rare_formats_are_read_when_asked_for():

@@ -67,7 +67,7 @@ def test_conditions(text: str, expected: list[int]):
 
 
 @pytest.mark.parametrize(
-    ("text", "what", "at", "mend"),
+    ("text", "what", "at", "hint"),
     [
         ("widht > 3", "unknown column 'widht'", 0, "did you mean 'width'?"),
         ("aspect > 1 and zzz > 3", "unknown column 'zzz'", 15, "there are: width"),
@@ -103,14 +103,14 @@ def test_conditions(text: str, expected: list[int]):
         ("f'{width}' == 'x'", "not part of the language", 0, None),
     ],
 )
-def test_a_mistake_is_shown_where_it_stands(text: str, what: str, at: int, mend: str | None):
+def test_a_mistake_is_shown_where_it_stands(text: str, what: str, at: int, hint: str | None):
     with pytest.raises(UsageError) as caught:
         Expression(text).mask(TABLE.slice(0, 0))  # told before any row is there
     assert what in caught.value.what
     shown, pointer = caught.value.where.split("\n")
     assert shown == text
     assert pointer == " " * (len("  where: ") + at) + "^"
-    assert (caught.value.mend or "").count(mend or "") >= 1
+    assert (caught.value.hint or "").count(hint or "") >= 1
 
 
 @pytest.mark.parametrize("text", ["", "  ", "x" * 20_000, "(" * 5000 + ")" * 5000, "a\0b", "-" * 9000 + "1 > 2"])

@@ -88,7 +88,7 @@ def test_mistakes_are_told_before_a_shard_is_read(tars: list[Place], tmp_path: P
     nameless = scores_file(tmp_path / "nameless.parquet", keys=["k0"], score=[1])
     with pytest.raises(UsageError, match="no column 'key'") as caught:
         filter_samples(tars, "score > 3", scores=nameless)
-    assert caught.value.mend == "did you mean 'keys'?"
+    assert caught.value.hint == "did you mean 'keys'?"
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(UsageError, match="scores cannot be read"):
         filter_samples(tars, "score > 3", scores=tmp_path / "text.parquet")
@@ -101,7 +101,7 @@ def test_nothing_left_and_nothing_scored(tars: list[Place], tmp_path: Path):
     scores = scores_file(tmp_path / "s.parquet", key=["a", "b"], score=[0.9, 0.5])
     with pytest.raises(DataError, match="no score belongs to a sample") as caught:
         kept_by(tars, tmp_path / "out", "score > 0", scores=scores)
-    assert "shard-00000.tar/k0" in caught.value.mend
+    assert "shard-00000.tar/k0" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 

@@ -64,7 +64,7 @@ def test_uids_that_are_none_are_passed_over(tmp_path: Path):
 def test_lists_that_name_nobody_or_cannot_be_read(table: SampleTable, tmp_path: Path):
     with pytest.raises(DataError, match=r"none of the 2 keys .* 'x'") as caught:
         find_samples(table, written(tmp_path / "keys", "x\ny\n"))
-    assert "shard-00000.tar/0" in caught.value.mend
+    assert "shard-00000.tar/0" in caught.value.hint
     with pytest.raises(DataError, match="list of keys is empty"):
         find_samples(table, written(tmp_path / "keys", "\n"))
     with pytest.raises(DataError, match="none of the 1 keys"):

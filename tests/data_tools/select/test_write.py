@@ -181,7 +181,7 @@ def test_another_selection_does_not_touch_the_folder(
     chosen = np.arange(change.pop("chosen", NUM))
     with pytest.raises(UsageError, match=f"finished work that differs in: {differs}") as caught:
         write_samples(table, chosen, options(tmp_path / "out", **{"shuffle": 3, **change}), verb="reshard")
-    assert caught.value.mend == "choose another folder"
+    assert caught.value.hint == "choose another folder"
     assert before == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
 
 

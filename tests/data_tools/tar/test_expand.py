@@ -29,7 +29,7 @@ def test_what_mmvit_wrote_beside_shards_is_none(folder: Path):
     assert "train-000.tar.idx" not in names(expand_shards(f"{folder}/*"))
     with pytest.raises(UsageError, match="no shard: it was made beside one") as caught:
         expand_shards([f"{folder}/train-000.tar", f"{folder}/train-000.tar.idx"])  # as a shell expands *
-    assert f"{folder}/*.tar" in caught.value.mend
+    assert f"{folder}/*.tar" in caught.value.hint
 
 
 def test_pictures_and_tables_are_no_shards(tmp_path: Path):
@@ -109,7 +109,7 @@ def test_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
 def test_what_could_run_a_program_is_refused(spec: str):
     with pytest.raises(UsageError, match="local files") as caught:
         expand_shards(spec)
-    assert caught.value.meaning == "nothing was run or opened"
+    assert caught.value.note == "nothing was run or opened"
 
 
 def test_nothing_and_a_falling_range():

@@ -141,7 +141,7 @@ def test_another_tar_under_the_same_name(tar: Path):
         open_index(tar)
     assert caught.value.exit_code == 4
     assert caught.value.where == str(tar)
-    assert f"mmvit-data index --rebuild {tar}" in caught.value.mend
+    assert f"mmvit-data index --rebuild {tar}" in caught.value.hint
 
 
 def test_an_index_in_the_old_format_is_made_again(tar: Path):

@@ -58,7 +58,7 @@ def test_every_damaged_byte_is_found(tar: Path):
         index_path(tar).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(CheckpointError, match="damaged") as caught:
             ShardIndex(tar).locate(0)
-        assert caught.value.mend == f"mmvit-data index --rebuild {tar}"
+        assert caught.value.hint == f"mmvit-data index --rebuild {tar}"
         assert caught.value.where == str(index_path(tar))
     for size in range(0, len(whole), 11):
         index_path(tar).write_bytes(whole[:size])

@@ -134,7 +134,7 @@ def test_a_shard_without_samples_is_refused(scanned: Scan, tmp_path: Path, files
     with pytest.raises(DataError, match="the shard holds no sample") as caught:
         scanned(files)
     assert caught.value.where == str(tmp_path / "a.tar")
-    assert "jpg" in caught.value.mend
+    assert "jpg" in caught.value.hint
     if files:
         assert "1 x ." in caught.value.what
 
@@ -145,7 +145,7 @@ def test_what_is_no_tar_is_refused_with_the_reason(tmp_path: Path):
     path.write_bytes(gzip.compress(data))
     with pytest.raises(DataError, match="compressed") as caught:
         scan_tar(path)
-    assert caught.value.mend == f"gzip -d {path}"
+    assert caught.value.hint == f"gzip -d {path}"
     for content, reason in ((b"", "empty"), (bytes(10_240), "no sample"), (b"<html>" * 2000, "header is damaged")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=reason):
@@ -165,4 +165,4 @@ def test_a_disk_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             with pytest.raises(DataError, match="cannot be read: Input/output error") as caught:
                 scan_tar(path)
         assert caught.value.where == str(path)
-        assert caught.value.mend
+        assert caught.value.hint

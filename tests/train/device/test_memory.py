@@ -135,7 +135,7 @@ def test_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UsageError, match=r"no C\+\+ compiler") as error:
         compile_blocks(build(depth=1))
-    assert "train.compile=false" in error.value.mend
+    assert "train.compile=false" in error.value.hint
 
 
 def test_machine_without_headers_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -86,8 +86,8 @@ def test_more_than_the_limit_end_the_run(tmp_path: Path):
         bad.add(3, [error("z")])
     assert caught.value.exit_code == 3
     assert caught.value.where == str(tmp_path / FILE)
-    assert "more than 2 end the run" in caught.value.meaning
-    assert "data.max_bad_fraction" in caught.value.mend
+    assert "more than 2 end the run" in caught.value.note
+    assert "data.max_bad_fraction" in caught.value.hint
     assert len(rows(tmp_path)) == 3  # all are told
     with pytest.raises(DataError):  # and it stays so for a run that goes on with them
         account(tmp_path, start_step=3, limit=2).add(4, [])

@@ -114,7 +114,7 @@ def test_what_cannot_be_drawn_is_told(told: Told, write_run: Callable[..., Path]
     assert "choose from step, samples, hours" in err
     log = run / "log.jsonl"
     log.write_text('{"step": 1, "loss": 2.0}\n')
-    assert "mend: --x step" in told("plot", run, "--out", out, "--x", "hours")[2]
+    assert "hint: --x step" in told("plot", run, "--out", out, "--x", "hours")[2]
     log.write_text('{"step": 1, "lo\n{"step": 2}\n')
     code, _, err = told("plot", run, "--out", out)
     assert code == 4

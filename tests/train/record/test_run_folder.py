@@ -80,7 +80,7 @@ def test_refused_settings_are_shown_and_change_nothing(begun: Path):
     assert lines[1].startswith("    curriculum: [] -> [{'until': 1.0")
     # The one that may change is left out.
     assert lines[2:] == ["    optim.betas: [0.9, 0.98] -> [0.9, 0.95]", "    model.embed_dim: 512 -> 64"]
-    assert "out=FOLDER" in error.value.mend
+    assert "out=FOLDER" in error.value.hint
     assert (begun / "config.yaml").read_bytes() == before
 
 
@@ -88,7 +88,7 @@ def test_run_cannot_end_before_where_it_is(begun: Path):
     open_run_folder(begun, changed(begun, train__steps=60))
     with pytest.raises(UsageError, match="the run is at step 60, beyond the 59") as error:
         open_run_folder(begun, changed(begun, train__steps=59))
-    assert error.value.mend == "train.steps=60, or more"
+    assert error.value.hint == "train.steps=60, or more"
 
 
 def test_setting_that_the_folder_is_older_than_has_its_default(begun: Path):

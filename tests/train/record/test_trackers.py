@@ -84,14 +84,14 @@ def test_missing_package_is_told_before_anything_starts(tmp_path: Path, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="'trackio' is not installed") as error:
         tracker_arguments(["trackio"], tmp_path)
-    assert error.value.mend.startswith("pip install trackio")
+    assert error.value.hint.startswith("pip install trackio")
     assert not list(tmp_path.iterdir())
 
 
 def test_unknown_tracker_gets_a_hint(tmp_path: Path):
     with pytest.raises(UsageError) as error:
         tracker_arguments(["tensorbord"], tmp_path)
-    assert error.value.mend == "did you mean 'tensorboard'?"
+    assert error.value.hint == "did you mean 'tensorboard'?"
 
 
 def test_no_tracker_needs_nothing(tmp_path: Path):

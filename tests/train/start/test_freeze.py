@@ -38,7 +38,7 @@ def test_pattern_that_fits_nothing_gets_near_names(model: nn.Module, pattern: st
     everything = trained(model)
     with pytest.raises(UsageError, match="no parameter is named") as error:
         freeze(model, [pattern])
-    assert hint in error.value.mend
+    assert hint in error.value.hint
     assert error.value.where == "train.freeze"
     assert trained(model) == everything
 

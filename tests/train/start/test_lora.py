@@ -141,4 +141,4 @@ def test_unknown_map_and_missing_package_are_told(model: DualEncoder, monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="need peft") as error:
         add_adapters(model, LoraConfig(rank=2))
-    assert "mmvit[lora]" in error.value.mend
+    assert "mmvit[lora]" in error.value.hint
