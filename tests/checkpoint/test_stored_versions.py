@@ -1,10 +1,13 @@
 """What every earlier format version wrote still works. The folders are kept for ever; none is ever written anew.
 
-version1: a run of six steps, stopped after four, the data that it goes on with, the model of its end, and what that
-model gave for a picture and two texts on the day.
+version1: a run of six steps, stopped after four, the data that it resumes with, the model of its end, and the outputs
+of that model for an image and two texts on that day.
+version2: the same with EMA weights, checkpoints with a hash of their manifest, an index next to the shard, and an
+embedding folder of that shard with the results of a search.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 import mmvit
+from data_tools.tar.index import ShardIndex, open_index
 from mmvit.checkpoint import latest_checkpoint
 from mmvit.train.record.run_log import read_log
 
@@ -45,6 +49,26 @@ def test_stored_run_goes_on_to_its_end(version: str, tmp_path: Path, told: Told,
     assert read_log(Path("run/log.jsonl"))[-1]["loss"] == pytest.approx(expected["final_loss"]["loss"], abs=1e-3)
     image = mmvit.load("run/model").encode_image(["picture.jpg"])
     torch.testing.assert_close(image, torch.tensor(expected["image"]), atol=1e-3, rtol=0)
+
+
+def test_stored_embeddings_give_the_stored_results(tmp_path: Path, told: Told):
+    folder = shutil.copytree(STORED / "version2", tmp_path / "version2")
+    code, out, err = told("search", folder / "embeddings", "--text", "a red fruit", "-k", 3, "--json")
+    assert code == 0, err
+    expected = json.loads((folder / "outputs.json").read_text())["hits"]
+    hits = json.loads(out)
+    assert [hit["image_path"] for hit in hits] == [hit["image_path"] for hit in expected]
+    assert [hit["caption"] for hit in hits] == [hit["caption"] for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in expected], abs=1e-4)
+
+
+def test_stored_index_is_read_as_it_is(tmp_path: Path):
+    folder = shutil.copytree(STORED / "version2" / "data", tmp_path / "data")
+    before = (folder / "shard-00000.tar.idx").read_bytes()
+    modified = ShardIndex(folder / "shard-00000.tar", before).header["tar_mtime_ns"]
+    os.utime(folder / "shard-00000.tar", ns=(modified, modified))  # a checkout gives files new times
+    assert len(open_index(folder / "shard-00000.tar")) == 12
+    assert (folder / "shard-00000.tar.idx").read_bytes() == before
 
 
 def test_first_version_has_no_seal():
