@@ -338,8 +338,8 @@ def filter_(
 
     Example: --where "width >= 256 and aspect < 3 and language in ('en', 'ko') and not 'logo' in lower(caption)".
     There are comparisons, in, is None, and, or, not, + - * /, lower, contains, startswith, endswith and matches (a
-    regular expression). Columns: key width height aspect image_format image_bytes caption caption_chars
-    caption_words script language label image_sha256 bad, and those of --scores. What is not known is not met.
+    regular expression). Columns: key width height aspect image_format image_bytes caption caption_chars caption_words
+    script language label label_name image_sha256 bad, and those of --scores. Comparisons with missing values are false.
     """
     from data_tools.select.filter import filter_samples
     from data_tools.select.write import OutputOptions

@@ -61,7 +61,7 @@ def summarise(table: pa.Table) -> dict[str, Any]:
     A distribution is {least, median, mean, p95, most}, None without values. Duplicates: `groups` of samples with equal
     content, and the `surplus`, that is, how many could go so that one of each group stays.
     """
-    labels = Counter(_values(table, "label").tolist())
+    labels = Counter([*_values(table, "label").tolist(), *_values(table, "label_name").tolist()])
     per_shard = Counter(table.column("shard").to_pylist())
     return {
         "shards": len(per_shard),
