@@ -115,7 +115,7 @@ def evaluate_zero_shot(
                 continue
             if sample.label is None or sample.label not in class_of_label:
                 raise DataError(
-                    f"label {sample.label} has no class name",
+                    f"label {sample.label!r} has no class name",
                     where=sample.key,
                     hint=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
                 )
