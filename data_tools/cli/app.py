@@ -188,8 +188,7 @@ def tokenizer(
     skipped = ", ".join(f"{count} x {cause}" for cause, count in report.skipped.items())
     print(f"{out}: {report.captions} captions read, samples skipped: {skipped or 'none'}")
     print(f"  vocabulary {report.vocab_size}, for model.text.vocab_size")
-    mean, p99 = report.mean_length, report.p99_length
-    print(f"  tokens a caption, start and end included: mean {mean:.1f}, 99 % have at most {p99}")
+    print(f"  tokens a caption, with start and end: mean {report.mean_length:.1f}, 99 % at most {report.p99_length}")
 
 
 @app.command()
@@ -202,7 +201,8 @@ def stats(
 ) -> None:
     """Count what the shards hold: pictures, captions, languages, labels, duplicates; keeps a table by each shard."""
     from data_tools.core.files import check_output_file
-    from data_tools.examine.stats import describe, draw_stats, shard_stats
+    from data_tools.examine.stats import describe, shard_stats
+    from data_tools.examine.stats_picture import draw_stats
     from data_tools.tar.expand import expand_shards
 
     if picture is not None:
