@@ -188,8 +188,7 @@ def tokenizer(
     skipped = ", ".join(f"{count} x {cause}" for cause, count in report.skipped.items())
     print(f"{out}: {report.captions} captions read, samples skipped: {skipped or 'none'}")
     print(f"  vocabulary {report.vocab_size}, for model.text.vocab_size")
-    mean, p99 = report.mean_length, report.p99_length
-    print(f"  tokens a caption, start and end included: mean {mean:.1f}, 99 % have at most {p99}")
+    print(f"  tokens a caption, with start and end: mean {report.mean_length:.1f}, 99 % at most {report.p99_length}")
 
 
 @app.command()
@@ -202,7 +201,8 @@ def stats(
 ) -> None:
     """Count what the shards hold: pictures, captions, languages, labels, duplicates; keeps a table by each shard."""
     from data_tools.core.files import check_output_file
-    from data_tools.examine.stats import describe, draw_stats, shard_stats
+    from data_tools.examine.stats import describe, shard_stats
+    from data_tools.examine.stats_picture import draw_stats
     from data_tools.tar.expand import expand_shards
 
     if picture is not None:
@@ -338,8 +338,8 @@ def filter_(
 
     Example: --where "width >= 256 and aspect < 3 and language in ('en', 'ko') and not 'logo' in lower(caption)".
     There are comparisons, in, is None, and, or, not, + - * /, lower, contains, startswith, endswith and matches (a
-    regular expression). Columns: key width height aspect image_format image_bytes caption caption_chars
-    caption_words script language label image_sha256 bad, and those of --scores. What is not known is not met.
+    regular expression). Columns: key width height aspect image_format image_bytes caption caption_chars caption_words
+    script language label label_name image_sha256 bad, and those of --scores. Comparisons with missing values are false.
     """
     from data_tools.select.filter import filter_samples
     from data_tools.select.write import OutputOptions

@@ -18,7 +18,7 @@ CAUSES = {
     "empty-caption": "the caption is empty",
     "not-utf8": "a text is not UTF-8 or holds a NUL",
     "bad-json": "the metadata is not a JSON object",
-    "bad-label": "the label is not a class index",
+    "bad-label": "the label is neither a class index nor a class name",
     "bad-image": "the image cannot be decoded",
     "no-embedding": "the stored embeddings have no row for it",
     "too-large": "the image has too many pixels, or a file too many bytes",

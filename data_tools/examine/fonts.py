@@ -1,4 +1,8 @@
-"""Finds a font of this machine that shows a text, whatever its script."""
+"""Finds a font of this machine that shows a text, whatever its script.
+
+matplotlib falls back to other fonts letter by letter, but it is no dependency of the core, draws a contact sheet of 24
+images in 7 s instead of 1 s, and leaves boxes for what no font has, where this names the script: "[2 Hangul]".
+"""
 
 from __future__ import annotations
 

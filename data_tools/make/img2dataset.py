@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from data_tools.core.errors import CAUSES, DataError, SampleError
 from data_tools.core.progress import track
 from data_tools.make.row import Row
+from data_tools.sample.content import FaultError, find_image
 from data_tools.tar.index import ShardIndex, open_index
 from data_tools.tar.reader import ShardReader
-from data_tools.tar.scan import IMAGE_FIELDS
 
 _STATS = re.compile(r"^(\d+)_stats\.json$")
 _TAR = re.compile(r"^(\d+)\.tar$")
@@ -59,9 +59,11 @@ def _read(reader: ShardReader, i: int) -> Row:
     source = f"{Path(index.tar).name}/{index.key(i)}"
     try:
         fields = reader.fields(0, i)
+        image = fields[find_image(fields)]
     except SampleError as error:
         return Row(source, fault=(error.cause, error.what))
-    image = next((fields[field] for field in IMAGE_FIELDS if field in fields), None)
+    except FaultError as error:
+        return Row(source, fault=error.fault)
     return Row(source, image, (fields.get("txt"),), meta=fields.get("json", {}))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import stat
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data_tools.core.errors import CAUSES
+from data_tools.sample.content import FaultError, parse_label, read_metadata, read_text
 from data_tools.sample.decode import FORMATS, ImageError, Jpeg, decode_image, open_jpeg
 
 FIELD_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -22,15 +21,6 @@ EXTRA_FORMATS = {"gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
 
 _MAX_FILE_BYTES = 512 << 20  # no picture that may be decoded is larger
 _MAX_LABEL = 10**18
-
-
-class RejectedError(Exception):
-    """A row that gives no sample: a cause of `errors.CAUSES`, and what is wrong in words."""
-
-    def __init__(self, cause: str, what: str):
-        assert cause in CAUSES, cause
-        self.cause = cause
-        super().__init__(what)
 
 
 class Row(NamedTuple):
@@ -94,10 +84,10 @@ def sample_fields(row: Row, rules: SampleRules) -> dict[str, Any]:
     """Return the fields of a row's sample, as `ShardWriter.write` takes them.
 
     Raises:
-        RejectedError: the row gives no sample.
+        FaultError: the row gives no sample.
     """
     if row.fault:
-        raise RejectedError(*row.fault)
+        raise FaultError(*row.fault)
     data = row.image if isinstance(row.image, bytes) else _read_image(row.image, rules.folders)
     field, data, size = _picture(data, rules)
     meta = {**_meta(row, rules.folders)}
@@ -116,17 +106,17 @@ def sample_fields(row: Row, rules: SampleRules) -> dict[str, Any]:
     try:
         return {**fields, "json": _plain(meta)}
     except RecursionError as error:
-        raise RejectedError("bad-json", "the metadata is nested too deeply") from error
+        raise FaultError("bad-json", "the metadata is nested too deeply") from error
 
 
 def _read_image(name: object, folders: Folders) -> bytes:
     if not isinstance(name, str) or not name:
-        raise RejectedError("no-image", "the row has no image")
+        raise FaultError("no-image", "the row has no image")
     if "://" in name[:12]:
-        raise RejectedError("no-image", "the image is a URL, and nothing is downloaded (img2dataset does that)")
+        raise FaultError("no-image", "the image is a URL, and nothing is downloaded (img2dataset does that)")
     data = read_inside(folders, name)
     if not data:
-        raise RejectedError("no-image", "the file is empty")
+        raise FaultError("no-image", "the file is empty")
     return data
 
 
@@ -134,27 +124,27 @@ def read_inside(folders: Folders, name: str) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        RejectedError: it is missing, or outside of the folder that pictures may lie in.
+        FaultError: it is missing, or outside of the folder that pictures may lie in.
     """
     try:
         path = Path(os.path.realpath(folders.start / name))
         if not path.is_relative_to(folders.inside):
-            raise RejectedError("no-image", f"the path leads outside of {folders.inside} (--image-root DIR allows DIR)")
+            raise FaultError("no-image", f"the path leads outside of {folders.inside} (--image-root DIR allows DIR)")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise RejectedError("no-image", "the path is no file")
+            raise FaultError("no-image", "the path is no file")
         if status.st_size > _MAX_FILE_BYTES:
-            raise RejectedError("too-large", f"the file has {status.st_size} bytes")
+            raise FaultError("too-large", f"the file has {status.st_size} bytes")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RejectedError("no-image", f"the file cannot be read: {reason}") from error
+        raise FaultError("no-image", f"the file cannot be read: {reason}") from error
 
 
 def _picture(data: bytes, rules: SampleRules) -> tuple[str, bytes, tuple[int, int] | None]:
     """Return field, bytes, and the size in px where the picture was resized; bytes that need no change are kept."""
     if not data:
-        raise RejectedError("no-image", "the image has no bytes")
+        raise FaultError("no-image", "the image has no bytes")
     found = next((field for field, magic in _MAGIC.items() if data.startswith(magic)), "")
     field = found if rules.image_format == "keep" else rules.image_format
     try:
@@ -169,7 +159,7 @@ def _picture(data: bytes, rules: SampleRules) -> tuple[str, bytes, tuple[int, in
             shrinks = [shrink for shrink in (8, 4, 2) if min(full) >= 2 * shrink * min(size)]
             opened = Image.fromarray(opened.decode(max(shrinks, default=1)))
     except ImageError as error:
-        raise RejectedError(error.cause, f"{error.what}{_looks_like(data)}") from error
+        raise FaultError(error.cause, f"{error.what}{_looks_like(data)}") from error
     if opened.size != size:
         opened = opened.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     buffer = io.BytesIO()
@@ -177,7 +167,7 @@ def _picture(data: bytes, rules: SampleRules) -> tuple[str, bytes, tuple[int, in
     try:
         opened.save(buffer, FIELD_FORMATS[field], **quality)
     except (OSError, ValueError) as error:  # WebP has sides of up to 16383 px
-        raise RejectedError("too-large", f"{size[0]} x {size[1]} px cannot be encoded as {field}: {error}") from error
+        raise FaultError("too-large", f"{size[0]} x {size[1]} px cannot be encoded as {field}: {error}") from error
     return field, buffer.getvalue(), None if size == full else size
 
 
@@ -205,13 +195,7 @@ def _meta(row: Row, folders: Folders) -> Mapping[str, Any]:
         meta = _beside(row, ".json", folders)
     if not isinstance(meta, bytes):
         return meta
-    try:
-        found = json.loads(meta)
-    except (ValueError, RecursionError) as error:
-        raise RejectedError("bad-json", f"the metadata is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise RejectedError("bad-json", f"the metadata is a {type(found).__name__} instead of an object")
-    return found
+    return read_metadata({"json": meta}) or {}
 
 
 def _beside(row: Row, suffix: str, folders: Folders) -> bytes:
@@ -235,7 +219,7 @@ def _captions(raw: Iterable[Any]) -> list[str]:
     texts = dict.fromkeys(text for one in given if (text := _text(one)))
     if not texts:
         empty = any(isinstance(one, str | bytes) for one in given)
-        raise RejectedError(*(("empty-caption", "it is empty") if empty else ("no-caption", "the row has none")))
+        raise FaultError(*(("empty-caption", "it is empty") if empty else ("no-caption", "the row has none")))
     return list(texts)
 
 
@@ -243,15 +227,12 @@ def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise RejectedError("not-utf8", f"the caption is not UTF-8 (byte {error.start})") from error
+        value = read_text(value, "the caption")
     if not isinstance(value, str | int | float):
-        raise RejectedError("no-caption", f"the caption is a {type(value).__name__} instead of a text")
+        raise FaultError("no-caption", f"the caption is a {type(value).__name__} instead of a text")
     text = str(value).strip().removeprefix("\ufeff").strip()
     if "\0" in text or not _encodes(text):
-        raise RejectedError("not-utf8", "the caption is not UTF-8 or holds a NUL")
+        raise FaultError("not-utf8", "the caption is not UTF-8 or holds a NUL")
     return text
 
 
@@ -265,30 +246,33 @@ def _encodes(text: str) -> bool:
 
 def _label(value: Any, rules: SampleRules) -> int:
     if value in (None, ""):
-        raise RejectedError("bad-label", "the row has no label")
+        raise FaultError("bad-label", "the row has no label")
     if rules.labels == "names":
         if str(value) not in rules.classes:
-            raise RejectedError("bad-label", f"{value!r} is not one of the {len(rules.classes)} class names")
+            raise FaultError("bad-label", f"{value!r} is not one of the {len(rules.classes)} class names")
         return rules.classes.index(str(value))
     number = as_index(value)
     if number is None or (rules.classes and number >= len(rules.classes)):
-        raise RejectedError("bad-label", f"{value!r} is not a class index")
+        raise FaultError("bad-label", f"{value!r} is not a class index")
     return number
 
 
 def as_index(value: Any) -> int | None:
     """Return a class index that stands as a number or its digits; None for anything else."""
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value) if len(value) <= 19 else -1
+    if isinstance(value, str):
+        try:
+            value = parse_label(value)
+        except FaultError:
+            return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas makes floats of integers where one is missing
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_LABEL else None
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: no NaN, no bytes, no lone surrogates; dates and the like as text."""
+    """Return a value as `read_metadata` takes it: no NaN, NUL, bytes or lone surrogates; dates and the like as text."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return value.replace("\0", "?").encode("utf-8", "replace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int):

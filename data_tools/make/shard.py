@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_tools.core.files import write_atomic
-from data_tools.make.row import RejectedError, Row, SampleRules, sample_fields
+from data_tools.make.row import Row, SampleRules, sample_fields
 from data_tools.make.sources import RowSource
+from data_tools.sample.content import FaultError
 from data_tools.tar.index import index_path
 from data_tools.tar.writer import ShardWriter
 
@@ -88,8 +89,9 @@ def _write_shard(settings: Settings, shard: ShardJob, rows: Iterator[Row]) -> in
             key = f"{shard.position + i:09d}"
             try:
                 writer.write(key, sample_fields(row, settings.rules))
-            except RejectedError as error:
-                entry = {"row": number, "key": key, "source": row.source, "cause": error.cause, "what": str(error)}
+            except FaultError as error:
+                cause, what = error.fault
+                entry = {"row": number, "key": key, "source": row.source, "cause": cause, "what": what}
                 rejected.append(entry)
     record = ShardRecord(writer.num_samples, tar.stat().st_size if writer.shards else 0, rejected)
     write_atomic(_record_path(settings.folder, shard.number), json.dumps(record._asdict()).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.core.files import make_folder, write_atomic
 from data_tools.core.progress import track
-from data_tools.sample.captions import find_texts
+from data_tools.sample.content import FaultError, find_texts, read_caption, read_metadata
 from data_tools.tar.index import open_indexes
 from data_tools.tar.location import Place
 from data_tools.tar.reader import ShardReader
@@ -85,20 +84,14 @@ class ShardTexts:
 
     def _texts(self, shard: int, i: int) -> list[str]:
         field = "txt" if self.source == "txt" else "json"
-        data = self._reader.fields(shard, i, (field,)).get(field)
-        if data is None:
-            raise self._reader.error("no-caption", f"there is no .{field}", shard, i)
+        fields = self._reader.fields(shard, i, (field,))
         try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self._reader.error("not-utf8", f".{field} is not UTF-8", shard, i) from error
-        try:
-            found = find_texts(self.source, text, json.loads(text) if field == "json" else None)
-            texts = [each for texts in found.values() for each in texts if each.encode()]  # not half a surrogate pair
-        except (ValueError, RecursionError) as error:
-            raise self._reader.error("bad-json", f".json is not JSON ({error})", shard, i) from error
-        if not texts:
-            raise self._reader.error("empty-caption" if found else "no-caption", "there is no text", shard, i)
+            found = find_texts(self.source, read_caption(fields), read_metadata(fields))
+            texts = [text for texts in found.values() for text in texts if text]
+            if not texts:
+                raise FaultError("empty-caption" if found else "no-caption", f"there is no text in {self.source!r}")
+        except FaultError as error:
+            raise self._reader.error(*error.fault, shard, i) from error
         return texts
 
 

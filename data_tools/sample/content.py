@@ -1,19 +1,34 @@
-"""What the stored bytes of one sample hold: its picture's size, caption, metadata and label, and its fault."""
+"""The contract of a sample: the only place where its stored bytes become text, metadata, label and captions.
+
+Every reader of samples uses these functions, so that what one of them finds whole is whole for all: `check`, `repair`,
+`stats`, `peek`, `filter`, `make`, the tokenizer, training, evaluation, embedding. A fault has a cause and no place; who
+knows shard and key adds them.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Collection, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 
+from data_tools.core.errors import CAUSES
 from data_tools.sample.decode import FORMATS, MAX_PIXELS, ImageError, decode_image
 from data_tools.tar.scan import IMAGE_FIELDS
 
+Label = int | str  # a class index, or a class name
+
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_MAX_DIGITS = 18  # of a class index: it fits into 64 bits
+_NUMBER = re.compile(r"[-+]?[\d.,]+")  # no class name, and no class index unless it is digits alone
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as json.dumps writes it; after an even number of backslashes
+# NaN and Infinity are not JSON, but Python writes them, and img2dataset with it: they count as null.
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 
 
 class Fault(NamedTuple):
@@ -35,7 +50,7 @@ class Content(NamedTuple):
     height: int | None = None
     caption: str | None = None
     meta: dict[str, Any] | None = None
-    label: int | None = None
+    label: Label | None = None
     fault: Fault | None = None
 
     @property
@@ -46,9 +61,122 @@ class Content(NamedTuple):
         return self.caption
 
 
-class _FaultError(Exception):
+class FaultError(Exception):
+    """Raised for a sample that has a fault; carries no shard and no key."""
+
     def __init__(self, cause: str, detail: str):
+        assert cause in CAUSES, cause
+        super().__init__(cause, detail)
         self.fault = Fault(cause, detail)
+
+
+def read_text(data: bytes, name: str) -> str:
+    """Return the text that is stored in `data`, without a byte order mark.
+
+    Raises:
+        FaultError: "not-utf8", with `name`: it is not UTF-8, or holds a NUL.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FaultError("not-utf8", f"{name} is not UTF-8 (byte {error.start})") from error
+    if "\0" in text:
+        raise FaultError("not-utf8", f"{name} holds a NUL character")
+    return text
+
+
+def read_caption(fields: Mapping[str, bytes], required: bool = False) -> str | None:
+    """Return the text of `txt`, stripped; "" where it is blank, None where there is none.
+
+    Raises:
+        FaultError: "not-utf8"; where it is `required`, "no-caption" or "empty-caption".
+    """
+    if "txt" not in fields:
+        if required:
+            raise FaultError("no-caption", f"the sample has no caption: its fields are: {' '.join(fields) or 'none'}")
+        return None
+    caption = read_text(fields["txt"], ".txt").strip()
+    if required and not caption:
+        raise FaultError("empty-caption", "the caption is empty")
+    return caption
+
+
+def read_metadata(fields: Mapping[str, bytes]) -> dict[str, Any] | None:
+    """Return the object of `json`, None where there is none; its texts are valid UTF-8 without NUL, its numbers finite.
+
+    Raises:
+        FaultError: "not-utf8" or "bad-json".
+    """
+    if "json" not in fields:
+        return None
+    text = read_text(fields["json"], ".json")
+    try:
+        meta = _DECODER.decode(text)
+        # Escapes can spell what no text may hold: half a surrogate pair, or NUL. And 1e999 is infinite.
+        plain = json.dumps(meta, ensure_ascii=False, allow_nan=False)
+        plain.encode()
+    except (ValueError, RecursionError) as error:
+        raise FaultError("bad-json", f"the metadata is not JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise FaultError("bad-json", f"the metadata is a {type(meta).__name__} instead of an object")
+    if _NUL.search(plain):
+        raise FaultError("bad-json", "the metadata holds a NUL character")
+    return meta
+
+
+def read_label(fields: Mapping[str, bytes]) -> Label | None:
+    """Return the class index or class name of `cls`, None where there is none; raises FaultError as `parse_label`."""
+    return parse_label(read_text(fields["cls"], ".cls")) if "cls" in fields else None
+
+
+def parse_label(text: str) -> Label:
+    """Return the class index (ASCII digits, at most 18) or the class name (one line of printable characters).
+
+    Raises:
+        FaultError: "bad-label": it is empty, another number such as -1 or 0.5, or cannot be shown.
+    """
+    label = text.strip()
+    if label.isascii() and label.isdigit() and len(label) <= _MAX_DIGITS:
+        return int(label)
+    if not label:
+        raise FaultError("bad-label", "the label is empty")
+    if _NUMBER.fullmatch(label) or not label.isprintable():
+        raise FaultError("bad-label", f"the label {label[:20]!a} is neither a class index nor a class name")
+    return label
+
+
+def find_image(fields: Mapping[str, bytes]) -> str:
+    """Return the field that holds the image.
+
+    Raises:
+        FaultError: "no-image": there is none, or it is an empty file.
+    """
+    field = next((field for field in IMAGE_FIELDS if field in fields), None)
+    if field is None:
+        raise FaultError("no-image", f"the sample has no image: its fields are: {' '.join(fields) or 'none'}")
+    if not fields[field]:
+        raise FaultError("no-image", f"the sample has no image: .{field} is an empty file")
+    return field
+
+
+def find_texts(source: str, caption: str | None, meta: dict[str, Any] | None) -> dict[str, list[str]]:
+    """Return language -> texts, stripped, blank ones too; the language is "" where the texts name none.
+
+    Args:
+        source: "txt", or a path into the metadata such as "names.ko", where a text, a list of texts or an object of
+            language -> text or list may stand. What is no text counts as missing.
+        caption: the text of the sample's `.txt`; None where it has none.
+        meta: the object of its `.json`; None where it has none.
+    """
+    value: Any = caption
+    if source != "txt":
+        value = reduce(lambda node, name: node.get(name) if isinstance(node, dict) else None, source.split("."), meta)
+    by_language = value if isinstance(value, dict) else {"": value}
+    found = {
+        language: [text.strip() for text in (entry if isinstance(entry, list) else [entry]) if isinstance(text, str)]
+        for language, entry in by_language.items()
+    }
+    return {language: texts for language, texts in found.items() if texts}
 
 
 def read_content(fields: Mapping[str, bytes], usual: Collection[str] = (), decode: bool = False) -> Content:
@@ -60,35 +188,31 @@ def read_content(fields: Mapping[str, bytes], usual: Collection[str] = (), decod
         decode: decode the whole picture; False reads its header only.
     """
     parts = (
-        lambda: _image(fields, decode),
-        lambda: _caption(fields, "txt" in usual),
-        lambda: _meta(fields),
-        lambda: _label(fields),
+        lambda: _read_image(fields, decode),
+        lambda: {"caption": read_caption(fields, required="txt" in usual or "txt" in fields)},
+        lambda: {"meta": read_metadata(fields)},
+        lambda: {"label": read_label(fields)},
     )
     found: dict[str, Any] = {}
     fault = None
     for part in parts:
         try:
             found |= part()
-        except _FaultError as error:
+        except FaultError as error:
             fault = fault or error.fault
     return Content(**found, fault=fault)
 
 
-def _image(fields: Mapping[str, bytes], decode: bool) -> dict[str, Any]:
-    field = next((field for field in IMAGE_FIELDS if field in fields), None)
-    if field is None:
-        raise _FaultError("no-image", f"its fields are: {' '.join(fields) or 'none'}")
-    if not fields[field]:
-        raise _FaultError("no-image", f".{field} is an empty file")
+def _read_image(fields: Mapping[str, bytes], decode: bool) -> dict[str, Any]:
+    field = find_image(fields)
     try:
         image_format, width, height = read_header(fields[field])
         if width * height > MAX_PIXELS:
-            raise _FaultError("too-large", f"the picture has {width} x {height} px, more than {MAX_PIXELS}")
+            raise FaultError("too-large", f"the picture has {width} x {height} px, more than {MAX_PIXELS}")
         if decode:
             decode_image(fields[field])
     except ImageError as error:
-        raise _FaultError(error.cause, f".{field}: {error.what}") from error
+        raise FaultError(error.cause, f".{field}: {error.what}") from error
     return {"image_field": field, "image_format": image_format, "width": width, "height": height}
 
 
@@ -109,46 +233,3 @@ def read_header(data: bytes) -> tuple[str, int, int]:
         raise ImageError("the image cannot be decoded: not a JPEG, PNG or WebP picture") from error
     width, height = reversed(image.size) if sideways else image.size
     return str(image.format), width, height
-
-
-def _caption(fields: Mapping[str, bytes], required: bool) -> dict[str, Any]:
-    if "txt" not in fields:
-        if required:
-            raise _FaultError("no-caption", f"other samples have .txt, its fields are: {' '.join(fields)}")
-        return {}
-    caption = _text(fields, "txt").strip()
-    if not caption:
-        raise _FaultError("empty-caption", ".txt is empty")
-    return {"caption": caption}
-
-
-def _meta(fields: Mapping[str, bytes]) -> dict[str, Any]:
-    if "json" not in fields:
-        return {}
-    try:
-        meta = json.loads(_text(fields, "json"))
-        json.dumps(meta, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON and no valid text
-    except (ValueError, RecursionError) as error:
-        raise _FaultError("bad-json", f".json is not JSON ({error})") from error
-    if not isinstance(meta, dict):
-        raise _FaultError("bad-json", f".json is a {type(meta).__name__} instead of an object")
-    return {"meta": meta}
-
-
-def _label(fields: Mapping[str, bytes]) -> dict[str, Any]:
-    if "cls" not in fields:
-        return {}
-    text = _text(fields, "cls").strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise _FaultError("bad-label", f".cls {text[:20]!r} is not a class index")
-    return {"label": int(text)}
-
-
-def _text(fields: Mapping[str, bytes], field: str) -> str:
-    try:
-        text = fields[field].decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _FaultError("not-utf8", f".{field} is not UTF-8 (byte {error.start})") from error
-    if "\0" in text:
-        raise _FaultError("not-utf8", f".{field} holds a NUL character")
-    return text

@@ -12,7 +12,8 @@ Columns, one row a sample of the index, in its order:
     caption_words  int32    see `data_tools.sample.language.count_words`
     script         string   Latin, Hangul, Han, Kana, ...: of most letters of the caption
     language       string   ISO 639 code, "und" where it could be several; null without py3langid
-    label          int64    the cls field
+    label          int64    the cls field, where it is a class index
+    label_name     string   the cls field, where it is a class name
     image_sha256   string   hex
     phash          uint64   perceptual hash, null unless asked for
     bad            string   why the sample cannot be delivered, a cause of `data_tools.core.errors.CAUSES`; else null
@@ -62,12 +63,13 @@ SCHEMA = pa.schema(
         "script": pa.string(),
         "language": pa.string(),
         "label": pa.int64(),
+        "label_name": pa.string(),
         "image_sha256": pa.string(),
         "phash": pa.uint64(),
         "bad": pa.string(),
     }
 )
-_FORMAT = b"1"
+_FORMAT = b"2"
 
 
 class _Task(NamedTuple):
@@ -181,7 +183,9 @@ def _row(reader: ShardReader, index: ShardIndex, i: int, with_phash: bool) -> di
     except SampleError as error:
         return row | {"bad": error.cause}
     content = read_content(fields, index.fields)
-    row |= {"label": content.label, "bad": content.fault.cause if content.fault else None}
+    row["bad"] = content.fault.cause if content.fault else None
+    if content.label is not None:
+        row["label_name" if isinstance(content.label, str) else "label"] = content.label
     caption = content.text
     if caption is not None:
         row |= {"caption": caption, "caption_chars": len(caption), "caption_words": count_words(caption)}

@@ -24,6 +24,7 @@ from data_tools.core.errors import UsageError
 from data_tools.core.files import write_atomic
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
+from data_tools.sample.content import find_image
 from data_tools.sample.decode import decode_image
 from data_tools.sample.table import shard_metadata
 from data_tools.select.write import Int64s, OutputOptions, SampleTable, WriteReport, write_samples
@@ -229,5 +230,5 @@ def _thumbnails(reader: ShardReader, table: SampleTable, samples: Int64s, task: 
 
 def _thumbnail(reader: ShardReader, shard: int, i: int) -> NDArray[np.uint8]:
     fields = reader.fields(shard, i)
-    image = decode_image(next(fields[field] for field in IMAGE_FIELDS if field in fields))
+    image = decode_image(fields[find_image(fields)])
     return np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)).ravel()

@@ -6,7 +6,6 @@ dtype `u8,u8`: the upper and the lower half of each uid, 32 hexadecimal digits t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
+from data_tools.sample.content import FaultError, read_metadata
 from data_tools.select.write import Int64s, SampleTable
 from data_tools.tar.index import ShardIndex
 from data_tools.tar.location import shown
@@ -110,8 +110,8 @@ def _read_uids(index: ShardIndex) -> tuple[Int64s, Uids]:
     samples, uids = [], []
     for i in range(len(index)):
         try:
-            uid = bytes.fromhex(json.loads(reader.fields(0, i, ["json"]).get("json", b"null"))["uid"])
-        except (SampleError, ValueError, KeyError, TypeError):
+            uid = bytes.fromhex((read_metadata(reader.fields(0, i, ["json"])) or {})["uid"])
+        except (SampleError, FaultError, ValueError, KeyError, TypeError):
             continue  # it has none, so that no list can name it
         if len(uid) == 16:
             samples.append(i)

@@ -74,7 +74,7 @@ class ShardWriter:
             self._abandon()
 
     def write(self, key: str, fields: Mapping[str, object]) -> None:
-        """Add one sample: an image as bytes (`jpg jpeg png webp`), `txt` a str, `json` an object, `cls` an int.
+        """Add one sample: an image as bytes (`jpg jpeg png webp`), `txt` a str, `json` an object, `cls` an int or str.
 
         Raises:
             DataError: a key that was written before or that would be read back differently, an empty caption, no field.
@@ -187,8 +187,10 @@ def _encode(key: str, field: str, value: object) -> bytes:
         return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
     if field == "cls" and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value).encode()
+    if field == "cls" and isinstance(value, str) and value.strip():
+        return value.encode()
     raise UsageError(
         f"a {type(value).__name__} cannot be the field {field!r}",
         where=f"key {key!r}",
-        hint="images are bytes that are not empty, txt is a str, cls an int that is not negative",
+        hint="images are bytes that are not empty, txt is a str, cls a class name or an int that is not negative",
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_tools.core.errors import DataError, SampleError, UsageError
+from data_tools.sample.content import Label
 from data_tools.sample.decode import decode_image
 from data_tools.tar.expand import expand_shards
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
@@ -87,7 +88,7 @@ class Drawn(NamedTuple):
     image: Pixels | Vector
     captions: list[Caption]
     teacher: tuple[Vector, Vector] | None
-    label: int | None
+    label: Label | None
 
 
 @dataclass(frozen=True)

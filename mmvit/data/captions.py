@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools.core.errors import SampleError, UsageError
-from data_tools.sample.captions import find_texts
+from data_tools.sample.content import find_texts
 from mmvit.data.prompts import check_template, fill
 from mmvit.data.shards import RawSample
 
@@ -63,7 +63,7 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
     Raises:
         SampleError: there is none ("no-caption"), or all are blank ("empty-caption").
     """
-    found = find_texts(config.source, sample.caption or None, sample.meta)
+    found = find_texts(config.source, sample.caption, sample.meta)
     by_language = config.weights and "" not in found
     weights = config.weights if by_language else dict.fromkeys(found, 1.0)
     wanted = {language: texts for language, texts in found.items() if weights.get(language)}

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.make.sources import READABLE, SPLITS, walk
+from data_tools.sample.content import Label
 from data_tools.tar.reader import MAX_BYTES
 from mmvit.data.shards import IndexedShards
 
 logger = logging.getLogger(__name__)
-
-Label = int | str  # a class number, or a class name
 
 _LOOK_UPS = 100  # of the files that a JSON names
 

@@ -2,7 +2,7 @@
 
 import logging
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
@@ -10,9 +10,10 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
+from data_tools.sample.content import FaultError, Label, read_label
 from data_tools.tar.expand import expand_shards
 from data_tools.tar.location import Place, is_url
-from mmvit.data.folders import Label, LabelledFiles, LabelledNames, list_class_folders, list_json_labels
+from mmvit.data.folders import LabelledFiles, LabelledNames, list_class_folders, list_json_labels
 from mmvit.data.prompts import load_class_names
 from mmvit.data.shards import IndexedShards
 
@@ -25,7 +26,7 @@ _HINT = "classes=FILE, with a class name a line; line n, counted from 0, names l
 
 
 class LabelledShards(IndexedShards):
-    """Shards whose samples have a class each: in `.cls` its number, or its name, which is then not all digits.
+    """Shards whose samples have a class each: in `.cls` its number, or its name.
 
     Labels are read when the shards are opened; of very many samples, or remote ones, only some. A sample without a
     label is a `SampleError` when it is read, and so is one of an unknown class that was not found out before.
@@ -48,7 +49,7 @@ class LabelledShards(IndexedShards):
             raise DataError("the shards hold no labels (.cls)", where=missing[0].where, hint=hint)
         looked_at = len(found) + len(missing)
         if missing:
-            what = "%d of %d samples have no label and are left out, such as %s"
+            what = "%d of %d samples have no valid label and are left out, such as %s"
             logger.warning(what, len(missing), looked_at, missing[0].where)
         labels = list(found.values())
         if class_names is None and isinstance(labels[0], str) and looked_at < len(self):
@@ -65,8 +66,11 @@ class LabelledShards(IndexedShards):
 
     def label(self, i: SupportsIndex) -> int:
         """Return the class of sample `i`."""
-        known = self.labels[i]
-        return self._label(self.fields(i, ("cls",)), i) if known == _NOT_READ else known
+        if self.labels[i] != _NOT_READ:
+            return self.labels[i]
+        fields = self.fields(i, ("cls",))
+        with self._naming(i):
+            return self._label(fields)
 
     def _look_up(self) -> tuple[dict[int, Label], list[SampleError]]:
         """Return the labels of samples by number, and the errors of those that have none."""
@@ -75,22 +79,25 @@ class LabelledShards(IndexedShards):
         missing = []
         for i in range(0, len(self), -(-len(self) // limit)):
             try:
-                found[i] = self._raw_label(self.fields(i, ("cls",)), i)
+                fields = self.fields(i, ("cls",))
+                with self._naming(i):
+                    found[i] = _required_label(fields)
             except SampleError as error:
                 missing.append(error)
         return found, missing
 
-    def _label(self, fields: dict[str, bytes], i: SupportsIndex) -> int:
-        label = self._raw_label(fields, i)
+    def _label(self, fields: Mapping[str, bytes]) -> int:
+        label = _required_label(fields)
         if label not in self._number_of:
-            raise self.error("bad-label", f"the label {label!r} is none of the {len(self.class_names)} classes", i)
+            raise FaultError("bad-label", f"the label {label!r} is none of the {len(self.class_names)} classes")
         return self._number_of[label]
 
-    def _raw_label(self, fields: dict[str, bytes], i: SupportsIndex) -> Label:
-        text = self._text(fields, "cls", i).strip() if "cls" in fields else ""
-        if not text:
-            raise self.error("bad-label", "the sample has no label", i)
-        return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else text
+
+def _required_label(fields: Mapping[str, bytes]) -> Label:
+    label = read_label(fields)
+    if label is None:
+        raise FaultError("bad-label", "the sample has no label")
+    return label
 
 
 class Labelled(NamedTuple):

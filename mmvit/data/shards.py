@@ -8,31 +8,33 @@ import logging
 import operator
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 from data_tools.core.errors import SampleError, UsageError
+from data_tools.sample.content import FaultError, Label, find_image, read_caption, read_label, read_metadata
 from data_tools.tar.index import open_indexes
 from data_tools.tar.location import Place, name_of, shown
 from data_tools.tar.reader import ShardReader
-from data_tools.tar.scan import IMAGE_FIELDS, NOTICES
+from data_tools.tar.scan import NOTICES
 
 logger = logging.getLogger(__name__)
 
 
 class RawSample(NamedTuple):
-    """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file, `label` the class index.
+    """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file.
 
-    `image` is empty where it was left out.
+    `image` is empty where it was left out. `caption` is None where the sample has no `txt`, "" where it is blank.
     """
 
     key: str
     image: bytes
-    caption: str
+    caption: str | None
     meta: dict[str, Any] | None
-    label: int | None
+    label: Label | None
 
 
 class IndexedShards:
@@ -43,7 +45,7 @@ class IndexedShards:
     Args:
         paths: the shards, as from `data_tools.tar.expand.expand_shards`. An index that is missing or stale is made.
         verify: compare each member that is read with the SHA-256 in the index, see `ShardReader`.
-        require_caption: False gives "" where a sample has no `txt` (pictures that only have a label).
+        require_caption: False also delivers samples without `txt` or with a blank one (images with a label alone).
 
     Raises:
         UsageError: no paths.
@@ -84,24 +86,28 @@ class IndexedShards:
                 metadata or label, or bytes that are not those that were indexed.
         """
         fields = self.fields(i, None if image else ("txt", "json", "cls"))
-        data = next((fields[field] for field in IMAGE_FIELDS if field in fields), None)
-        if image and not data:
-            what = "the image is an empty file" if data is not None else f"its fields are: {' '.join(fields) or 'none'}"
-            raise self.error("no-image", f"the sample has no image: {what}", i)
-        rest = self._caption(fields, i), self._meta(fields, i), self._label(fields, i)
-        return RawSample(self.key(i), data or b"", *rest)
+        with self._naming(i):
+            data = fields[find_image(fields)] if image else b""
+            caption = read_caption(fields, self.require_caption)
+            return RawSample(self.key(i), data, caption, read_metadata(fields), self._label(fields))
 
-    def caption(self, i: SupportsIndex) -> str:
-        """Return the caption of sample `i` without reading its image."""
-        return self._caption(self.fields(i, ("txt",)), i)
+    def caption(self, i: SupportsIndex) -> str | None:
+        """Return the caption of sample `i`, None where it has none, without reading its image."""
+        fields = self.fields(i, ("txt",))
+        with self._naming(i):
+            return read_caption(fields, self.require_caption)
 
     def meta(self, i: SupportsIndex) -> dict[str, Any] | None:
         """Return the JSON object of sample `i`, None where it has none, without reading its image."""
-        return self._meta(self.fields(i, ("json",)), i)
+        fields = self.fields(i, ("json",))
+        with self._naming(i):
+            return read_metadata(fields)
 
-    def label(self, i: SupportsIndex) -> int | None:
-        """Return the class index of sample `i`, None where it has none, without reading its image."""
-        return self._label(self.fields(i, ("cls",)), i)
+    def label(self, i: SupportsIndex) -> Label | None:
+        """Return the class index or name of sample `i`, None where it has none, without reading its image."""
+        fields = self.fields(i, ("cls",))
+        with self._naming(i):
+            return self._label(fields)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the shards' names and contents, from the headers of their indexes.
@@ -134,43 +140,13 @@ class IndexedShards:
         """Return an error that names sample `i`."""
         return self.reader.error(cause, what, *self.place(i))
 
-    def _caption(self, fields: dict[str, bytes], i: SupportsIndex) -> str:
-        caption = self._text(fields, "txt", i).strip() if "txt" in fields else ""
-        if not caption and self.require_caption:
-            if "txt" in fields:
-                raise self.error("empty-caption", "the caption is empty", i)
-            raise self.error("no-caption", "the sample has no caption", i)
-        return caption
+    def _label(self, fields: Mapping[str, bytes]) -> Label | None:
+        return read_label(fields)
 
-    def _meta(self, fields: dict[str, bytes], i: SupportsIndex) -> dict[str, Any] | None:
-        if "json" not in fields:
-            return None
+    @contextmanager
+    def _naming(self, i: SupportsIndex) -> Iterator[None]:
+        """Raise the fault that is found in sample `i` as an error that names it."""
         try:
-            text = self._text(fields, "json", i)
-            meta = json.loads(text)
-            if "\\u" in text:  # escapes can spell what no text may hold: half a surrogate pair, or NUL
-                if "\\u0000" in text:
-                    raise ValueError("it holds a NUL character")
-                json.dumps(meta, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise self.error("bad-json", f"the metadata is not JSON ({error})", i) from error
-        if not isinstance(meta, dict):
-            raise self.error("bad-json", f"the metadata is a {type(meta).__name__} instead of an object", i)
-        return meta
-
-    def _label(self, fields: dict[str, bytes], i: SupportsIndex) -> int | None:
-        if "cls" not in fields:
-            return None
-        text = self._text(fields, "cls", i).strip()
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise self.error("bad-label", f"the label {text[:20]!r} is not a class index", i)
-        return int(text)
-
-    def _text(self, fields: dict[str, bytes], field: str, i: SupportsIndex) -> str:
-        try:
-            text = fields[field].decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self.error("not-utf8", f".{field} is not UTF-8 (byte {error.start})", i) from error
-        if "\0" in text:
-            raise self.error("not-utf8", f".{field} holds a NUL character", i)
-        return text
+            yield
+        except FaultError as error:
+            raise self.error(*error.fault, i) from error

@@ -62,7 +62,7 @@ def evaluate_classifier(
             except (SampleError, ImageError) as error:
                 bad.append(error)
                 continue
-            assert sample.label is not None
+            assert isinstance(sample.label, int)
             labels.append(sample.label)
         if pixels:
             best.append(_logits(model, pixels).topk(min(5, len(data.class_names))).indices.cpu())

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_tools.core.errors import DataError, SampleError
+from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image
 from mmvit.data.prompts import fill
 from mmvit.data.shards import IndexedShards
@@ -96,11 +97,7 @@ def evaluate_zero_shot(
     """
     if not len(shards):
         raise DataError("there is nothing to classify: the shards hold no sample")
-    first_of_name: dict[str, int] = {}
-    for i, name in enumerate(names):
-        first_of_name.setdefault(name.casefold(), i)
-    unique = list(first_of_name.values())
-    class_of_line = {i: unique.index(first_of_name[name.casefold()]) for i, name in enumerate(names)}
+    unique, class_of_label = _number_classes(names)
     limit = len(shards) if limit is None else min(limit, len(shards))
     chosen = torch.linspace(0, len(shards) - 1, limit, dtype=torch.float64).long().tolist()
     classes = class_embeddings(encoder, [names[i] for i in unique], templates)
@@ -116,13 +113,13 @@ def evaluate_zero_shot(
             except (SampleError, ImageError) as error:
                 bad.append(error)
                 continue
-            if sample.label is None or sample.label not in class_of_line:
+            if sample.label is None or sample.label not in class_of_label:
                 raise DataError(
-                    f"label {sample.label} has no class name",
+                    f"label {sample.label!r} has no class name",
                     where=sample.key,
                     hint=f"labels go from 0 to {len(names) - 1}; give the class-name file that belongs to the shards",
                 )
-            labels.append(class_of_line[sample.label])
+            labels.append(class_of_label[sample.label])
             pixels.append(picture)
             samples.append(sample_id)
         scores = encoder.encode_pixels(pixels) @ classes.T
@@ -138,6 +135,16 @@ def evaluate_zero_shot(
         torch.tensor(samples),
         len(bad),
     )
+
+
+def _number_classes(names: Sequence[str]) -> tuple[list[int], dict[Label, int]]:
+    """Return the first line of each distinct name, and for each label (a line or a name) its position among these."""
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names):
+        lines.setdefault(name.casefold(), line)
+    position = {name: i for i, name in enumerate(lines)}
+    class_of_label: dict[Label, int] = {line: position[name.casefold()] for line, name in enumerate(names)}
+    return list(lines.values()), class_of_label | {name: position[name.casefold()] for name in names}
 
 
 def _tell(bad: Sequence[DataError], num_samples: int) -> None:

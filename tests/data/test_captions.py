@@ -12,7 +12,7 @@ from mmvit.data.shards import RawSample
 NAMES = {"en": "cat", "de": ["Katze", " ", "Kater"], "ko": " ", "fr": None}
 
 
-def sample(meta: dict | None = None, caption: str = " a red apple ") -> RawSample:
+def sample(meta: dict | None = None, caption: str | None = " a red apple ") -> RawSample:
     return RawSample("a.tar/folder/key1", b"image", caption, meta, None)
 
 
@@ -66,8 +66,8 @@ def test_a_missing_language_is_named(weights: dict[str, float], cause: str):
     assert caught.value.cause == cause
 
 
-@pytest.mark.parametrize(("caption", "cause"), [("", "no-caption"), (" \n", "empty-caption")])
-def test_a_sample_without_its_text(caption: str, cause: str):
+@pytest.mark.parametrize(("caption", "cause"), [(None, "no-caption"), ("", "empty-caption")])
+def test_a_sample_without_its_text(caption: str | None, cause: str):
     with pytest.raises(SampleError) as caught:
         caption_texts(sample(caption=caption), CaptionConfig())
     assert caught.value.cause == cause

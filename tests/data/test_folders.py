@@ -61,7 +61,7 @@ def test_a_folder_a_class(tree: Path, digits: Digits):
         assert sample.image == (tree / sample.key).read_bytes() == encoded(png, SUFFIXES[number % 4])
         assert names[sample.label] == DIGITS[digit] == sample.key.split("/")[0]
         assert samples.label(i) == sample.label
-        assert (sample.caption, sample.meta) == ("", None)
+        assert (sample.caption, sample.meta) == (None, None)
         assert decode_image(sample.image).size == (8, 8)
     assert opened(tree).counts() == [sum(name == DIGITS[digit] for digit, _ in digits[:60]) for name in NAMES]
     assert samples.read(3, image=False).image == b""

@@ -122,7 +122,7 @@ def test_text_is_strict(tmp_path: Path):
         ("meta2", "not JSON"),
         ("half", "not JSON .*surrogates"),
         ("escaped", "NUL"),
-        ("label", "'-1' is not a class index"),
+        ("label", "'-1' is neither a class index nor"),
     ]
     assert len(shards) == 1 + len(expected)
     for i, (key, what) in enumerate(expected, start=1):
@@ -132,10 +132,14 @@ def test_text_is_strict(tmp_path: Path):
 
 
 def test_captions_can_be_optional(tmp_path: Path):
-    tar = write_tar(tmp_path / "a.tar", {"a.webp": b"x", "a.cls": b"3\n", "b.jpg": b"y"})
+    tar = write_tar(
+        tmp_path / "a.tar",
+        {"a.webp": b"x", "a.cls": b"3\n", "b.jpg": b"y", "c.jpg": b"z", "c.txt": b" ", "c.cls": b" dog\n"},
+    )
     shards = IndexedShards([tar], require_caption=False)
-    assert shards.read(0) == RawSample("a.tar/a", b"x", "", None, 3)
-    assert shards.read(1) == RawSample("a.tar/b", b"y", "", None, None)
+    assert shards.read(0) == RawSample("a.tar/a", b"x", None, None, 3)
+    assert shards.read(1) == RawSample("a.tar/b", b"y", None, None, None)
+    assert shards.read(2) == RawSample("a.tar/c", b"z", "", None, "dog")
 
 
 def test_metadata_without_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

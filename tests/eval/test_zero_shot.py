@@ -99,6 +99,18 @@ def test_a_label_beyond_the_names_is_named(encoder: Encoder, colour_names: list[
     assert caught.value.where == "shard-00000.tar/yellow0"
 
 
+def test_a_label_may_be_a_class_name(
+    encoder: Encoder, colour_names: list[str], colour_files: list[Path], tmp_path: Path
+):
+    with ShardWriter(tmp_path / "named") as writer:
+        for name, path in zip(colour_names, colour_files, strict=True):
+            writer.write(path.stem, {"png": path.read_bytes(), "cls": name})
+    shards = IndexedShards(writer.shards, require_caption=False)
+    assert evaluate_zero_shot(encoder, shards, colour_names, TEMPLATES[:2]).labels.tolist() == list(range(6))
+    with pytest.raises(DataError, match=f"label '{colour_names[5]}' has no class name"):
+        evaluate_zero_shot(encoder, shards, colour_names[:5], TEMPLATES)
+
+
 def test_a_sample_without_label_is_named(encoder: Encoder, colour_files: list[Path], tmp_path: Path):
     with ShardWriter(tmp_path / "unlabelled") as writer:
         writer.write("key1", {"png": colour_files[0].read_bytes(), "txt": "red"})

@@ -178,7 +178,8 @@ def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
         return None
     shards = IndexedShards(expand_shards(config.data), require_caption=False)
     names = load_class_names(config.class_names)
-    largest = max(shards.label(i) or 0 for i in range(0, len(shards), -(-len(shards) // 1000)))
+    labels = [shards.label(i) for i in range(0, len(shards), -(-len(shards) // 1000))]
+    largest = max((label for label in labels if isinstance(label, int)), default=0)
     if largest >= len(names):
         raise UsageError(
             f"label {largest} has no class name: the file has {len(names)}",

@@ -126,7 +126,7 @@ def test_a_last_header_that_became_zeros_is_damage_that_costs_nothing(tar: Path)
         ({"a.jpg": picture(1), "a.txt": b"\xff"}, "not-utf8", "a"),
         ({"a.jpg": picture(1), "a.txt": b"a\0b"}, "not-utf8", "a"),
         ({"a.jpg": picture(1), "a.txt": b"x", "a.json": b"[]"}, "bad-json", "a"),
-        ({"a.jpg": picture(1), "a.txt": b"x", "a.cls": b"cat"}, "bad-label", "a"),
+        ({"a.jpg": picture(1), "a.txt": b"x", "a.cls": b"-1"}, "bad-label", "a"),
         ({"a.v2.jpg": picture(1)}, "dotted-name", "a"),
     ],
 )

@@ -13,8 +13,9 @@ from PIL import Image
 from data_tools.cli.app import app
 from data_tools.core.errors import UsageError
 from data_tools.core.program import run_program
-from data_tools.examine import stats
-from data_tools.examine.stats import describe, draw_stats, shard_stats
+from data_tools.examine import stats_picture
+from data_tools.examine.stats import describe, shard_stats
+from data_tools.examine.stats_picture import draw_stats
 from data_tools.sample import table as metadata
 from data_tools.tar.writer import ShardWriter
 
@@ -98,8 +99,13 @@ def test_without_a_detector_the_scripts_are_drawn(shards: list[Path], tmp_path: 
     assert numbers["captions"]["languages"] == {}
     assert 'pip install "mmvit[data]"' in describe(numbers)
     titles: list[str] = []
-    begin = stats._begin
-    monkeypatch.setattr(stats, "_begin", lambda axes, title, count: titles.append(title) or begin(axes, title, count))
+    begin = stats_picture._begin
+
+    def record(axes: Any, title: str, count: int) -> bool:
+        titles.append(title)
+        return begin(axes, title, count)
+
+    monkeypatch.setattr(stats_picture, "_begin", record)
     draw_stats(tmp_path / "x.png", numbers, table, "x")
     assert titles == ["Caption length", "Picture size", "Scripts of the captions", "Aspect ratio"]
 
@@ -136,7 +142,7 @@ def test_the_program_prints_one_json_document_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     drawn = []
-    monkeypatch.setattr(stats, "draw_stats", lambda path, numbers, table, title: drawn.append((path, title)))
+    monkeypatch.setattr(stats_picture, "draw_stats", lambda path, numbers, table, title: drawn.append((path, title)))
     write_shards(tmp_path / "a", [{"jpg": picture(0, (40, 30)), "txt": "a red house"}])
     assert run("stats", tmp_path / "a", "--picture", tmp_path / "s.png", "--json") == 0
     assert json.loads(capsys.readouterr().out)["pictures"]["width"]["median"] == 40

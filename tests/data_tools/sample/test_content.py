@@ -1,13 +1,14 @@
 """What a sample holds and what is wrong with it, field by field."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_tools.core.errors import CAUSES, DataError
-from data_tools.sample.content import read_content, read_header
+from data_tools.sample.content import find_texts, read_content, read_header
 from data_tools.sample.decode import decode_image
 
 
@@ -68,7 +69,9 @@ def test_a_size_needs_the_header_only():
         ({"json": b'{"a": "\\ud800"}'}, "bad-json"),
         ({"json": b'{"a": "\xe9"}'}, "not-utf8"),
         ({"cls": b"-1"}, "bad-label"),
-        ({"cls": b"cat"}, "bad-label"),
+        ({"cls": b" "}, "bad-label"),
+        ({"cls": b"0.5"}, "bad-label"),
+        ({"cls": b"cat\ndog"}, "bad-label"),
         ({"cls": b"1" * 19}, "bad-label"),
         ({"cls": "\u0663".encode()}, "bad-label"),
     ],
@@ -113,3 +116,35 @@ def test_the_text_may_stand_in_the_metadata():
     assert read_content({"json": b'{"caption": " a dog "}'}).text == "a dog"
     assert read_content({"json": b'{"caption": 3}'}).text is None
     assert read_content({"txt": b"a cat", "json": b'{"caption": "a dog"}'}).text == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("source", "texts"),
+    [
+        ("txt", {"": ["the caption"]}),
+        ("text", {"": ["one"]}),
+        ("list", {"": ["one", "", "two"]}),
+        ("deep.er", {"": ["three"]}),
+        ("names", {"en": ["cat"], "de": ["Katze", "Kater"], "ko": [""]}),
+        ("names.de", {"": ["Katze", "Kater"]}),
+        ("number", {}),
+        ("none", {}),
+        ("text.deeper", {}),
+        ("list.0", {}),
+        ("missing.path", {}),
+    ],
+)
+def test_texts_are_found(source: str, texts: dict[str, list[str]]):
+    meta: dict[str, Any] = {
+        "text": " one\n",
+        "list": ["one", " ", 2, None, ["x"], "two"],
+        "deep": {"er": "three"},
+        "names": {"en": "cat", "de": ["Katze ", "Kater"], "ko": " ", "fr": None, "id": 7},
+        "number": 3,
+        "none": None,
+    }
+    assert find_texts(source, " the caption ", meta) == texts
+
+
+def test_a_sample_without_texts():
+    assert find_texts("txt", None, None) == find_texts("names.en", "caption", None) == {}

@@ -20,6 +20,11 @@ HINDI = "\u0928\u0926\u0940 \u0915\u0947 \u092a\u093e\u0938 \u0932\u093e\u0932 \
         ("a red house", "Latin"),
         ("\u00fcber", "Latin"),
         ("\uff21\uff22", "Latin"),  # full width
+        ("\U0001d5d5\U0001d5fc\U0001d5f9\U0001d5f1 \U0001d4ea", "Latin"),  # bold, script
+        ("\u02b0\u00aa\u2115\ufb01", "Latin"),  # small h and a above the line, the set N, the ligature fi
+        ("\uff76\uff85", "Kana"),  # half width
+        ("\ufe70", "Arabic"),  # a mark of its own
+        ("\u02bc", "none"),  # an apostrophe that counts as a letter, in any script
         (KOREAN, "Hangul"),
         (JAPANESE, "Kana"),
         ("\u30e9\u30fc\u30e1\u30f3", "Kana"),
