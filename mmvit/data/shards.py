@@ -11,31 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import SupportsIndex
 
 from data_tools.core.errors import SampleError, UsageError
 from data_tools.tar.index import open_indexes
 from data_tools.tar.location import Place, name_of, shown
 from data_tools.tar.reader import ShardReader
-from data_tools.tar.scan import IMAGE_FIELDS, NOTICES
+from data_tools.tar.scan import NOTICES
+from mmvit.data.source import OTHER_FIELDS, Label, RawSample, SampleSource, raw_sample, read_label
 
 logger = logging.getLogger(__name__)
 
 
-class RawSample(NamedTuple):
-    """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file, `label` the class index.
-
-    `image` is empty where it was left out.
-    """
-
-    key: str
-    image: bytes
-    caption: str
-    meta: dict[str, Any] | None
-    label: int | None
-
-
-class IndexedShards:
+class IndexedShards(SampleSource):
     """The samples of `paths`, numbered 0 .. len - 1 in the order of the shards and, within a shard, of the tar.
 
     It may be used after a fork, by several threads, and may be sent to data loader workers.
@@ -58,6 +46,7 @@ class IndexedShards:
         self.require_caption = require_caption
         self.reader = ShardReader(open_indexes(self.paths), verify)
         self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self.reader.indexes)
+        self.num_samples: int = sum(self.shard_sizes)
         self._stops = list(accumulate(self.shard_sizes))
         lost = Counter(error.cause for error in self.lost())
         if lost:
@@ -65,7 +54,7 @@ class IndexedShards:
             logger.warning("the shards have lost samples (%s); what and where: mmvit-data check SHARDS", causes)
 
     def __len__(self) -> int:
-        return self._stops[-1]
+        return self.num_samples
 
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
@@ -80,28 +69,20 @@ class IndexedShards:
         """Return sample `i`; False for `image` reads nothing of its image, whether there is one or not.
 
         Raises:
-            SampleError: naming shard and key: no image, an empty caption, text that is not UTF-8 or holds NUL, bad
-                metadata or label, or bytes that are not those that were indexed.
+            SampleError: naming shard and key: as `raw_sample`, or bytes that are not those that were indexed.
         """
-        fields = self.fields(i, None if image else ("txt", "json", "cls"))
-        data = next((fields[field] for field in IMAGE_FIELDS if field in fields), None)
-        if image and not data:
-            what = "the image is an empty file" if data is not None else f"its fields are: {' '.join(fields) or 'none'}"
-            raise self.error("no-image", f"the sample has no image: {what}", i)
-        rest = self._caption(fields, i), self._meta(fields, i), self._label(fields, i)
-        return RawSample(self.key(i), data or b"", *rest)
+        fields = self.fields(i, None if image else OTHER_FIELDS)
+        return raw_sample(
+            self.key(i),
+            fields,
+            lambda cause, what: self.error(cause, what, i),
+            image=image,
+            require_caption=self.require_caption,
+        )
 
-    def caption(self, i: SupportsIndex) -> str:
-        """Return the caption of sample `i` without reading its image."""
-        return self._caption(self.fields(i, ("txt",)), i)
-
-    def meta(self, i: SupportsIndex) -> dict[str, Any] | None:
-        """Return the JSON object of sample `i`, None where it has none, without reading its image."""
-        return self._meta(self.fields(i, ("json",)), i)
-
-    def label(self, i: SupportsIndex) -> int | None:
-        """Return the class index of sample `i`, None where it has none, without reading its image."""
-        return self._label(self.fields(i, ("cls",)), i)
+    def label(self, i: SupportsIndex) -> Label | None:
+        """Return the class of sample `i`, None where it has none, without reading anything else of it."""
+        return read_label(self.fields(i, ("cls",)), lambda cause, what: self.error(cause, what, i))
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the shards' names and contents, from the headers of their indexes.
@@ -130,47 +111,10 @@ class IndexedShards:
         shard = bisect_right(self._stops, number)
         return shard, number - self._stops[shard] + self.shard_sizes[shard]
 
+    def shard(self, i: SupportsIndex) -> str:
+        """Name the shard of sample `i` without reading anything."""
+        return shown(self.paths[self.place(i)[0]])
+
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names sample `i`."""
         return self.reader.error(cause, what, *self.place(i))
-
-    def _caption(self, fields: dict[str, bytes], i: SupportsIndex) -> str:
-        caption = self._text(fields, "txt", i).strip() if "txt" in fields else ""
-        if not caption and self.require_caption:
-            if "txt" in fields:
-                raise self.error("empty-caption", "the caption is empty", i)
-            raise self.error("no-caption", "the sample has no caption", i)
-        return caption
-
-    def _meta(self, fields: dict[str, bytes], i: SupportsIndex) -> dict[str, Any] | None:
-        if "json" not in fields:
-            return None
-        try:
-            text = self._text(fields, "json", i)
-            meta = json.loads(text)
-            if "\\u" in text:  # escapes can spell what no text may hold: half a surrogate pair, or NUL
-                if "\\u0000" in text:
-                    raise ValueError("it holds a NUL character")
-                json.dumps(meta, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise self.error("bad-json", f"the metadata is not JSON ({error})", i) from error
-        if not isinstance(meta, dict):
-            raise self.error("bad-json", f"the metadata is a {type(meta).__name__} instead of an object", i)
-        return meta
-
-    def _label(self, fields: dict[str, bytes], i: SupportsIndex) -> int | None:
-        if "cls" not in fields:
-            return None
-        text = self._text(fields, "cls", i).strip()
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise self.error("bad-label", f"the label {text[:20]!r} is not a class index", i)
-        return int(text)
-
-    def _text(self, fields: dict[str, bytes], field: str, i: SupportsIndex) -> str:
-        try:
-            text = fields[field].decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self.error("not-utf8", f".{field} is not UTF-8 (byte {error.start})", i) from error
-        if "\0" in text:
-            raise self.error("not-utf8", f".{field} holds a NUL character", i)
-        return text
