@@ -198,7 +198,9 @@ def stored(folder: Path) -> Iterator[Part]:
     """Batches of stored embeddings against our own of decoded images; both have their captions tokenised."""
     tars = shards_of(folder, SIZES[500], 256)
     shards = IndexedShards(tars)
-    train_tokenizer([shards.caption(i) for i in range(256)], folder / "tokenizer.json", vocab_size=1000)
+    train_tokenizer(
+        [shards.read(i, image=False).caption for i in range(256)], folder / "tokenizer.json", vocab_size=1000
+    )
     tokenizer = build_tokenizer(TokenizerConfig("file", str(folder / "tokenizer.json")), 77)  # CLIP's takes 0.5 ms
     out = folder / "embeddings"
     for name in ("metadata", "img_emb"):

@@ -88,7 +88,7 @@ class Bench:
         data = open_labelled(config.validation.data, config.classes)
         model = build_classifier(config.model, data.class_names, config.preprocess.mean, config.preprocess.std)
         start_from_model(model, config)
-        return evaluate_classifier(model.eval(), data, config.model.image.image_size).acc1
+        return evaluate_classifier(model.eval(), data.samples, config.model.image.image_size).acc1
 
 
 def digits(bench: Bench, seed: int) -> Iterator[Row]:

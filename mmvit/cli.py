@@ -3,11 +3,14 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_tools.core.program import run_program
+
+if TYPE_CHECKING:
+    from mmvit.models.classifier import ImageClassifier
 
 app = typer.Typer(
     help="Train image-text models, classify with them zero-shot, and search with their embeddings. An error is told in "
@@ -94,12 +97,11 @@ def zero_shot(
     """Classify pictures by class names alone."""
     from mmvit.data.prompts import load_class_names, load_templates
     from mmvit.eval.encoder import load
-    from mmvit.eval.zero_shot import classify_images
-    from mmvit.terminal import print_json, print_predictions
+    from mmvit.eval.zero_shot import zero_shot_classifier
 
-    names, prompts = load_class_names(classes), load_templates(templates)
-    predictions = classify_images(load(model), images, names, prompts, top)
-    (print_json if json else print_predictions)([prediction._asdict() for prediction in predictions])
+    class_names, prompts = load_class_names(classes), load_templates(templates)
+    encoder = load(model)
+    _classify(zero_shot_classifier(encoder, class_names, prompts), encoder.image_size, images, top, json)
 
 
 @app.command()
@@ -132,11 +134,17 @@ def classify(
 ) -> None:
     """Classify pictures by the classes that a model was trained on."""
     from mmvit.checkpoint import load_classifier
-    from mmvit.eval.classify import classify_pictures
+
+    loaded = load_classifier(model)
+    _classify(loaded.model, loaded.config.image.image_size, images, top, json)
+
+
+def _classify(model: "ImageClassifier", image_size: int, images: list[Path], top: int, as_json: bool) -> None:
+    from mmvit.eval.classify import classify_files
     from mmvit.terminal import print_json, print_predictions
 
-    predictions = classify_pictures(load_classifier(model), images, top)
-    (print_json if json else print_predictions)([prediction._asdict() for prediction in predictions])
+    predictions = classify_files(model, image_size, images, top)
+    (print_json if as_json else print_predictions)([prediction._asdict() for prediction in predictions])
 
 
 @app.command()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.sample.content import Label
@@ -21,7 +21,7 @@ from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_capt
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
 from mmvit.data.patches import PatchBudget, pack_patches
-from mmvit.data.shards import IndexedShards, RawSample
+from mmvit.data.source import RawSample, Reading, SampleSource
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer, Tokens
 from mmvit.data.transforms import AugmentConfig, Pixels, Size, train_pixels, train_pixels_from_bytes
@@ -108,7 +108,7 @@ class TrainBatches(Dataset[Batch]):
     a step therefore needs no state.
 
     Args:
-        shards: the samples.
+        source: the samples. Batches of a stream depend on the number of workers and ranks, and on where a run begins.
         config: what is made of them.
         tokenizer: of the text tower; None: images come with their classes instead of texts.
         image_size: side of the images, px, where neither a stage nor `config` says otherwise.
@@ -122,14 +122,14 @@ class TrainBatches(Dataset[Batch]):
 
     Raises:
         UsageError: a batch that does not divide, or more samples in it than there are; a stage's image size where
-            images have none; stored embeddings that lack a side.
+            images have none; stored embeddings that lack a side; data sets of a stream that are to be mixed.
         DataError: stored embeddings of other samples.
         CheckpointError: a folder that holds no embeddings.
     """
 
     def __init__(
         self,
-        shards: IndexedShards,
+        source: SampleSource,
         config: DataConfig,
         tokenizer: Tokenizer | None,
         *,
@@ -146,7 +146,7 @@ class TrainBatches(Dataset[Batch]):
             parts = f"{split.world_size} processes x {split.micro_batches} micro-batches"
             what = f"a batch of {batch_size} does not divide over {parts}"
             raise UsageError(what, where="train.batch_size")
-        self.shards = shards
+        self.source = source
         self.config = config
         self.tokenizer = tokenizer
         self.captions = config.captions if tokenizer else []
@@ -162,10 +162,10 @@ class TrainBatches(Dataset[Batch]):
         self.teacher = teacher
         self._check_sides()
         self._check_samples()
-        order = _order(shards.shard_sizes, config, seed)
+        order = _order(source.shard_sizes, config, seed)
         self.order = RepeatedOrder(order, config.repeats, batch_size) if config.repeats > 1 else order
         self.cache: dict[int, Decoded] = {}
-        self.cache_room = config.cache_mb * 2**20  # bytes
+        self.cache_room = config.cache_mb * 2**20 if source.num_samples else 0  # bytes; a stream brings each once
 
     @property
     def share(self) -> int:
@@ -192,7 +192,8 @@ class TrainBatches(Dataset[Batch]):
         return self.load(number, lambda sample_id: None)
 
     def load(self, number: int, note: Callable[[int], None]) -> Batch:
-        """Return a micro-batch; `note` is called with each sample before it is read."""
+        """Return a micro-batch; `note` is called with what is being read, as `SampleSource.begin` says."""
+        note = self.source.begin(self._reading(number), note)
         stage = stage_at(number // self.split.micro_batches, self.num_steps, self.stages)
         size = self.budget or stage.image_size or self.image_size
         mine = self.positions(number)
@@ -216,7 +217,7 @@ class TrainBatches(Dataset[Batch]):
             bad,
             tokens.num_cut,
             Teacher(*map(_stacked, zip(*rows, strict=True))) if rows else None,
-            None if self.tokenizer else torch.tensor([sample.label for sample in samples]),
+            None if self.tokenizer else _labels(samples),
         )
 
     def _check_sides(self) -> None:
@@ -237,17 +238,30 @@ class TrainBatches(Dataset[Batch]):
                 raise UsageError(what, where=key, hint="embed with --modality both")
 
     def _check_samples(self) -> None:
-        """Refuse a batch that would hold a sample twice, and embeddings of other samples."""
-        if self.batch_size > len(self.shards):
+        """Refuse a batch that would hold a sample twice, embeddings of other samples, and streams that are mixed."""
+        num_samples = self.source.num_samples
+        if num_samples is None:
+            if self.config.weights:
+                raise UsageError("data sets that are streamed cannot be mixed", where="data.weights")
+            return
+        if self.batch_size > num_samples:
             raise UsageError(
-                f"a global batch of {self.batch_size} is larger than the data set of {len(self.shards)} samples",
+                f"a global batch of {self.batch_size} is larger than the data set of {num_samples} samples",
                 where="train.batch_size",
                 note="nothing was started: a sample would come twice in a batch",
-                hint=f"train.batch_size={len(self.shards)} or less, or more data",
+                hint=f"train.batch_size={num_samples} or less, or more data",
             )
         for stored in (self.stored_images, self.teacher):
             if stored:
-                stored.check_made_of(self.shards)
+                stored.check_made_of(self.source)
+
+    def _reading(self, number: int) -> Reading:
+        """Return which reader of a stream this process is, where micro-batch `number` is its first."""
+        worker = get_worker_info()
+        mine, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        # Worker w begins with the w-th number of the run: the run's first one is the same for all of them.
+        readers = self.split.rank * num_workers + mine, self.split.world_size * num_workers
+        return Reading(self.seed, number - mine, *readers)
 
     def _good(
         self, epoch: int, sample_id: int, size: Size, note: Callable[[int], None]
@@ -271,12 +285,12 @@ class TrainBatches(Dataset[Batch]):
                     hint="look at the shards: mmvit-data check SHARDS",
                 )
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
-            chosen = int(stand_in[0]) % len(self.shards)
+            chosen = int(stand_in[0]) % sum(self.source.shard_sizes)
 
     def _draw(self, sample_id: int, size: Size, rng: np.random.Generator) -> Drawn:
         """Read a sample, or take it from memory, and draw its crop, its changes and its texts."""
         decoded, teacher = self.cache.get(sample_id), None
-        sample = decoded.sample if decoded else self.shards.read(sample_id, image=self.stored_images is None)
+        sample = decoded.sample if decoded else self.source.read(sample_id, image=self.stored_images is None)
         try:
             candidates = [caption_texts(sample, caption) for caption in self.captions]
             if self.teacher:
@@ -287,7 +301,7 @@ class TrainBatches(Dataset[Batch]):
             else:
                 image = self._pixels(sample_id, sample, decoded, size, rng)
         except DataError as error:
-            raise self.shards.error(getattr(error, "cause", "bad-image"), error.what, sample_id) from error
+            raise self.source.error(getattr(error, "cause", "bad-image"), error.what, sample_id) from error
         drawn = [draw_caption(*choice, rng) for choice in zip(candidates, self.captions, strict=True)]
         return Drawn(sample.key, image, drawn, teacher, sample.label)
 
@@ -317,6 +331,12 @@ def _order(shard_sizes: Sequence[int], config: DataConfig, seed: int) -> SampleO
         return SampleOrder(sum(shard_sizes), seed, shard_sizes)
     sizes = iter(shard_sizes)
     return MixedOrder([list(islice(sizes, len(expand_shards(spec)))) for spec in config.train], config.weights, seed)
+
+
+def _labels(samples: Sequence[Drawn]) -> Tensor | None:
+    """Return the classes of samples; None where a sample has no class index."""
+    labels = [sample.label for sample in samples]
+    return torch.tensor(labels) if all(isinstance(label, int) for label in labels) else None
 
 
 def _stacked(rows: Sequence[np.ndarray]) -> Tensor:

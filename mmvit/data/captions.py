@@ -12,7 +12,7 @@ import numpy as np
 from data_tools.core.errors import SampleError, UsageError
 from data_tools.sample.content import find_texts
 from mmvit.data.prompts import check_template, fill
-from mmvit.data.shards import RawSample
+from mmvit.data.source import RawSample
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import operator
 import os
 import stat
 from array import array
@@ -16,7 +17,7 @@ from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.make.sources import READABLE, SPLITS, walk
 from data_tools.sample.content import Label
 from data_tools.tar.reader import MAX_BYTES
-from mmvit.data.shards import IndexedShards
+from mmvit.data.source import RawSample, SampleSource
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,11 @@ class LabelledNames(NamedTuple):
     labels: list[Label]
 
 
-class LabelledFiles(IndexedShards):
-    """Picture files, read as if they were the samples of one shard; a sample's key is its path below `root`.
+class LabelledFiles(SampleSource):
+    """Image files, read as if they were the samples of one shard; a sample's key is its path below `root`.
 
-    Links are followed as long as they lead to files below `root`. A file that cannot be read, or is no picture, is a
-    `SampleError` when its turn comes, like a broken sample of a shard.
+    Links are followed as long as they lead to files below `root`. A file that cannot be read, or is no image, is a
+    `SampleError` when its turn comes, like an invalid sample of a shard.
 
     Args:
         root: the folder.
@@ -45,71 +46,70 @@ class LabelledFiles(IndexedShards):
 
     def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int]):
         encoded = [os.fsencode(file) for file in files]
-        self.paths = [root]
-        self.require_caption = False
+        self.root = root
+        self.num_samples: int = len(files)
         self.shard_sizes = (len(files),)
-        self._stops = [len(files)]
-        self._root = Path(os.path.realpath(root))
-        # Two objects rather than a million: processes that the loader forks would copy these page by page.
+        self.labels = array("q", labels)
+        self._real_root = Path(os.path.realpath(root))
+        # Two objects rather than a million: workers that are forked would copy these page by page.
         self._names = b"".join(encoded)
         self._ends = array("q", accumulate(map(len, encoded)))
-        self.labels = array("q", labels)
 
     def key(self, i: SupportsIndex) -> str:
         """Return the path of file `i` below the root."""
-        number = self.place(i)[1]
+        number = operator.index(i)
+        if not 0 <= number < self.num_samples:
+            raise IndexError(f"there are {self.num_samples} files, not a file {number}")
         return os.fsdecode(self._names[self._ends[number - 1] if number else 0 : self._ends[number]])
 
-    def label(self, i: SupportsIndex) -> int:
-        """Return the class index of file `i`."""
-        return self.labels[self.place(i)[1]]
-
-    def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
-        """Return the label of file `i` as `cls` and its content, whatever its format, as `jpg`; or what is `wanted`.
+    def read(self, i: SupportsIndex, *, image: bool = True) -> RawSample:
+        """Return file `i`, whatever its format, with its label; False for `image` leaves the file alone.
 
         Raises:
-            SampleError: it cannot be read, is no file, is too large, or lies outside of the root.
+            SampleError: it cannot be read, is no file, is empty, is too large, or lies outside of the root.
         """
-        fields = {"cls": str(self.label(i)).encode()} if wanted is None or "cls" in wanted else {}
-        return fields | {"jpg": self._content(i)} if wanted is None or "jpg" in wanted else fields
+        return RawSample(self.key(i), self._content(i) if image else b"", None, None, self.labels[i])
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the files' names, sizes and labels, in their order.
 
         The root's own name and the files' times are not part of it. Nor is their content, whose hash would cost a pass
-        over all of them: a picture that is replaced by one of the same size goes unseen.
+        over all of them: an image that is replaced by one of the same size goes unseen.
         """
         digest = hashlib.sha256()
-        for i in range(len(self)):
+        for i, label in enumerate(self.labels):
             try:
-                size = (self._root / self.key(i)).stat().st_size
-            except (OSError, ValueError):  # told when it is read
+                size = (self._real_root / self.key(i)).stat().st_size
+            except (OSError, ValueError):  # reported when it is read
                 size = -1
-            digest.update(json.dumps([self.key(i), size, self.label(i)]).encode())
+            digest.update(json.dumps([self.key(i), size, label]).encode())
         return digest.hexdigest()
 
-    def lost(self) -> list[SampleError]:
-        """Return nothing: what is wrong with a file is told when it is read."""
-        return []
+    def shard(self, i: SupportsIndex) -> str:
+        """Name the folder."""
+        return str(self.root)
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names file `i`."""
-        return SampleError(cause, what, shard=str(self.paths[0]), key=self.key(i))
+        return SampleError(cause, what, shard=str(self.root), key=self.key(i))
 
     def _content(self, i: SupportsIndex) -> bytes:
         try:
-            path = Path(os.path.realpath(self._root / self.key(i)))
-            if not path.is_relative_to(self._root):
+            path = Path(os.path.realpath(self._real_root / self.key(i)))
+            if not path.is_relative_to(self._real_root):
                 raise self.error("no-image", f"it leads outside of the folder, to {path}", i)
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
                 raise self.error("no-image", "it is no file", i)
             if status.st_size > MAX_BYTES["jpg"]:
                 raise self.error("too-large", f"it has {status.st_size} bytes, more than {MAX_BYTES['jpg']}", i)
-            return path.read_bytes()
+            content = path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else error
             raise self.error("no-image", f"the file cannot be read: {reason}", i) from error
+        if not content:
+            raise self.error("no-image", "the sample has no image: the image is an empty file", i)
+        return content
 
 
 def list_class_folders(root: Path) -> LabelledNames:

@@ -2,7 +2,7 @@
 
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
@@ -10,12 +10,13 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
-from data_tools.sample.content import FaultError, Label, read_label
+from data_tools.sample.content import Label
 from data_tools.tar.expand import expand_shards
-from data_tools.tar.location import Place, is_url
+from data_tools.tar.location import is_url
 from mmvit.data.folders import LabelledFiles, LabelledNames, list_class_folders, list_json_labels
 from mmvit.data.prompts import load_class_names
 from mmvit.data.shards import IndexedShards
+from mmvit.data.source import RawSample, SampleSource
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +26,25 @@ _NOT_READ = -1
 _HINT = "classes=FILE, with a class name a line; line n, counted from 0, names label n"
 
 
-class LabelledShards(IndexedShards):
-    """Shards whose samples have a class each: in `.cls` its number, or its name.
+class LabelledShards(SampleSource):
+    """Shards whose samples have a class each: in `.cls` its index, or its name.
 
-    Labels are read when the shards are opened; of very many samples, or remote ones, only some. A sample without a
-    label is a `SampleError` when it is read, and so is one of an unknown class that was not found out before.
+    Labels are read when this is made; of very many samples, or remote ones, only some. A sample without a label is a
+    `SampleError` when it is read, and so is one of an unknown class that was not found out before.
 
     Args:
-        paths: as for `IndexedShards`.
+        shards: the samples.
         class_names: None takes the names that are in `.cls`, sorted.
-        verify: compare what is read with the hashes of the index.
 
     Raises:
-        DataError: no labels, or what `name_classes` refuses; and as `IndexedShards`.
+        DataError: no labels, or what `name_classes` refuses.
         UsageError: class names are needed.
     """
 
-    def __init__(self, paths: Sequence[Place], class_names: Sequence[str] | None = None, verify: bool = False):
-        super().__init__(paths, verify, require_caption=False)
+    def __init__(self, shards: IndexedShards, class_names: Sequence[str] | None = None):
+        self.shards = shards
+        self.num_samples: int = shards.num_samples
+        self.shard_sizes = shards.shard_sizes
         found, missing = self._look_up()
         if not found:
             hint = "mmvit-data make writes .cls from folders of classes and from tables"
@@ -52,52 +54,63 @@ class LabelledShards(IndexedShards):
             what = "%d of %d samples have no valid label and are left out, such as %s"
             logger.warning(what, len(missing), looked_at, missing[0].where)
         labels = list(found.values())
-        if class_names is None and isinstance(labels[0], str) and looked_at < len(self):
-            what = f"only {looked_at} of {len(self)} samples are looked at, which may not show all classes"
-            raise UsageError(what, where=str(self.paths[0]), hint=_HINT)
+        if class_names is None and isinstance(labels[0], str) and looked_at < self.num_samples:
+            what = f"only {looked_at} of {self.num_samples} samples are looked at, which may not show all classes"
+            raise UsageError(what, where=str(shards.paths[0]), hint=_HINT)
         samples = list(found)
         self.class_names = name_classes(
             labels, class_names, lambda j: str(self.error("bad-label", "", samples[j]).where)
         )
         self._number_of = _number_of(self.class_names)
-        self.labels = array("q", [_NOT_READ]) * len(self)
+        self.labels = array("q", [_NOT_READ]) * self.num_samples
         for sample, label in found.items():
             self.labels[sample] = self._number_of[label]
 
-    def label(self, i: SupportsIndex) -> int:
-        """Return the class of sample `i`."""
-        if self.labels[i] != _NOT_READ:
-            return self.labels[i]
-        fields = self.fields(i, ("cls",))
-        with self._naming(i):
-            return self._label(fields)
+    def read(self, i: SupportsIndex, *, image: bool = True) -> RawSample:
+        """Return sample `i` with the index of its class."""
+        sample = self.shards.read(i, image=image)
+        label = self._labelled(sample.label, i)
+        if label not in self._number_of:
+            raise self.error("bad-label", f"the label {label!r} is none of the {len(self.class_names)} classes", i)
+        return sample._replace(label=self._number_of[label])
+
+    def key(self, i: SupportsIndex) -> str:
+        """Return "shard.tar/key" of sample `i`."""
+        return self.shards.key(i)
+
+    def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
+        """Return an error that names sample `i`."""
+        return self.shards.error(cause, what, i)
+
+    def shard(self, i: SupportsIndex) -> str:
+        """Name the shard of sample `i` without reading anything."""
+        return self.shards.shard(i)
+
+    def fingerprint(self) -> str:
+        """Return that of the shards."""
+        return self.shards.fingerprint()
+
+    def lost(self) -> list[SampleError]:
+        """Return what the shards have lost."""
+        return self.shards.lost()
 
     def _look_up(self) -> tuple[dict[int, Label], list[SampleError]]:
         """Return the labels of samples by number, and the errors of those that have none."""
-        limit = _REMOTE_LOOK_UPS if any(isinstance(path, str) and is_url(path) for path in self.paths) else _LOOK_UPS
+        remote = any(isinstance(path, str) and is_url(path) for path in self.shards.paths)
+        limit = _REMOTE_LOOK_UPS if remote else _LOOK_UPS
         found: dict[int, Label] = {}
         missing = []
-        for i in range(0, len(self), -(-len(self) // limit)):
+        for i in range(0, self.num_samples, -(-self.num_samples // limit)):
             try:
-                fields = self.fields(i, ("cls",))
-                with self._naming(i):
-                    found[i] = _required_label(fields)
+                found[i] = self._labelled(self.shards.label(i), i)
             except SampleError as error:
                 missing.append(error)
         return found, missing
 
-    def _label(self, fields: Mapping[str, bytes]) -> int:
-        label = _required_label(fields)
-        if label not in self._number_of:
-            raise FaultError("bad-label", f"the label {label!r} is none of the {len(self.class_names)} classes")
-        return self._number_of[label]
-
-
-def _required_label(fields: Mapping[str, bytes]) -> Label:
-    label = read_label(fields)
-    if label is None:
-        raise FaultError("bad-label", "the sample has no label")
-    return label
+    def _labelled(self, label: Label | None, i: SupportsIndex) -> Label:
+        if label is None:
+            raise self.error("bad-label", "the sample has no label", i)
+        return label
 
 
 class Labelled(NamedTuple):
@@ -130,7 +143,7 @@ def open_labelled(
     class_names = list(known) if known is not None else load_class_names(classes) if classes else None
     listed = _list_files(spec)
     if listed is None:
-        shards = LabelledShards(expand_shards(spec), class_names, verify)
+        shards = LabelledShards(IndexedShards(expand_shards(spec), verify, require_caption=False), class_names)
         opened = Labelled(shards, shards.class_names)
     else:
         names = name_classes(listed.labels, class_names, lambda j: str(listed.root / listed.files[j]))

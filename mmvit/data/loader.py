@@ -21,7 +21,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.core.errors import MmvitError, ResourceError
-from data_tools.tar.location import shown
 from mmvit.data.batches import Batch, TrainBatches
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -120,14 +119,14 @@ class LoadedBatches(Dataset[Loaded]):
         if not begun:
             return ""
         since, sample_id = min(begun)
-        shards = self.batches.shards
+        source = self.batches.source
         names: queue.SimpleQueue[str] = queue.SimpleQueue()
-        ask = threading.Thread(target=lambda: names.put(str(shards.error("damaged", "", sample_id).where)), daemon=True)
+        ask = threading.Thread(target=lambda: names.put(str(source.error("damaged", "", sample_id).where)), daemon=True)
         ask.start()
         try:
             name = names.get(timeout=_NAME_LIMIT_S)
         except queue.Empty:
-            name = shown(shards.paths[shards.place(sample_id)[0]])
+            name = source.shard(sample_id)
         return f"{name}, for {time.monotonic() - since:.0f} s"
 
 

@@ -8,36 +8,23 @@ import logging
 import operator
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import SupportsIndex
 
 from data_tools.core.errors import SampleError, UsageError
-from data_tools.sample.content import FaultError, Label, find_image, read_caption, read_label, read_metadata
+from data_tools.sample.content import FaultError, Label, read_label
 from data_tools.tar.index import open_indexes
 from data_tools.tar.location import Place, name_of, shown
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import NOTICES
+from mmvit.data.source import OTHER_FIELDS, RawSample, SampleSource, raw_sample
 
 logger = logging.getLogger(__name__)
 
 
-class RawSample(NamedTuple):
-    """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file.
-
-    `image` is empty where it was left out. `caption` is None where the sample has no `txt`, "" where it is blank.
-    """
-
-    key: str
-    image: bytes
-    caption: str | None
-    meta: dict[str, Any] | None
-    label: Label | None
-
-
-class IndexedShards:
+class IndexedShards(SampleSource):
     """The samples of `paths`, numbered 0 .. len - 1 in the order of the shards and, within a shard, of the tar.
 
     It may be used after a fork, by several threads, and may be sent to data loader workers.
@@ -60,6 +47,7 @@ class IndexedShards:
         self.require_caption = require_caption
         self.reader = ShardReader(open_indexes(self.paths), verify)
         self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self.reader.indexes)
+        self.num_samples: int = sum(self.shard_sizes)
         self._stops = list(accumulate(self.shard_sizes))
         lost = Counter(error.cause for error in self.lost())
         if lost:
@@ -67,7 +55,7 @@ class IndexedShards:
             logger.warning("the shards have lost samples (%s); what and where: mmvit-data check SHARDS", causes)
 
     def __len__(self) -> int:
-        return self._stops[-1]
+        return self.num_samples
 
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
@@ -82,32 +70,23 @@ class IndexedShards:
         """Return sample `i`; False for `image` reads nothing of its image, whether there is one or not.
 
         Raises:
-            SampleError: naming shard and key: no image, an empty caption, text that is not UTF-8 or holds NUL, bad
-                metadata or label, or bytes that are not those that were indexed.
+            SampleError: naming shard and key: as `raw_sample`, or bytes that are not those that were indexed.
         """
-        fields = self.fields(i, None if image else ("txt", "json", "cls"))
-        with self._naming(i):
-            data = fields[find_image(fields)] if image else b""
-            caption = read_caption(fields, self.require_caption)
-            return RawSample(self.key(i), data, caption, read_metadata(fields), self._label(fields))
-
-    def caption(self, i: SupportsIndex) -> str | None:
-        """Return the caption of sample `i`, None where it has none, without reading its image."""
-        fields = self.fields(i, ("txt",))
-        with self._naming(i):
-            return read_caption(fields, self.require_caption)
-
-    def meta(self, i: SupportsIndex) -> dict[str, Any] | None:
-        """Return the JSON object of sample `i`, None where it has none, without reading its image."""
-        fields = self.fields(i, ("json",))
-        with self._naming(i):
-            return read_metadata(fields)
+        fields = self.fields(i, None if image else OTHER_FIELDS)
+        return raw_sample(
+            self.key(i),
+            fields,
+            lambda cause, what: self.error(cause, what, i),
+            image=image,
+            require_caption=self.require_caption,
+        )
 
     def label(self, i: SupportsIndex) -> Label | None:
-        """Return the class index or name of sample `i`, None where it has none, without reading its image."""
-        fields = self.fields(i, ("cls",))
-        with self._naming(i):
-            return self._label(fields)
+        """Return the class of sample `i`, None where it has none, without reading anything else of it."""
+        try:
+            return read_label(self.fields(i, ("cls",)))
+        except FaultError as error:
+            raise self.error(*error.fault, i) from error
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the shards' names and contents, from the headers of their indexes.
@@ -136,17 +115,10 @@ class IndexedShards:
         shard = bisect_right(self._stops, number)
         return shard, number - self._stops[shard] + self.shard_sizes[shard]
 
+    def shard(self, i: SupportsIndex) -> str:
+        """Name the shard of sample `i` without reading anything."""
+        return shown(self.paths[self.place(i)[0]])
+
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names sample `i`."""
         return self.reader.error(cause, what, *self.place(i))
-
-    def _label(self, fields: Mapping[str, bytes]) -> Label | None:
-        return read_label(fields)
-
-    @contextmanager
-    def _naming(self, i: SupportsIndex) -> Iterator[None]:
-        """Raise the fault that is found in sample `i` as an error that names it."""
-        try:
-            yield
-        except FaultError as error:
-            raise self.error(*error.fault, i) from error

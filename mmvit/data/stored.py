@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt64
 
 from data_tools.core.errors import CheckpointError, DataError, SampleError
-from mmvit.data.shards import IndexedShards
+from mmvit.data.source import SampleSource
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -102,13 +102,15 @@ class StoredEmbeddings:
         """Return the embedding of a sample's caption, the one in its `txt`."""
         return self._vector("text", row)
 
-    def check_made_of(self, shards: IndexedShards) -> None:
+    def check_made_of(self, source: SampleSource) -> None:
         """Look a thousand samples up; warn where the rows were made of other data than these.
 
         Raises:
             DataError: most of the samples have no row.
         """
-        keys = [shards.key(i) for i in range(0, len(shards), -(-len(shards) // _LOOK_UPS))]
+        num_samples = source.num_samples
+        assert num_samples is not None, "a stream does not know its keys"
+        keys = [source.key(i) for i in range(0, num_samples, -(-num_samples // _LOOK_UPS))]
         missing = [key for key in keys if not self._has(key)]
         if len(missing) > len(keys) / 2:
             raise DataError(
@@ -117,7 +119,7 @@ class StoredEmbeddings:
                 note=f"its {len(self._names)} rows were made of other data, such as {self._keys(0)[0]}",
                 hint="embed the training data itself: mmvit embed MODEL SHARDS --out FOLDER",
             )
-        if hashlib.sha256(shards.fingerprint().encode()).hexdigest() != self.manifest["source_sha256"]:
+        if hashlib.sha256(source.fingerprint().encode()).hexdigest() != self.manifest["source_sha256"]:
             logger.warning("%s was made of other shards, or of these before they changed", self.folder)
 
     def _has(self, key: str) -> bool:

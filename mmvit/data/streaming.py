@@ -1,4 +1,4 @@
-"""Training batches from shards that cannot be read by offset: each is fetched whole, one after the other, without end.
+"""Samples of shards that cannot be read by offset: each is fetched whole, one after the other, without end.
 
 A webdataset pipeline whose tar stage is the project's own: that of webdataset takes a damaged header for the end of the
 tar, unpacks compressed tars and fills the holes of sparse members. Nothing is decoded by it, so nothing is unpickled.
@@ -13,20 +13,19 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
-from torch.utils.data import get_worker_info
 
-from data_tools.core.errors import DataError, ResourceError, SampleError, UsageError
+from data_tools.core.errors import DataError, ResourceError, SampleError
 from data_tools.tar.byte_file import ByteFile, UnindexableError
 from data_tools.tar.index import open_index
 from data_tools.tar.location import Place, name_of, shown
 from data_tools.tar.open import open_file
 from data_tools.tar.remote import fetch
 from data_tools.tar.scan import NOTICES, Member, Problem, ScannedTar, scan_tar
-from mmvit.data.batches import Batch, DataConfig, TrainBatches
 from mmvit.data.shards import IndexedShards
+from mmvit.data.source import OTHER_FIELDS, RawSample, Reading, SampleSource, raw_sample
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class _Item(NamedTuple):
 
 def open_shards(
     paths: Sequence[Place], verify: bool = False, require_caption: bool = True, announce: bool = True
-) -> IndexedShards:
+) -> SampleSource:
     """Open shards by their indexes, or `StreamedShards` where one of them cannot be read by offset.
 
     Arguments and errors are those of `IndexedShards`; `announce` logs a stream, for one process of several.
@@ -64,7 +63,7 @@ def open_shards(
         if announce:
             logger.warning(
                 "%s (%s): the shards are streamed, their order and resume are approximate\n"
-                "  note: each loader process keeps up to three shards in the temporary folder (TMPDIR)\n"
+                "  note: each worker keeps up to three shards in the temporary folder (TMPDIR)\n"
                 "  hint: copy the shards to a disk, or to a server with byte ranges",
                 *(error.what, error.where),
             )
@@ -83,23 +82,78 @@ def split_shards(order: Sequence[int], epoch: int, reader: int, num_readers: int
     return [Share(order[place], (turn + epoch) % num_parts, num_parts)]
 
 
-class StreamedShards(IndexedShards):
-    """Shards read from begin to end, again and again: to `TrainBatches` one sample, which is another one each time."""
+class StreamedShards(SampleSource):
+    """Shards read from begin to end, again and again."""
+
+    num_samples: int | None = None
 
     def __init__(self, paths: Sequence[Place], require_caption: bool = True):
         self.paths = list(paths)
         self.require_caption = require_caption
         self.shard_sizes = (1,)
-        self._stops = [1]
-        self.stream: Iterator[_Item] | None = None
-        self.note: Callable[[int], None] | None = None  # is told the shard that is waited for
-        self.last: _Item | None = None
+        self._stream: Iterator[_Item] | None = None
+        self._last: _Item | None = None
+        self._note: Callable[[int], None] | None = None
 
-    def start(self, seed: int, first: int, reader: int, num_readers: int) -> None:
-        """Begin to read as one of several readers; the order of the shards follows from `seed` and `first`."""
+    def begin(self, reading: Reading, note: Callable[[int], None]) -> Callable[[int], None]:
+        """Begin to read, once; the order of the shards follows from `reading`. Shards that are waited for are noted."""
+        self._note = note
+        if self._stream is None:
+            self._stream = self._started(reading)
+        return lambda i: note(self._last.shard) if self._last else None
+
+    def read(self, i: SupportsIndex, *, image: bool = True) -> RawSample:
+        """Return the next sample.
+
+        Raises:
+            SampleError: it was lost, has changed, or is as `raw_sample` refuses it.
+            DataError: a shard is missing or without samples.
+            ResourceError: a server does not answer.
+        """
+        assert self._stream is not None, "begin() comes first"
+        item = self._last = next(self._stream)
+        if item.problem is not None:
+            raise self.error(item.problem.cause, item.problem.detail, i)
+        wanted = item.members if image else OTHER_FIELDS
+        fields = {
+            field: item.file.read(member.offset, member.size)
+            for field, member in item.members.items()
+            if field in wanted
+        }
+        for field, data in fields.items():
+            if hashlib.sha256(data).digest() != item.members[field].sha256:
+                raise self.error("hash", f".{field} is damaged: it is not as it was scanned", i)
+        return raw_sample(
+            self.key(i),
+            fields,
+            lambda cause, what: self.error(cause, what, i),
+            image=image,
+            require_caption=self.require_caption,
+        )
+
+    def key(self, i: SupportsIndex) -> str:
+        """Return "shard.tar/key" of the last sample."""
+        assert self._last is not None
+        return f"{name_of(self.paths[self._last.shard])}/{self._last.key}"
+
+    def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
+        """Return an error that names the last sample, or shard number `i` while none is there."""
+        shard, key = (self._last.shard, self._last.key) if self._last else (int(i), "")
+        return SampleError(cause, what, shard=shown(self.paths[shard]), key=key)
+
+    def shard(self, i: SupportsIndex) -> str:
+        """Name shard number `i`."""
+        return shown(self.paths[int(i)])
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 (hex) of the shards' names; what is in them is not known."""
+        return hashlib.sha256(json.dumps(["streamed", *map(name_of, self.paths)]).encode()).hexdigest()
+
+    def _started(self, reading: Reading) -> Iterator[_Item]:
         os.environ["WDS_SECURE"] = "1"  # looked at when it is imported: no pickles, no commands
         import webdataset
 
+        seed, first, reader, num_readers = reading
         rng = random.Random(f"{seed} {first} {reader}")
         orders = (
             np.random.default_rng((seed, first, epoch)).permutation(len(self.paths)).tolist()
@@ -109,55 +163,15 @@ class StreamedShards(IndexedShards):
             share for epoch, order in enumerate(orders) for share in split_shards(order, epoch, reader, num_readers)
         )
         mixed = webdataset.shuffle(_BUFFER, rng=rng)
-        self.stream = iter(webdataset.DataPipeline(lambda: self._items(shares, rng), mixed))
-
-    def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
-        """Return the stored bytes of each field of the next sample.
-
-        Raises:
-            SampleError: it was lost.
-            DataError: a shard is missing or without samples.
-            ResourceError: a server does not answer.
-        """
-        assert self.stream is not None, "start() comes first"
-        item = self.last = next(self.stream)
-        if item.problem is not None:
-            raise self.error(item.problem.cause, item.problem.detail, i)
-        fields = {
-            field: item.file.read(member.offset, member.size)
-            for field, member in item.members.items()
-            if wanted is None or field in wanted
-        }
-        for field, data in fields.items():
-            if hashlib.sha256(data).digest() != item.members[field].sha256:
-                raise self.error("hash", f".{field} is damaged: it is not as it was scanned", i)
-        return fields
-
-    def key(self, i: SupportsIndex) -> str:
-        """Return "shard.tar/key" of the last sample."""
-        assert self.last is not None
-        return f"{name_of(self.paths[self.last.shard])}/{self.last.key}"
-
-    def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
-        """Return an error that names the last sample, or shard number `i` while none is there."""
-        shard, key = (self.last.shard, self.last.key) if self.last else (int(i), "")
-        return SampleError(cause, what, shard=shown(self.paths[shard]), key=key)
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 (hex) of the shards' names; what is in them is not known."""
-        return hashlib.sha256(json.dumps(["streamed", *map(name_of, self.paths)]).encode()).hexdigest()
-
-    def lost(self) -> list[SampleError]:
-        """Return nothing: what is lost is told when its turn comes."""
-        return []
+        return iter(webdataset.DataPipeline(lambda: self._items(shares, rng), mixed))
 
     def _items(self, shares: Iterator[Share], rng: random.Random) -> Iterator[_Item]:
         """Yield the samples of each share in random order, and what was lost; a thread fetches the next shard."""
         share, box = self._begin(next(shares))
         while True:
-            self.last = None
-            if self.note:
-                self.note(share.shard)
+            self._last = None
+            if self._note:
+                self._note(share.shard)
             opened = box.get()
             if isinstance(opened, Exception):
                 raise opened
@@ -197,29 +211,3 @@ def _open(place: Place) -> tuple[ByteFile, ScannedTar]:
         raise
     reason = f" ({broken})" if broken else ""
     return file, scan._replace(problems=[each._replace(detail=each.detail + reason) for each in scan.problems])
-
-
-class StreamBatches(TrainBatches):
-    """Batches of `StreamedShards`; a run that goes on at a later step begins a new pass over the shards."""
-
-    shards: StreamedShards
-
-    def __init__(self, shards: StreamedShards, config: DataConfig, *arguments: Any, **options: Any):
-        if config.weights:
-            raise UsageError("data sets that are streamed cannot be mixed", where="data.weights")
-        super().__init__(shards, config, *arguments, **options)
-        self.cache_room = 0  # there is no second time
-
-    def _check_samples(self) -> None:
-        """Nobody knows how many samples there are, or which."""
-
-    def load(self, number: int, note: Callable[[int], None]) -> Batch:
-        """Return the next micro-batch of this process; `note` is called with the number of the shard that is read."""
-        self.shards.note = note
-        if self.shards.stream is None:
-            worker = get_worker_info()
-            mine, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-            # Worker w begins with the w-th number of the run: the run's first one is the same for all of them.
-            reader, num_readers = self.split.rank * num_workers + mine, self.split.world_size * num_workers
-            self.shards.start(self.seed, number - mine, reader, num_readers)
-        return super().load(number, lambda sample_id: note(self.shards.last.shard) if self.shards.last else None)

@@ -102,31 +102,6 @@ def eval_pixels(image: Image.Image, size: Size) -> Pixels:
     return _to_pixels(np.asarray(image.crop((left, top, left + size, top + size))))
 
 
-def eval_pixels_from_bytes(data: bytes, size: Size, *, fast: bool = False, where: str = "image") -> Pixels:
-    """Return the `eval_pixels` of a picture file.
-
-    Args:
-        data: the file's content.
-        size: of the result.
-        fast: decode a JPEG at a reduced scale where it is much larger: within 2/255 of the exact pixels in the mean.
-        where: name of the picture in errors.
-
-    Raises:
-        ImageError: the picture cannot be decoded, or is too large.
-    """
-    jpeg = open_jpeg(data, where) if fast else None
-    if jpeg is None or max(jpeg.width, jpeg.height) > _MAX_ASPECT * min(jpeg.width, jpeg.height):
-        return eval_pixels(decode_image(data, where), size)
-    # At twice the size that is needed, what the reduced decoding leaves out is no longer to be seen.
-    height, width = _resized(jpeg.width, jpeg.height, size)
-    shrink = _shrink((jpeg.height, jpeg.width), (2 * height, 2 * width))
-    rows = _resize(jpeg.decode(shrink), (jpeg.height / shrink, jpeg.width / shrink), (height, width))
-    if isinstance(size, PatchBudget):
-        return _to_pixels(rows)
-    left, top = _centre(width, height, size)
-    return _to_pixels(rows[top : top + size, left : left + size])
-
-
 def train_pixels(image: Image.Image, size: Size, augment: AugmentConfig, rng: np.random.Generator) -> Pixels:
     """Cut, move and recolour at random, all drawn from `rng`, the sample's own random state."""
     box, (height, width) = _frame(image.width, image.height, size, augment, rng)

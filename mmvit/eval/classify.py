@@ -1,21 +1,23 @@
-"""Supervised classification of pictures: accuracy on labelled ones, the best classes of others."""
+"""What an image classifier answers: accuracy on labelled images, the best classes of others.
+
+The classifier may be a supervised one, or one made of class names and prompt templates (zero-shot).
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_tools.core.errors import DataError, SampleError
+from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image, read_image
-from mmvit.checkpoint import LoadedClassifier
-from mmvit.data.labels import Labelled
+from mmvit.data.source import SampleSource
 from mmvit.data.transforms import Pixels, eval_pixels
-from mmvit.eval.zero_shot import Prediction, best_classes
 from mmvit.models.classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
@@ -24,71 +26,126 @@ BATCH_SIZE = 256
 
 
 class Accuracy(NamedTuple):
-    """Shares in [0, 1] of the images whose class is the best one, or among the best five."""
+    """Share of images whose class is the best one, or among the best five.
+
+    Attributes:
+        acc1: in [0, 1].
+        acc5: in [0, 1].
+        labels: class of each image.
+        best: best classes of each image, best first.
+        samples: number of each image in the source.
+        num_bad: invalid samples, which are left out.
+    """
 
     acc1: float
     acc5: float
     labels: Int[Tensor, " M"]
-    found: Int[Tensor, " M"]
-    num_bad: int  # samples that cannot be used and are left out
+    best: Int[Tensor, "M k"]
+    samples: Int[Tensor, " M"]
+    num_bad: int
+
+
+class Prediction(NamedTuple):
+    """The best classes of one image, each {"name", "probability"}, best first."""
+
+    image: str
+    classes: list[dict[str, Any]]
 
 
 @torch.inference_mode()
 def evaluate_classifier(
     model: ImageClassifier,
-    data: Labelled,
+    source: SampleSource,
     image_size: int,
     limit: int | None = None,
     before_each_batch: Callable[[], None] = lambda: None,
+    *,
+    class_of_label: Mapping[Label, int] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Accuracy:
-    """Measure accuracy on labelled pictures, all or `limit` of them, evenly spread.
+    """Measure accuracy on labelled images; invalid samples are left out, logged and counted.
 
-    `before_each_batch` may raise to end it.
+    Args:
+        model: in evaluation mode.
+        source: the images; no stream.
+        image_size: of the model, px.
+        limit: number of samples, spread evenly over all; None for all.
+        before_each_batch: may raise to end the evaluation.
+        class_of_label: class that each label means; None where label i is class i.
+        batch_size: images that are classified together.
 
     Raises:
-        DataError: none of them can be used.
+        DataError: a label without a class; or all samples are invalid.
     """
-    limit = len(data.samples) if limit is None else min(limit, len(data.samples))
-    chosen = torch.linspace(0, len(data.samples) - 1, limit, dtype=torch.float64).long().tolist()
+    assert source.num_samples is not None, "a stream has no end"
+    classes: Mapping[Label, int] = (
+        {i: i for i in range(len(model.class_names))} if class_of_label is None else class_of_label
+    )
+    limit = source.num_samples if limit is None else min(limit, source.num_samples)
+    chosen = torch.linspace(0, source.num_samples - 1, limit, dtype=torch.float64).long().tolist()
     labels: list[int] = []
-    best, bad = [], []
-    for start in range(0, limit, BATCH_SIZE):
+    samples: list[int] = []
+    best: list[Tensor] = []
+    bad: list[DataError] = []
+    for start in range(0, limit, batch_size):
         before_each_batch()
-        pixels = []
-        for sample_id in chosen[start : start + BATCH_SIZE]:
+        pixels: list[Pixels] = []
+        for i in chosen[start : start + batch_size]:
             try:
-                sample = data.samples.read(sample_id)
-                pixels.append(eval_pixels(decode_image(sample.image, where=sample.key), image_size))
+                sample = source.read(i)
+                image = eval_pixels(decode_image(sample.image, where=sample.key), image_size)
             except (SampleError, ImageError) as error:
                 bad.append(error)
                 continue
-            assert isinstance(sample.label, int)
-            labels.append(sample.label)
+            labels.append(_class_of(sample.label, classes, sample.key))
+            samples.append(i)
+            pixels.append(image)
         if pixels:
-            best.append(_logits(model, pixels).topk(min(5, len(data.class_names))).indices.cpu())
-    if bad:
-        logger.warning("%d of %d samples cannot be classified; the first: %s", len(bad), limit, bad[0])
-    if not best:
-        raise DataError("no sample can be classified", where=bad[0].where if bad else None)
+            best.append(_logits(model, pixels).topk(min(5, len(model.class_names))).indices.cpu())
+    _report_bad(bad, limit)
     target, found = torch.tensor(labels), torch.cat(best)
     hits = found == target[:, None]
-    return Accuracy(
-        hits[:, 0].float().mean().item(), hits.any(dim=1).float().mean().item(), target, found[:, 0], len(bad)
-    )
+    acc1, acc5 = hits[:, 0].float().mean().item(), hits.any(dim=1).float().mean().item()
+    return Accuracy(acc1, acc5, target, found, torch.tensor(samples), len(bad))
 
 
 @torch.inference_mode()
-def classify_pictures(loaded: LoadedClassifier, images: Sequence[Path], top: int) -> list[Prediction]:
-    """Return the best classes of picture files; raises DataError naming the first that cannot be read."""
-    size = loaded.config.image.image_size
+def classify_files(
+    model: ImageClassifier, image_size: int, files: Sequence[Path], top: int, batch_size: int = BATCH_SIZE
+) -> list[Prediction]:
+    """Return the `top` best classes of image files; raise DataError naming the first that cannot be read."""
     predictions = []
-    for start in range(0, len(images), BATCH_SIZE):
-        part = images[start : start + BATCH_SIZE]
-        logits = _logits(loaded.model, [eval_pixels(read_image(image), size) for image in part])
-        predictions += best_classes(part, logits, loaded.model.class_names, top)
+    for start in range(0, len(files), batch_size):
+        part = files[start : start + batch_size]
+        logits = _logits(model, [eval_pixels(read_image(file), image_size) for file in part])
+        best = logits.softmax(dim=-1).topk(min(top, len(model.class_names)))
+        for file, row, probabilities in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
+            names = [model.class_names[i] for i in row]
+            classes = [{"name": name, "probability": p} for name, p in zip(names, probabilities, strict=True)]
+            predictions.append(Prediction(str(file), classes))
     return predictions
 
 
-def _logits(model: ImageClassifier, pixels: Sequence[Pixels]) -> Tensor:
+def _class_of(label: Label | None, classes: Mapping[Label, int], key: str) -> int:
+    if label is not None and label in classes:
+        return classes[label]
+    last = max(number for number in classes if isinstance(number, int))
+    raise DataError(
+        f"label {label!r} has no class name",
+        where=key,
+        hint=f"labels are names, or go from 0 to {last}; give the class-name file that belongs to the shards",
+    )
+
+
+def _logits(model: ImageClassifier, pixels: Sequence[Pixels]) -> Float[Tensor, "B C"]:
     device = next(model.parameters()).device
     return model(torch.from_numpy(np.stack(pixels)).to(device)).logits.float()
+
+
+def _report_bad(bad: Sequence[DataError], num_samples: int) -> None:
+    if not bad:
+        return
+    what = f"{len(bad)} of {num_samples} samples cannot be classified; the first: {bad[0].what}"
+    if len(bad) == num_samples:
+        raise DataError(what, where=bad[0].where, hint="look at the shards: mmvit-data check SHARDS")
+    logger.warning("%s (%s); they are left out of the accuracy", what, bad[0].where)

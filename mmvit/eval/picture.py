@@ -11,7 +11,7 @@ import numpy as np
 from data_tools.core.files import write_atomic
 from data_tools.sample.decode import decode_image
 from mmvit.data.shards import IndexedShards
-from mmvit.eval.zero_shot import ZeroShotResult
+from mmvit.eval.classify import Accuracy
 
 NUM_DRAWINGS = 24
 COLUMNS = 8
@@ -22,7 +22,7 @@ def draw_report(
     report: dict[str, Any],
     log: Sequence[dict[str, Any]],
     shards: IndexedShards,
-    result: ZeroShotResult,
+    result: Accuracy,
     names: Sequence[str],
 ) -> None:
     """Draw loss, accuracy and drawings spread evenly over the unseen vendor's, wrong names in red."""

@@ -19,9 +19,10 @@ from mmvit.data.prompts import fill, load_templates
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import build_tokenizer
 from mmvit.doctor import missing_modules, pip_line, versions
+from mmvit.eval.classify import Accuracy
 from mmvit.eval.encoder import Encoder, load
 from mmvit.eval.picture import draw_report
-from mmvit.eval.zero_shot import ZeroShotResult, evaluate_zero_shot
+from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import open_source
 from mmvit.retrieval.store import embed_source
@@ -162,7 +163,7 @@ def prepare_tokenizer(config: PretrainConfig, data: Path, path: Path) -> None:
     config.model.text.vocab_size, config.model.text.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
 
 
-def _evaluate(encoder: Encoder, out: Path) -> dict[str, ZeroShotResult]:
+def _evaluate(encoder: Encoder, out: Path) -> dict[str, Accuracy]:
     shards = _shards(out, "val")
     return {
         language: evaluate_zero_shot(encoder, shards, _names(out, language), load_templates(templates))
@@ -171,7 +172,7 @@ def _evaluate(encoder: Encoder, out: Path) -> dict[str, ZeroShotResult]:
 
 
 def _report(
-    config: PretrainConfig, encoder: Encoder, results: dict[str, ZeroShotResult], clock: StageClock, out: Path
+    config: PretrainConfig, encoder: Encoder, results: dict[str, Accuracy], clock: StageClock, out: Path
 ) -> dict[str, Any]:
     searcher = Searcher(out / "embeddings")
     rates = [line["samples_per_s"] for line in read_log(out / "log.jsonl") if "samples_per_s" in line]

@@ -18,7 +18,6 @@ from data_tools.core.files import write_atomic
 from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig
 from mmvit.data.batches import Batch
 from mmvit.data.loader import Interrupted, Loader, plan_prefetch
-from mmvit.data.streaming import StreamedShards
 from mmvit.train.device.precision import choose_precision
 from mmvit.train.meters import Meters, finite
 from mmvit.train.record.bad_samples import BadSamples
@@ -176,8 +175,7 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
 
 def _bad_samples(run: Run, start: int) -> BadSamples:
     config = run.config
-    streamed = isinstance(run.shards, StreamedShards)  # nobody knows how many samples there are
-    num_samples = config.train.steps * config.train.batch_size if streamed else len(run.shards)
+    num_samples = run.shards.num_samples or config.train.steps * config.train.batch_size  # a stream does not know
     limit = max(1, int(config.data.max_bad_fraction * num_samples))
     return BadSamples(run.folder, start_step=start, limit=limit, active=run.accelerator.is_main_process)
 
@@ -287,7 +285,7 @@ def _description(run: Run, step: int) -> str:
     precision, reason = choose_precision(train.precision, run.accelerator.device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     num_processes = run.accelerator.num_processes
-    samples = "streamed" if isinstance(run.shards, StreamedShards) else len(run.shards)
+    samples = "streamed" if run.shards.num_samples is None else run.shards.num_samples
     shared = f" over {num_processes} processes" if num_processes > 1 else ""
     parts = f" in {train.micro_batches} parts" if train.micro_batches > 1 else ""
     going_on = f", going on at step {step}" if step else ""

@@ -21,7 +21,7 @@ from mmvit.config import RunConfig
 from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.loader import Interrupted
-from mmvit.data.shards import IndexedShards
+from mmvit.data.source import SampleSource
 from mmvit.train.device.bf16 import Bf16Copy
 from mmvit.train.device.flops import FlopCounter
 from mmvit.train.device.memory import compile_blocks
@@ -69,7 +69,7 @@ class Run(ABC):
     """
 
     config: RunConfig
-    shards: IndexedShards
+    shards: SampleSource
     model: nn.Module
     objective: Objective
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_tools.core.errors import SampleError, UsageError
 from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, check_captions, draw_caption
-from mmvit.data.shards import RawSample
+from mmvit.data.source import RawSample
 
 NAMES = {"en": "cat", "de": ["Katze", " ", "Kater"], "ko": " ", "fr": None}
 

@@ -46,13 +46,13 @@ def opened(root: Path) -> Labelled:
 
 def by_name(labelled: Labelled) -> dict[str, str]:
     samples = labelled.samples
-    return {samples.key(i): labelled.class_names[samples.label(i)] for i in range(len(samples))}
+    return {samples.key(i): labelled.class_names[samples.labels[i]] for i in range(samples.num_samples)}
 
 
 def test_a_folder_a_class(tree: Path, digits: Digits):
     samples, names = opened(tree)
     assert names == NAMES
-    assert len(samples) == 60
+    assert samples.num_samples == 60
     assert samples.shard_sizes == (60,)
     for i in range(60):
         sample = samples.read(i)
@@ -60,7 +60,7 @@ def test_a_folder_a_class(tree: Path, digits: Digits):
         digit, png = digits[number]
         assert sample.image == (tree / sample.key).read_bytes() == encoded(png, SUFFIXES[number % 4])
         assert names[sample.label] == DIGITS[digit] == sample.key.split("/")[0]
-        assert samples.label(i) == sample.label
+        assert samples.labels[i] == sample.label
         assert (sample.caption, sample.meta) == (None, None)
         assert decode_image(sample.image).size == (8, 8)
     assert opened(tree).counts() == [sum(name == DIGITS[digit] for digit, _ in digits[:60]) for name in NAMES]
@@ -93,7 +93,7 @@ def test_files_that_cannot_be_read_are_sample_errors(tree: Path, tmp_path: Path)
     (tree / "one" / "d_empty.png").touch()
     os.mkfifo(tree / "one" / "e_pipe.png")
     samples = opened(tree).samples
-    numbers = {samples.key(i): i for i in range(len(samples))}
+    numbers = {samples.key(i): i for i in range(samples.num_samples)}
     assert samples.read(numbers["one/b_inside.png"]).image == min((tree / "zero").glob("*.*")).read_bytes()
     for key, what in {
         "one/a_secret.png": "outside of the folder",
@@ -156,7 +156,7 @@ def test_fingerprint_covers_names_sizes_and_labels(tree: Path, tmp_path: Path):
 
 
 def read_all(samples: LabelledFiles) -> list[tuple[str, int | None, bytes]]:
-    return [(sample.key, sample.label, sample.image) for sample in map(samples.read, range(len(samples)))]
+    return [(sample.key, sample.label, sample.image) for sample in map(samples.read, range(samples.num_samples))]
 
 
 def test_a_copy_for_another_process_reads_the_same(tree: Path):
@@ -202,7 +202,7 @@ def test_json_labels_may_be_numbers(tree: Path):
     path = tree / "labels.json"
     path.write_text(json.dumps({file: number % 3 for number, file in enumerate(files)}))
     labelled = open_labelled([str(path)], "red,green,blue")
-    assert [labelled.samples.label(i) for i in range(5)] == [0, 1, 2, 0, 1]
+    assert list(labelled.samples.labels[:5]) == [0, 1, 2, 0, 1]
     assert labelled.class_names == ["red", "green", "blue"]
 
 

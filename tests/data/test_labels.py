@@ -42,8 +42,8 @@ def names_file(tmp_path: Path) -> str:
 
 def all_labels(labelled: Labelled) -> list[int]:
     samples = labelled.samples
-    labels = [samples.label(i) for i in range(len(samples))]
-    assert [samples.read(i).label for i in range(len(samples))] == labels
+    labels = [samples.read(i).label for i in range(samples.num_samples)]
+    assert list(samples.labels) == labels
     return labels
 
 
@@ -67,7 +67,7 @@ def test_names_in_shards(write: WriteDigits, names_file: str, digits: Digits):
 
 def test_several_shard_names_are_one_data_set(write: WriteDigits, names_file: str):
     labelled = open_labelled([f"{write()}/*.tar", write(name="more")], names_file)
-    assert len(labelled.samples) == 80
+    assert labelled.samples.num_samples == 80
     assert sum(labelled.counts()) == 80
 
 
@@ -115,10 +115,9 @@ def test_a_sample_without_a_label_is_left_out(
     labelled = open_labelled([write(lambda i, digit: label if i == 5 else digit)], names_file)
     assert "1 of 40 samples have no valid label and are left out" in caplog.text
     assert sum(labelled.counts()) == 39
-    for read in (labelled.samples.read, labelled.samples.label):
-        with pytest.raises(SampleError, match=what) as caught:
-            read(5)
-        assert caught.value.cause == "bad-label"
+    with pytest.raises(SampleError, match=what) as caught:
+        labelled.samples.read(5)
+    assert caught.value.cause == "bad-label"
 
 
 def test_of_very_many_samples_some_are_looked_at(
@@ -128,12 +127,11 @@ def test_of_very_many_samples_some_are_looked_at(
     folder = write(lambda i, digit: 10 if i == 17 else digit)
     labelled = open_labelled([folder], names_file)
     assert sum(labelled.counts()) == 10
-    assert labelled.samples.label(18) == digits[18][0]
-    for read in (labelled.samples.read, labelled.samples.label):
-        with pytest.raises(SampleError, match="label 10 is none of the 10 classes"):
-            read(17)
+    assert labelled.samples.read(18).label == digits[18][0]
+    with pytest.raises(SampleError, match="label 10 is none of the 10 classes"):
+        labelled.samples.read(17)
     named = write(lambda i, digit: DIGITS[digit], "named")
-    assert open_labelled([named], names_file).samples.label(18) == digits[18][0]
+    assert open_labelled([named], names_file).samples.read(18).label == digits[18][0]
     with pytest.raises(UsageError, match="only 10 of 40 samples are looked at"):
         open_labelled([named])
 

@@ -338,8 +338,8 @@ def test_the_process_that_is_gone_is_asked_for(squares: IndexedShards, batches_o
 def test_nobody_is_blamed_for_what_is_done(squares: IndexedShards, batches_of: BatchesOf):
     loaded = LoadedBatches(batches_of(squares))
     seen = []
-    real = loaded.batches.shards.read
-    loaded.batches.shards = SpyingShards(squares, lambda i, **_: (seen.append((i, loaded.last_read())), real(i))[1])
+    real = loaded.batches.source.read
+    loaded.batches.source = SpyingShards(squares, lambda i, **_: (seen.append((i, loaded.last_read())), real(i))[1])
     assert isinstance(loaded[0], Batch)
     for i, where in seen:
         assert where == f"{squares.paths[i // 9]}, key 'key{i}', for 0 s"
@@ -352,9 +352,6 @@ class SpyingShards:
 
     def __init__(self, shards: IndexedShards, read: Callable[..., object]):
         self.shards, self.read = shards, read
-
-    def __len__(self) -> int:
-        return len(self.shards)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.shards, name)

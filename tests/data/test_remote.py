@@ -23,7 +23,8 @@ from data_tools.tar.expand import expand_shards
 from data_tools.tar.index import index_path, open_index
 from data_tools.tar.open import open_file
 from data_tools.tar.writer import ShardWriter
-from mmvit.data.shards import IndexedShards, RawSample
+from mmvit.data.shards import IndexedShards
+from mmvit.data.source import RawSample
 
 NUM_SAMPLES = 22
 SECRETS = ("hunter2", "t0ken")

@@ -21,8 +21,9 @@ from data_tools.tar.expand import expand_shards
 from data_tools.tar.writer import ShardWriter
 from mmvit.data.batches import Batch, TrainBatches
 from mmvit.data.loader import Loader
-from mmvit.data.shards import IndexedShards, RawSample
-from mmvit.data.streaming import StreamBatches, StreamedShards, open_shards, split_shards
+from mmvit.data.shards import IndexedShards
+from mmvit.data.source import RawSample, Reading
+from mmvit.data.streaming import StreamedShards, open_shards, split_shards
 
 NUM_SAMPLES = 22
 SIZES = (9, 9, 4)
@@ -50,20 +51,24 @@ def open_stream(server: Any) -> StreamedShards:
     return shards
 
 
+def begin(shards: StreamedShards, first: int = 0, reader: int = 0, num_readers: int = 1) -> None:
+    shards.begin(Reading(5, first, reader, num_readers), lambda shard: None)
+
+
 def read(server: Any, count: int, first: int = 0, reader: int = 0, num_readers: int = 1) -> list[RawSample]:
     shards = open_stream(server)
-    shards.start(5, first, reader, num_readers)
+    begin(shards, first, reader, num_readers)
     return [shards.read(0) for _ in range(count)]
 
 
 def stream_batches(
     shards: StreamedShards, batches_of: BatchesOf, squares: IndexedShards, **changes: Any
-) -> StreamBatches:
+) -> TrainBatches:
     like = batches_of(squares)
     for name, value in changes.pop("data", {}).items():
         setattr(like.config, name, value)
     settings = {"image_size": 16, "batch_size": 8, "num_steps": 40, "seed": 5} | changes
-    return StreamBatches(shards, like.config, like.tokenizer, **settings)
+    return TrainBatches(shards, like.config, like.tokenizer, **settings)
 
 
 def test_only_shards_without_ranges_are_streamed_and_the_log_says_so(server: Any, caplog: pytest.LogCaptureFixture):
@@ -172,7 +177,7 @@ def test_shards_may_be_sent_to_other_processes_and_are_known_by_name(server: Any
 
 def collect(server: Any, count: int) -> tuple[list[str], list[SampleError]]:
     shards = open_stream(server)
-    shards.start(5, 0, 0, 1)
+    begin(shards)
     keys, errors = [], []
     for _ in range(count):
         try:
@@ -235,7 +240,7 @@ def test_a_failure_that_stays_ends_the_run(
     monkeypatch.setenv("MMVIT_REMOTE_TIMEOUT_S", "0.1" if fault == "stall" else "20")
     shards = open_stream(server)
     server.fault = lambda path, times: fault
-    shards.start(5, 0, 0, 1)
+    begin(shards)
     with pytest.raises(kind, match=what) as caught:
         shards.read(0)
     assert str(caught.value.where).startswith(f"{server.url}/shard-0000")
@@ -265,7 +270,7 @@ def _until_error(loader: Loader) -> Iterator[object]:
 def test_a_shard_that_changes_under_a_stream(tmp_path: Path, write_squares: Callable[..., list[Path]]):
     tar = write_squares(tmp_path / "local")[0]
     shards = StreamedShards([tar])
-    shards.start(5, 0, 0, 1)
+    begin(shards)
     shards.read(0)
     data = tar.read_bytes()
     with tar.open("r+b") as file:
@@ -300,7 +305,7 @@ def test_nothing_is_left_in_the_temporary_folder(server: Any, tmp_path: Path, mo
     (tmp_path / "spool").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spool"))
     shards = open_stream(server)
-    shards.start(5, 0, 0, 1)
+    begin(shards)
     for _ in range(30):
         shards.read(0)
         assert not list((tmp_path / "spool").iterdir())

@@ -102,9 +102,9 @@ def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_f
     assert last["val_acc5"] > last["val_acc1"]
     data = open_labelled([f"{digits_folder}/val-*.tar"], f"{digits_folder}/classes.txt")
     loaded = load_classifier(model)
-    found = evaluate_classifier(loaded.model, data, 16)
+    found = evaluate_classifier(loaded.model, data.samples, 16)
     assert found.acc1 == pytest.approx(last["val_acc1"], abs=1e-6)
-    sample = data.samples.read(int((found.found == found.labels).nonzero()[0]))
+    sample = data.samples.read(int((found.best[:, 0] == found.labels).nonzero()[0]))
     picture = model.parent / "digit.png"
     picture.write_bytes(sample.image)
     done = mmvit("classify", model, picture, "--top", 2, "--json")
@@ -337,7 +337,7 @@ def test_wise_ft_goes_from_the_start_to_the_end(configure: Configure, finished_r
     last = read_log(Path(configure("run0.5").out) / "log.jsonl")[-1]
     for figure, share in (("val_acc1", "null"), ("wise_ft_acc1", "0.5")):
         model = load_classifier(Path(configure(f"run{share}").out) / "model")
-        assert last[figure] == evaluate_classifier(model.model, data, model.config.image.image_size).acc1
+        assert last[figure] == evaluate_classifier(model.model, data.samples, model.config.image.image_size).acc1
 
 
 DISTILLED = ["model.image.pool=class", "model.image.distilled=true"]

@@ -18,8 +18,8 @@ from data_tools.make.tokenizer import train_tokenizer
 from mmvit.checkpoint import load_model, read_checkpoint
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
+from mmvit.eval.classify import Accuracy
 from mmvit.eval.encoder import Encoder
-from mmvit.eval.zero_shot import ZeroShotResult
 from mmvit.layers.positions import resample_positions
 from mmvit.models.dual_encoder import DualEncoder, Embeddings
 from mmvit.retrieval.sources import open_source
@@ -180,7 +180,7 @@ def test_average_is_evaluated_and_exported(recipes: Recipes, tiny_data: Path, mo
     monkeypatch.setattr(
         pretraining,
         "evaluate_zero_shot",
-        lambda encoder, *task, **options: ZeroShotResult(figure(encoder), 0.0, NONE, NONE, NONE, num_bad=0),
+        lambda encoder, *task, **options: Accuracy(figure(encoder), 0.0, NONE, NONE, NONE, num_bad=0),
     )
     data = f"zero_shot={{data: [{tiny_data}/val-*.tar], class_names: {tiny_data}/names.en.txt, every: 3}}"
     config = recipes.of("average", data)

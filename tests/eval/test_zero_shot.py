@@ -9,9 +9,11 @@ from data_tools.core.errors import DataError, UsageError
 from data_tools.sample.decode import decode_image, read_image
 from data_tools.tar.writer import ShardWriter
 from mmvit.data.shards import IndexedShards
-from mmvit.eval import zero_shot
+from mmvit.data.transforms import eval_pixels
+from mmvit.eval import classify
+from mmvit.eval.classify import classify_files
 from mmvit.eval.encoder import Encoder
-from mmvit.eval.zero_shot import class_embeddings, classify_images, evaluate_zero_shot, zero_shot_classifier
+from mmvit.eval.zero_shot import class_embeddings, evaluate_zero_shot, zero_shot_classifier
 
 TEMPLATES = ["{}", "a photo of something {}", "something {c} in a photo"]
 
@@ -65,9 +67,8 @@ def test_originals_are_not_held_together(
     encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards, monkeypatch: pytest.MonkeyPatch
 ):
     done: list[str] = []
-    preprocess = encoder.preprocess
-    monkeypatch.setattr(zero_shot, "decode_image", lambda *a, **k: done.append("decode") or decode_image(*a, **k))
-    monkeypatch.setattr(encoder, "preprocess", lambda image: done.append("preprocess") or preprocess(image))
+    monkeypatch.setattr(classify, "decode_image", lambda *a, **k: done.append("decode") or decode_image(*a, **k))
+    monkeypatch.setattr(classify, "eval_pixels", lambda *a: done.append("preprocess") or eval_pixels(*a))
     evaluate_zero_shot(encoder, colour_shards, colour_names, TEMPLATES[:1], limit=3)
     assert done == ["decode", "preprocess"] * 3
 
@@ -162,7 +163,8 @@ def test_a_missing_shard_is_no_bad_sample(
 
 
 def test_files_are_classified_best_first(encoder: Encoder, colour_names: list[str], colour_files: list[Path]):
-    predictions = classify_images(encoder, colour_files, colour_names, TEMPLATES, top=6)
+    classifier = zero_shot_classifier(encoder, colour_names, TEMPLATES)
+    predictions = classify_files(classifier, encoder.image_size, colour_files, top=6, batch_size=4)
     assert [prediction.image for prediction in predictions] == [str(path) for path in colour_files]
     assert [prediction.classes[0]["name"] for prediction in predictions] == colour_names
     for prediction in predictions:
@@ -175,7 +177,9 @@ def test_files_are_classified_best_first(encoder: Encoder, colour_names: list[st
 
 
 def test_no_more_classes_than_there_are(encoder: Encoder, colour_files: list[Path]):
-    (prediction,) = classify_images(encoder, colour_files[:1], ["red", "blue"], TEMPLATES, top=5)
+    two = zero_shot_classifier(encoder, ["red", "blue"], TEMPLATES)
+    (prediction,) = classify_files(two, encoder.image_size, colour_files[:1], top=5)
     assert len(prediction.classes) == 2
-    (prediction,) = classify_images(encoder, colour_files[:1], ["red", "blue", "green"], TEMPLATES, top=1)
+    three = zero_shot_classifier(encoder, ["red", "blue", "green"], TEMPLATES)
+    (prediction,) = classify_files(three, encoder.image_size, colour_files[:1], top=1)
     assert [entry["name"] for entry in prediction.classes] == ["red"]

@@ -313,10 +313,10 @@ def test_bad_samples_are_told_and_the_run_goes_on(
     rows = read_log(Path(config.out) / "bad_samples.jsonl")
     batches = open_run(config).batches
     order = batches.order.epoch(0)[:48].tolist()
-    wanted = [(1 + position // 8, batches.shards.key(i)) for position, i in enumerate(order) if i % 5 == 0]
+    wanted = [(1 + position // 8, batches.source.key(i)) for position, i in enumerate(order) if i % 5 == 0]
     found = [(row["step"], f"{Path(row['shard']).name}/{row['key']}") for row in rows]
     assert set(wanted) <= set(found)
-    bad_keys = {batches.shards.key(i) for i in range(0, 300, 5)}
+    bad_keys = {batches.source.key(i) for i in range(0, 300, 5)}
     assert {key for _, key in found} <= bad_keys  # others are stand-ins that were bad too
     assert len({key for _, key in found}) == len(found)
     assert {(row["cause"], Path(row["shard"]).parent) for row in rows} == {("bad-image", data)}

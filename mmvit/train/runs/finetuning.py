@@ -143,7 +143,9 @@ class Finetuning(Run):
             if last and self.config.wise_ft is not None:
                 models["wise_ft"] = self.mixed(model)
             for name, measured in models.items():
-                found = self.on_main("evaluating", partial(evaluate_classifier, measured, data, size, limit, go_on))
+                found = self.on_main(
+                    "evaluating", partial(evaluate_classifier, measured, data.samples, size, limit, go_on)
+                )
                 if found:
                     figures |= {f"{name}_acc1": found.acc1, f"{name}_acc5": found.acc5}
                     figures |= {"val_bad_samples": found.num_bad} if found.num_bad else {}

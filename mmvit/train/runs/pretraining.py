@@ -13,10 +13,12 @@ from mmvit.config import PretrainConfig, ZeroShotConfig
 from mmvit.data.batches import Batch, BatchSplit, TrainBatches
 from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
-from mmvit.data.streaming import StreamBatches, StreamedShards, open_shards
+from mmvit.data.source import SampleSource
+from mmvit.data.streaming import open_shards
 from mmvit.data.tokenizers import Tokenizer, build_tokenizer, tokenizer_file
+from mmvit.eval.classify import Accuracy
 from mmvit.eval.encoder import Encoder
-from mmvit.eval.zero_shot import ZeroShotResult, evaluate_zero_shot
+from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.layers.patch_embedding import Patches
 from mmvit.models.build import build_dual_encoder
@@ -74,8 +76,7 @@ class Pretraining(Run):
     def build_batches(self, split: BatchSplit) -> TrainBatches:
         """Make the training data of one process."""
         config = self.config
-        kind: type[TrainBatches] = StreamBatches if isinstance(self.shards, StreamedShards) else TrainBatches
-        return kind(
+        return TrainBatches(
             self.shards,
             config.data,
             self.tokenizer,
@@ -163,11 +164,11 @@ class Pretraining(Run):
             self.on_main("saving", lambda: save_model(folder, model, config.model, config.preprocess, config.tokenizer))
         return folder
 
-    def _open_shards(self) -> IndexedShards:
+    def _open_shards(self) -> SampleSource:
         data, announce = self.config.data, self.accelerator.is_main_process
         return open_shards(expand_shards(data.train), data.verify, require_caption=False, announce=announce)
 
-    def _evaluated(self, encoder: Encoder, limit: int | None, stop_wished: Callable[[], bool]) -> ZeroShotResult:
+    def _evaluated(self, encoder: Encoder, limit: int | None, stop_wished: Callable[[], bool]) -> Accuracy:
         assert self.zero_shot is not None
         go_on = self.interrupting(stop_wished)
         return evaluate_zero_shot(encoder, *self.zero_shot, limit=limit, before_each_batch=go_on)
@@ -177,16 +178,17 @@ def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
     if not config.data:
         return None
     shards = IndexedShards(expand_shards(config.data), require_caption=False)
-    names = load_class_names(config.class_names)
-    labels = [shards.label(i) for i in range(0, len(shards), -(-len(shards) // 1000))]
-    largest = max((label for label in labels if isinstance(label, int)), default=0)
-    if largest >= len(names):
+    class_names = load_class_names(config.class_names)
+    known = {None, *range(len(class_names)), *class_names}
+    labels = (shards.label(i) for i in range(0, len(shards), -(-len(shards) // 1000)))
+    unknown = next((label for label in labels if label not in known), None)
+    if unknown is not None:
         raise UsageError(
-            f"label {largest} has no class name: the file has {len(names)}",
+            f"label {unknown} has no class name: the file has {len(class_names)}",
             where=config.class_names,
             hint="name the file that belongs to zero_shot.data; line n, from 0, names label n",
         )
-    return ZeroShotTask(shards, names, load_templates(config.templates))
+    return ZeroShotTask(shards, class_names, load_templates(config.templates))
 
 
 def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:

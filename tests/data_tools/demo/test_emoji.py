@@ -56,8 +56,8 @@ def test_counts(made: EmojiReport, train: IndexedShards, val: IndexedShards):
 
 
 def test_held_out_vendor_and_its_pictures_are_only_in_val(train: IndexedShards, val: IndexedShards):
-    assert {train.meta(i)["vendor"] for i in range(len(train))} == {"Goog"}
-    assert {val.meta(i)["vendor"] for i in range(len(val))} == {"Sams"}
+    assert {train.read(i, image=False).meta["vendor"] for i in range(len(train))} == {"Goog"}
+    assert {val.read(i, image=False).meta["vendor"] for i in range(len(val))} == {"Sams"}
     pictures = {train.read(i).image for i in range(len(train))}
     assert not pictures & {val.read(i).image for i in range(len(val))}
 
@@ -243,7 +243,7 @@ def test_labels_can_be_groups(tmp_path: Path):
     assert not list(folder.glob("names.*"))
     for split in ("train", "val"):
         shards = IndexedShards(expand_shards(f"{folder}/{split}-*.tar"))
-        groups = [shards.meta(i)["group"] for i in range(len(shards))]
+        groups = [shards.read(i, image=False).meta["group"] for i in range(len(shards))]
         assert [lines[shards.label(i)] for i in range(len(shards))] == groups
         assert len(set(groups)) > 3
     with pytest.raises(UsageError, match=r"other options \(labels\)"):
