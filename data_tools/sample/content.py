@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Collection, Mapping
@@ -27,8 +28,6 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _MAX_DIGITS = 18  # of a class index: it fits into 64 bits
 _NUMBER = re.compile(r"[-+]?[\d.,]+")  # no class name, and no class index unless it is digits alone
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as json.dumps writes it; after an even number of backslashes
-# NaN and Infinity are not JSON, but Python writes them, and img2dataset with it: they count as null.
-_DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 
 
 class Fault(NamedTuple):
@@ -41,7 +40,7 @@ class Fault(NamedTuple):
 class Content(NamedTuple):
     """What a sample holds; None where it lacks the field or the field has a fault.
 
-    `width` and `height` are px of the picture as it is delivered, turned by EXIF; `image_format` is JPEG, PNG or WEBP.
+    `width` and `height` are px of the image as it is delivered, turned by EXIF; `image_format` is JPEG, PNG or WEBP.
     """
 
     image_field: str | None = None
@@ -112,16 +111,25 @@ def read_metadata(fields: Mapping[str, bytes]) -> dict[str, Any] | None:
     text = read_text(fields["json"], ".json")
     try:
         meta = _DECODER.decode(text)
-        # Escapes can spell what no text may hold: half a surrogate pair, or NUL. And 1e999 is infinite.
-        plain = json.dumps(meta, ensure_ascii=False, allow_nan=False)
+        # Escapes can spell what no text may hold: half a surrogate pair, or NUL.
+        plain = json.dumps(meta, ensure_ascii=False) if "\\u" in text else ""
         plain.encode()
     except (ValueError, RecursionError) as error:
         raise FaultError("bad-json", f"the metadata is not JSON ({error})") from error
     if not isinstance(meta, dict):
         raise FaultError("bad-json", f"the metadata is a {type(meta).__name__} instead of an object")
-    if _NUL.search(plain):
+    if "\\u0000" in plain and _NUL.search(plain):
         raise FaultError("bad-json", "the metadata holds a NUL character")
     return meta
+
+
+def _finite(number: str) -> float | None:
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+# NaN and Infinity are not JSON, but Python writes them, and img2dataset with it: they count as null, and so does 1e999.
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None, parse_float=_finite)
 
 
 def read_label(fields: Mapping[str, bytes]) -> Label | None:
@@ -185,7 +193,7 @@ def read_content(fields: Mapping[str, bytes], usual: Collection[str] = (), decod
     Args:
         fields: stored bytes by field.
         usual: fields of the shard: a sample without `txt` lacks its caption only where others have one.
-        decode: decode the whole picture; False reads its header only.
+        decode: decode the whole image; False reads its header only.
     """
     parts = (
         lambda: _read_image(fields, decode),
@@ -208,7 +216,7 @@ def _read_image(fields: Mapping[str, bytes], decode: bool) -> dict[str, Any]:
     try:
         image_format, width, height = read_header(fields[field])
         if width * height > MAX_PIXELS:
-            raise FaultError("too-large", f"the picture has {width} x {height} px, more than {MAX_PIXELS}")
+            raise FaultError("too-large", f"the image has {width} x {height} px, more than {MAX_PIXELS}")
         if decode:
             decode_image(fields[field])
     except ImageError as error:
@@ -217,7 +225,7 @@ def _read_image(fields: Mapping[str, bytes], decode: bool) -> dict[str, Any]:
 
 
 def read_header(data: bytes) -> tuple[str, int, int]:
-    """Return format, width and height of a picture as it is delivered, from its header alone.
+    """Return format, width and height of an image as it is delivered, from its header alone.
 
     Raises:
         ImageError: it is not the beginning of a JPEG, PNG or WebP file.

@@ -102,7 +102,7 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("data_tools.sample.content.MAX_PIXELS", 1000)
     monkeypatch.setattr("data_tools.sample.content.decode_image", lambda data: pytest.fail("it was decoded"))
     fault = read_content({"jpg": picture()}, decode=True).fault
-    assert fault == ("too-large", "the picture has 40 x 30 px, more than 1000")
+    assert fault == ("too-large", "the image has 40 x 30 px, more than 1000")
 
 
 def test_a_picture_too_large_to_decode_is_not_called_broken(monkeypatch: pytest.MonkeyPatch):
