@@ -31,7 +31,7 @@ class IndexedShards(SampleSource):
     Args:
         paths: the shards, as from `data_tools.tar.expand.expand_shards`. An index that is missing or stale is made.
         verify: compare each member that is read with the SHA-256 in the index, see `ShardReader`.
-        require_caption: False gives "" where a sample has no `txt` (pictures that only have a label).
+        require_caption: False gives "" where a sample has no `txt` (images that only have a label).
 
     Raises:
         UsageError: no paths.

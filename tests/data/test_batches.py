@@ -188,7 +188,7 @@ def test_groups_are_equal_where_the_bare_captions_are(squares: IndexedShards, ba
 
 
 def test_a_batch_that_does_not_divide_is_refused(squares: IndexedShards, batches_of: BatchesOf):
-    with pytest.raises(UsageError, match="does not divide over 2 processes x 3 micro-batches"):
+    with pytest.raises(UsageError, match="does not divide over 2 ranks x 3 micro-batches"):
         batches_of(squares, split=BatchSplit(0, 2, 3))
 
 

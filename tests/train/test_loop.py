@@ -417,4 +417,4 @@ def test_announcement_tells_how_far_ahead_is_read(config: PretrainConfig):
     assert check(config).endswith("; batches are loaded between the steps")
     config.data.num_workers, config.train.batch_size, config.model.image.image_size = 2, 64, 512
     config.data.prefetch_mb = 400
-    assert check(config).endswith("; loader processes: 2, preparing 384 MiB of batches ahead")
+    assert check(config).endswith("; workers: 2, preparing 384 MiB of batches ahead")
