@@ -61,7 +61,7 @@ class Teacher(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One process's part of a global batch: b images with V texts each, cut to the longest text L."""
+    """One rank's part of a global batch: b images with V texts each, cut to the longest text L."""
 
     images: Tensor | Patches  # uint8 [b, 3, H, W], patches, or stored embeddings [b, E]
     ids: Int[Tensor, "b V L"]
@@ -93,7 +93,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """Which part of each global batch a process loads, and in how many micro-batches."""
+    """Which part of each global batch a rank loads, and in how many micro-batches."""
 
     rank: int = 0
     world_size: int = 1
@@ -104,8 +104,8 @@ class TrainBatches(Dataset[Batch]):
     """The batch of any training step, a function of (seed, step) alone.
 
     Batch `number` is micro-batch number % micro_batches of step number // micro_batches. Order, augmentation and
-    captions depend on nothing else: not on workers, on the number of processes or on what was read before. Resuming at
-    a step therefore needs no state.
+    captions depend on nothing else: not on workers, on the number of ranks or on what was read before. Resuming at a
+    step therefore needs no state.
 
     Args:
         source: the samples. Batches of a stream depend on the number of workers and ranks, and on where a run begins.
@@ -115,10 +115,10 @@ class TrainBatches(Dataset[Batch]):
         batch_size: of the global batch.
         num_steps: of the whole run, of which the stages are shares.
         seed: of order, augmentation and captions.
-        split: this process's part.
+        split: this rank's part.
         stages: sizes of images and lengths of texts in the course of the run.
         patch_size: of the image tower, px; needed for `config.patch_budget` only.
-        teacher: embeddings that every batch brings along.
+        teacher: embeddings that are added to every batch.
 
     Raises:
         UsageError: a batch that does not divide, or more samples in it than there are; a stage's image size where
@@ -143,7 +143,7 @@ class TrainBatches(Dataset[Batch]):
         teacher: StoredEmbeddings | None = None,
     ):
         if batch_size % (split.world_size * split.micro_batches):
-            parts = f"{split.world_size} processes x {split.micro_batches} micro-batches"
+            parts = f"{split.world_size} ranks x {split.micro_batches} micro-batches"
             what = f"a batch of {batch_size} does not divide over {parts}"
             raise UsageError(what, where="train.batch_size")
         self.source = source
@@ -169,7 +169,7 @@ class TrainBatches(Dataset[Batch]):
 
     @property
     def share(self) -> int:
-        """Samples of this process in a micro-batch."""
+        """Samples of this rank in a micro-batch."""
         return self.batch_size // self.split.world_size // self.split.micro_batches
 
     @property
@@ -182,13 +182,13 @@ class TrainBatches(Dataset[Batch]):
         return 3 * max(stage.image_size or self.image_size for stage in [*self.stages, Stage()]) ** 2 * self.share
 
     def positions(self, number: int) -> range:
-        """Positions of this process's samples in the endless stream of epochs, for micro-batch `number`."""
+        """Return the positions of this rank's samples in the endless stream of epochs, for micro-batch `number`."""
         step, micro = divmod(number, self.split.micro_batches)
         start = step * self.batch_size + (self.split.rank * self.split.micro_batches + micro) * self.share
         return range(start, start + self.share)
 
     def __getitem__(self, number: int) -> Batch:
-        """Read, decode, change and tokenise this process's samples of one micro-batch."""
+        """Read, decode, augment and tokenise this rank's samples of one micro-batch."""
         return self.load(number, lambda sample_id: None)
 
     def load(self, number: int, note: Callable[[int], None]) -> Batch:
@@ -221,7 +221,7 @@ class TrainBatches(Dataset[Batch]):
         )
 
     def _check_sides(self) -> None:
-        """Refuse sizes and stored embeddings that contradict each other."""
+        """Raise UsageError for sizes and stored embeddings that contradict each other."""
         if self.config.patch_budget and self.config.image_embeddings:
             what = "data.image_embeddings leaves no image to which data.patch_budget could apply"
             raise UsageError(what, where="data.patch_budget", hint="set one of them to null")
@@ -238,7 +238,7 @@ class TrainBatches(Dataset[Batch]):
                 raise UsageError(what, where=key, hint="embed with --modality both")
 
     def _check_samples(self) -> None:
-        """Refuse a batch that would hold a sample twice, embeddings of other samples, and streams that are mixed."""
+        """Raise UsageError for a batch with a sample twice or streams that are mixed; check stored embeddings."""
         num_samples = self.source.num_samples
         if num_samples is None:
             if self.config.weights:
@@ -266,9 +266,9 @@ class TrainBatches(Dataset[Batch]):
     def _good(
         self, epoch: int, sample_id: int, size: Size, note: Callable[[int], None]
     ) -> tuple[Drawn, list[SampleError]]:
-        """Return a sample, or the one that stands in for it where it is bad: drawn by (seed, epoch, sample) alone.
+        """Return a sample, or if it is invalid its replacement: drawn by (seed, epoch, sample) alone.
 
-        So a batch keeps its size and stays a function of (seed, step), whatever the number of processes.
+        So a batch keeps its size and stays a function of (seed, step), whatever the number of ranks.
         """
         bad: list[SampleError] = []
         chosen = sample_id

@@ -1,4 +1,4 @@
-"""What a training step looks like: smaller pictures, shorter texts and fewer patches early in a run."""
+"""What a training step looks like: smaller images, shorter texts and fewer patches early in a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

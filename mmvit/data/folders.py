@@ -1,4 +1,4 @@
-"""Labelled pictures that lie as files: in a folder for each class, or named with their classes in a JSON file."""
+"""Labelled image files: in a folder for each class, or listed with their classes in a JSON file."""
 
 import hashlib
 import json

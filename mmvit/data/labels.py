@@ -1,4 +1,4 @@
-"""Pictures with classes, from shards, folders or JSON files, under one numbering of the classes."""
+"""Labelled images from shards, folders or JSON files, with one numbering of the classes."""
 
 import logging
 from array import array
@@ -138,7 +138,7 @@ def open_labelled(
 
     Raises:
         UsageError: class names are missing or cannot be used; the folder is none of classes.
-        DataError: there are no labels, or one is no class; a folder without pictures; a file that is missing or broken.
+        DataError: there are no labels, or one is no class; a folder without images; a file that is missing or broken.
     """
     class_names = list(known) if known is not None else load_class_names(classes) if classes else None
     listed = _list_files(spec)
@@ -165,8 +165,8 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
         where: gives the place of a label by its position, for errors.
 
     Raises:
-        DataError: numbers beside names, a number that is out of range, or a name that is none of `class_names`, or that
-            no file of class names can hold.
+        DataError: numbers mixed with names, a number that is out of range, or a name that is none of `class_names`, or
+            that no file of class names can hold.
         UsageError: numbers without class names.
     """
     kinds = [isinstance(label, str) for label in labels]
@@ -199,7 +199,10 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
 
 
 def class_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:
-    """Tell the first class in which two lists differ, "" where they are equal; `sides` say whose they are."""
+    """Return a description of the first class in which two lists differ, "" if they are equal.
+
+    `sides` say whose lists they are.
+    """
     for number, (one, other) in enumerate(zip_longest(first, second)):
         if one is None or other is None:
             longer, shorter = sides if other is None else sides[::-1]

@@ -1,4 +1,4 @@
-"""Prepares the batches of coming steps ahead, in worker processes that are watched."""
+"""Prepares the batches of coming steps ahead, in workers that are watched."""
 
 import contextlib
 import ctypes
@@ -28,7 +28,7 @@ _MAX_PREFETCH = 4  # batches that a worker prepares ahead
 _GRACE_S = 1.0  # for a worker to end by itself
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _CHECK_S = 0.5  # between two looks at the workers while a batch is waited for
-_STOP_S = 3.0  # wait for a batch that a stop request lets go on, so that the step that is under way is finished
+_STOP_S = 3.0  # wait for a batch that a stop request still allows, so that the current step is finished
 _HINT = "check the disk or the network it reads from, then run again"
 
 
@@ -43,7 +43,7 @@ _NAME_LIMIT_S = 5.0
 
 
 class Prefetch(NamedTuple):
-    """How far ahead is read: `factor` batches by each of the worker processes, `size` bytes in all."""
+    """How far ahead is read: `factor` batches by each worker, `size` bytes in all."""
 
     num_workers: int
     factor: int
@@ -52,14 +52,14 @@ class Prefetch(NamedTuple):
     def __str__(self) -> str:
         if not self.num_workers:
             return "batches are loaded between the steps"
-        return f"loader processes: {self.num_workers}, preparing {self.size / 2**20:.0f} MiB of batches ahead"
+        return f"workers: {self.num_workers}, preparing {self.size / 2**20:.0f} MiB of batches ahead"
 
 
 def plan_prefetch(batches: TrainBatches) -> Prefetch:
     """Return how far to read ahead within `data.prefetch_mb`, by fewer workers where it holds no batch for each.
 
     Raises:
-        ResourceError: the memory that processes share has no room for it.
+        ResourceError: shared memory has no room for it.
     """
     config = batches.config
     if not config.num_workers:
@@ -82,7 +82,7 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
 
 
 class LoadedBatches(Dataset[Loaded]):
-    """Batches by number as a loader sees them; tells what each of its processes is reading.
+    """Batches by number as a loader sees them; records what each of its workers is reading.
 
     An error is handed over as a value: the loader would rebuild a raised one from its traceback's text.
     """
@@ -131,7 +131,7 @@ class LoadedBatches(Dataset[Loaded]):
 
 
 class Loader:
-    """Gives the batches of `numbers` in their order, once; in place of one that cannot be made, the error.
+    """Yields the batches of `numbers` in order, once; instead of a batch that cannot be made, the error.
 
     A stalled reader and a killed worker are errors too, ResourceErrors that name the sample that was being read, and so
     is `Interrupted`, where `stop_wished` comes true and no batch does. Used in a `with` block, at whose end all workers
@@ -237,7 +237,7 @@ class Loader:
         codes = [worker.exitcode or 0 for worker in dead]
         ends = [f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})" for code in codes]
         return _broken(
-            f"a loader process {' and another '.join(ends)}",
+            f"a worker {' and another '.join(ends)}",
             self.loaded.last_read([worker.pid or 0 for worker in dead]),
             "if memory ran out: fewer data.num_workers or a smaller data.prefetch_mb; then run again",
         )

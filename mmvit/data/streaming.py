@@ -55,7 +55,7 @@ def open_shards(
 ) -> SampleSource:
     """Open shards by their indexes, or `StreamedShards` where one of them cannot be read by offset.
 
-    Arguments and errors are those of `IndexedShards`; `announce` logs a stream, for one process of several.
+    Arguments and errors are those of `IndexedShards`; `announce` logs that shards are streamed; one rank does.
     """
     try:
         return IndexedShards(paths, verify, require_caption)

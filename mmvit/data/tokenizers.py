@@ -43,7 +43,7 @@ _PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\u
 
 
 class Tokens(NamedTuple):
-    """Ids of texts, and how many of the texts were too long and lost their tail."""
+    """Ids of texts, and how many of the texts were too long and were truncated."""
 
     ids: Int[Tensor, "B L"]
     num_cut: int
@@ -238,7 +238,7 @@ def _transformers_names(folder: Path) -> dict[str, str]:
 
 
 def read_alike(first: Tokenizer, second: Tokenizer, context_length: int) -> bool:
-    """Tell whether two tokenizers give the same ids to texts on which only the same ones agree."""
+    """Return whether two tokenizers give the same ids to texts on which only equal tokenizers agree."""
     return first.vocab_size == second.vocab_size and all(
         torch.equal(*(tokenizer.tokenize([probe], context_length).ids for tokenizer in (first, second)))
         for probe in _PROBES

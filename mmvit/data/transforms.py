@@ -1,4 +1,4 @@
-"""From a picture to uint8 pixels: a square of a fixed size, or the whole picture in a budget of patches."""
+"""From an image to uint8 pixels: a square of a fixed size, or the whole image in a budget of patches."""
 
 import functools
 import math
@@ -32,13 +32,13 @@ _ERASED = 0.02, 1 / 3  # share of the area
 _LOG_ERASED_ASPECTS = np.log(0.3), np.log(1 / 0.3)
 _TIMM_NOTATION = re.compile(r"rand(-(m|n|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-inc[01])*")
 
-# Of a longer picture only the middle is looked at: resized whole, a line of 1 x 65,535 px would take gigabytes.
+# Of a longer image only the middle is used: resized whole, a line of 1 x 65,535 px would take gigabytes.
 _MAX_ASPECT = 256
 
 Pixels = UInt8[np.ndarray, "3 H W"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Rows = UInt8[np.ndarray, "_ _ 3"]
-Size = int | PatchBudget  # side of a square, px; or the most patches of a picture that keeps its shape
+Size = int | PatchBudget  # side of a square, px; or the most patches of an image that keeps its aspect ratio
 
 
 @dataclass
@@ -87,7 +87,7 @@ def check_augment(config: AugmentConfig, where: str) -> None:
 def eval_pixels(image: Image.Image, size: Size) -> Pixels:
     """Resize the shorter side (bicubic), cut out the centre: pixel for pixel what open_clip's PIL pipeline does.
 
-    With a budget of patches, resize the whole picture to what fits.
+    With a budget of patches, resize the whole image to what fits.
     """
     if isinstance(size, PatchBudget):
         height, width = size.size(*image.size)
@@ -103,7 +103,7 @@ def eval_pixels(image: Image.Image, size: Size) -> Pixels:
 
 
 def train_pixels(image: Image.Image, size: Size, augment: AugmentConfig, rng: np.random.Generator) -> Pixels:
-    """Cut, move and recolour at random, all drawn from `rng`, the sample's own random state."""
+    """Return the randomly augmented image; everything is drawn from `rng`, the random state of the sample."""
     box, (height, width) = _frame(image.width, image.height, size, augment, rng)
     cut = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return _to_pixels(_vary(np.asarray(cut), augment, rng))
@@ -118,7 +118,7 @@ def train_pixels_from_bytes(
     fast: bool = True,
     where: str = "image",
 ) -> Pixels:
-    """Return the `train_pixels` of a picture file.
+    """Return the `train_pixels` of an image file.
 
     Args:
         data: the file's content.
@@ -126,10 +126,10 @@ def train_pixels_from_bytes(
         augment: the changes.
         rng: the sample's own random state; it draws the same whether `fast` or not.
         fast: decode a JPEG at a reduced scale, at least as large as what is needed of it, and resize it in one pass.
-        where: name of the picture in errors.
+        where: name of the image in errors.
 
     Raises:
-        ImageError: the picture cannot be decoded, or is too large.
+        ImageError: the image cannot be decoded, or is too large.
     """
     jpeg = open_jpeg(data, where) if fast else None
     if jpeg is None:
@@ -141,7 +141,7 @@ def train_pixels_from_bytes(
 def _frame(
     width: int, height: int, size: Size, augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Box, tuple[int, int]]:
-    """Return the part of a picture to be taken, and the height and width that it is resized to."""
+    """Return the crop box of an image, and the height and width that it is resized to."""
     if isinstance(size, PatchBudget):
         return (0, 0, width, height), size.size(width, height)
     return _draw_box(width, height, augment, rng), (size, size)
@@ -184,7 +184,7 @@ def _resize(rows: Rows, extent: tuple[float, float], size: tuple[int, int]) -> R
     """Bicubic, as Pillow does it, in a quarter of its time.
 
     `extent` is the part of `rows` from the upper left that becomes the result: it ends within their last pixels, where
-    the picture ends within the last block of a JPEG.
+    the image ends within the last block of a JPEG.
     """
     rows = np.require(rows, requirements=["C", "W"])
     image = torch.from_numpy(rows).permute(2, 0, 1)[None]  # [1, 3, H, W], channels last
@@ -280,7 +280,7 @@ def _rand_augmenter(num_changes: int, magnitude: int) -> nn.Module:
 
 
 def _timm_augment(image: Image.Image, notation: str, rng: np.random.Generator) -> Image.Image:
-    """Let timm change the picture, drawn from `rng`: the global states that timm draws from are put back."""
+    """Let timm change the image, drawn from `rng`: the global states that timm draws from are put back."""
     states = random.getstate(), np.random.get_state()
     seed, numpy_seed = rng.integers(2**32, size=2).tolist()
     random.seed(seed)

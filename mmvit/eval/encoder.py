@@ -1,4 +1,4 @@
-"""A trained model with all that it needs to read pictures and texts."""
+"""A trained model with its tokenizer and preprocessing."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 class Encoder:
-    """Pictures and texts to unit-length float32 vectors in one space, without gradient.
+    """Images and texts to unit-length float32 vectors in one space, without gradient.
 
     `fingerprint` names the weights; embeddings of two encoders can be compared only where it is equal.
     """
@@ -37,7 +37,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.logit_scale.device
 
     @property
@@ -47,36 +47,36 @@ class Encoder:
 
     @property
     def logit_scale(self) -> float:
-        """Factor that makes logits of cosines."""
+        """Factor that turns cosines into logits."""
         return self.model.logit_scale.exp().item()
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Float[Tensor, "B E"]:
-        """Encode pictures or picture files; raises DataError naming a file that cannot be read."""
-        refuse_str(images, "pictures")
+        """Encode images or image files; raise DataError naming a file that cannot be read."""
+        refuse_str(images, "images")
         rows = [self.model.encode_image(self.pixels(part)) for part in _parts(images, self.batch_size)]
         return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Sequence[Pixels]) -> Float[Tensor, "B E"]:
-        """Encode preprocessed pictures."""
+        """Encode preprocessed images."""
         rows = [self.model.encode_image(self._stack(part)) for part in _parts(pixels, self.batch_size)]
         return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "B E"]:
-        """Encode texts; those over the context length lose their tail."""
+        """Encode texts; those longer than the context length are truncated."""
         refuse_str(texts, "texts")
         rows = [self.model.encode_text(self.tokenizer(part).to(self.device)) for part in _parts(texts, self.batch_size)]
         return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
 
     def pixels(self, images: Sequence[Image.Image | str | Path]) -> UInt8[Tensor, "B 3 H W"]:
-        """Preprocess pictures for the model, on its device."""
-        refuse_str(images, "pictures")
+        """Preprocess images and move them to the device of the model."""
+        refuse_str(images, "images")
         return self._stack([self.preprocess(image) for image in images])
 
     def preprocess(self, image: Image.Image | str | Path) -> Pixels:
-        """Read one picture and bring it to the model's size, uint8 [3, S, S]."""
+        """Read one image and resize it to the image size of the model, uint8 [3, S, S]."""
         rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
         return eval_pixels(rgb, self.image_size)
 
@@ -85,7 +85,7 @@ class Encoder:
 
 
 def load(folder: str | Path, device: str | torch.device | None = None) -> Encoder:
-    """Load a model folder; `device` None takes a GPU where there is one."""
+    """Load a model folder; `device=None` takes a GPU if there is one."""
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = load_model(folder, target)
     return Encoder(
@@ -97,7 +97,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Encode
 
 
 def refuse_str(items: Sequence[object], kind: str) -> None:
-    """Raise UsageError for one str in the place of a list: its characters would be taken one by one."""
+    """Raise UsageError if one str is given instead of a list: its characters would be taken one by one."""
     if isinstance(items, str):
         raise UsageError(f"{kind} must be a list, got the text {items!r}", hint=f"give a list: [{items!r}]")
 

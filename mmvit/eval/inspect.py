@@ -54,7 +54,7 @@ class Attended(NamedTuple):
 
 
 def views(tower: Tower, with_text: bool) -> list[str]:
-    """Return the views that there are of this tower; `with_text` where it shares its space with a text tower."""
+    """Return the available views of this tower; `with_text` if it shares its space with a text tower."""
     vit = tower if isinstance(tower, VisionTransformer) else None
     there = {
         "filters": _first_convolution(tower) is not None,
@@ -67,7 +67,7 @@ def views(tower: Tower, with_text: bool) -> list[str]:
 
 
 def has_patch_filters(tower: Tower) -> bool:
-    """Tell whether the pixels are first seen by patches that do not overlap."""
+    """Return whether the patches of the first convolution do not overlap."""
     convolution = _first_convolution(tower)
     return convolution is not None and convolution.stride == convolution.kernel_size
 

@@ -71,7 +71,7 @@ class Searcher:
             )
 
     def search(self, *, text: str | None = None, image: str | Path | None = None, k: int = 10) -> list[Hit]:
-        """Find the rows nearest to a text or a picture; pictures are searched where the folder has them."""
+        """Return the rows nearest to a text or an image; image embeddings are searched if the folder has them."""
         if (text is None) == (image is None):
             raise UsageError("give one query: a text or an image", hint='--text "a red fruit" or --image FILE')
         if text is not None and not text.strip():

@@ -37,7 +37,7 @@ COLUMNS = pa.schema([("image_path", pa.string()), ("caption", pa.string()), ("me
 
 
 class EmbedSummary(NamedTuple):
-    """What came of a job: every item of the source is a row or a rejected item."""
+    """Result of a job: every item of the source is a row or a rejected item."""
 
     num_rows: int
     num_rejected: int
@@ -52,7 +52,7 @@ class EmbeddingFolder(NamedTuple):
 
 
 def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modality: str | None = None) -> EmbedSummary:
-    """Embed a source, all that it holds or one side; run again after an interruption, it goes on with the next part.
+    """Embed a source, all that it holds or one side; run again after an interruption, it resumes with the next part.
 
     Items that cannot be read are left out, listed in `rejected/` and counted.
 
@@ -81,7 +81,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         raise DataError(
             f"{summary.num_rejected} of {len(source)} items cannot be embedded",
             where=str(out / "rejected"),
-            note=f"one may be bad among good ones, or {MAX_REJECTED:.0%}; the folder is left without a manifest",
+            note=f"one item may be invalid, or {MAX_REJECTED:.0%}; the folder is left without a manifest",
             hint="fix or remove the items listed there and embed into another --out",
         )
     # Both resolved: "../model" starts from where a folder really is, not from a link to it.
@@ -165,7 +165,7 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
 
 
 def _check_sides(item: Item, kinds: Sequence[str]) -> None:
-    """Refuse an item as a whole where it lacks a wanted side."""
+    """Raise DataError if an item lacks a wanted side."""
     if "text" in kinds and not item.caption:
         raise DataError("no caption")
     if "img" in kinds and item.image is None:
@@ -173,7 +173,7 @@ def _check_sides(item: Item, kinds: Sequence[str]) -> None:
 
 
 def _row(item: Item) -> dict[str, Any]:
-    """One row of metadata, by COLUMNS."""
+    """Return one row of metadata, by COLUMNS."""
     return {"image_path": item.key, "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
 
 

@@ -188,7 +188,7 @@ def test_groups_are_equal_where_the_bare_captions_are(squares: IndexedShards, ba
 
 
 def test_a_batch_that_does_not_divide_is_refused(squares: IndexedShards, batches_of: BatchesOf):
-    with pytest.raises(UsageError, match="does not divide over 2 processes x 3 micro-batches"):
+    with pytest.raises(UsageError, match="does not divide over 2 ranks x 3 micro-batches"):
         batches_of(squares, split=BatchSplit(0, 2, 3))
 
 
@@ -395,3 +395,9 @@ def test_many_bad_samples_in_a_row_are_no_data(write_squares: WriteSquares, tmp_
     assert "cannot be decoded" in caught.value.what
     assert str(shards.paths[0]) in caught.value.where
     assert caught.value.exit_code == 3
+
+
+def test_images_without_classes_have_no_labels(squares: IndexedShards):
+    batch = TrainBatches(squares, DataConfig(), None, image_size=16, batch_size=4, num_steps=1, seed=0)[0]
+    assert batch.labels is None
+    assert not batch.bad

@@ -274,7 +274,7 @@ def test_a_killed_worker_is_told_when_a_batch_is_asked_for(
         *_, error = take_until_error(loader)
         assert time.monotonic() - start < 5
     assert isinstance(error, ResourceError)
-    assert error.what == "a loader process was killed by SIGKILL"
+    assert error.what == "a worker was killed by SIGKILL"
     assert "fewer data.num_workers" in error.hint
     assert not any(is_alive(child.pid) for child in children)
 
@@ -291,7 +291,7 @@ def test_a_worker_killed_while_it_is_waited_for_is_told_at_once(squares: Indexed
         *_, error = take_until_error(loader)
         assert time.monotonic() - start < 5
         killer.join()
-    assert error.what == "a loader process was killed by SIGKILL"
+    assert error.what == "a worker was killed by SIGKILL"
 
 
 def test_a_sample_that_kills_its_worker_is_named(
@@ -308,7 +308,7 @@ def test_a_sample_that_kills_its_worker_is_named(
     data = batches_of(squares, {"num_workers": 2}, batch_size=2)
     with Loader(data, range(11)) as loader:
         *_, error = take_until_error(loader)
-    assert error.what == "a loader process was killed by SIGKILL"
+    assert error.what == "a worker was killed by SIGKILL"
     assert error.where.startswith(f"{squares.paths[1]}, key 'key13', for ")
 
 

@@ -27,7 +27,8 @@ from data_tools.select.write import OutputOptions, SampleTable
 from data_tools.tar.index import open_indexes
 from mmvit.data.batches import DataConfig, TrainBatches
 from mmvit.data.labels import LabelledShards
-from mmvit.data.shards import IndexedShards, RawSample
+from mmvit.data.shards import IndexedShards
+from mmvit.data.source import RawSample, Reading
 from mmvit.data.streaming import StreamedShards
 from mmvit.data.tokenizers import Tokenizer
 from mmvit.retrieval.sources import ShardSource
@@ -182,7 +183,7 @@ def test_indexed_streamed_and_embedded_samples(tar: Path):
     assert verdicts({key: cause for key, cause in bad.items() if cause}) == expected(*ALL, with_captions=False)
 
     stream = StreamedShards([tar])
-    stream.start(seed=0, first=0, reader=0, num_readers=1)
+    stream.begin(Reading(seed=0, first=0, reader=0, num_readers=1), lambda shard: None)
     seen: dict[str, str | None] = {}
     for _ in range(10_000):
         cause = cause_of(lambda: decoded(stream.read(0)))

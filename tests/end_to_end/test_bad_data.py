@@ -226,7 +226,7 @@ def test_killed_loader_process_is_told_by_all(start: Start, spoiled_data: Spoile
     assert time.monotonic() - began < 30
     for rank in range(world_size):
         told = errors_of(out, rank).read_text()
-        assert "mmvit: a loader process was killed by SIGKILL" in told
+        assert "mmvit: a worker was killed by SIGKILL" in told
         assert "Traceback" not in told
     assert all(group_is_gone(process) for process in processes)
 

@@ -19,7 +19,9 @@ from data_tools.core.errors import CheckpointError, DataError, DivergedError, Us
 from mmvit.checkpoint import latest_checkpoint, read_checkpoint
 from mmvit.config import PretrainConfig, ZeroShotConfig, load_config
 from mmvit.data.batches import Batch, TrainBatches
+from mmvit.eval import classify
 from mmvit.eval.encoder import Encoder
+from mmvit.models.classifier import ImageClassifier
 from mmvit.train.loop import check, measure_step_time, pretrain
 from mmvit.train.record import saver
 from mmvit.train.record.run_log import read_log
@@ -239,13 +241,13 @@ def test_a_signal_during_an_evaluation_is_obeyed_at_once(
     config.zero_shot = ZeroShotConfig([f"{tiny_data}/val-*.tar"], f"{tiny_data}/names.en.txt", every=3)
     looked_at = []
 
-    def encode_pixels(self: Encoder, pixels: list) -> Tensor:
+    def logits(model: ImageClassifier, pixels: list) -> Tensor:
         looked_at.append(len(pixels))
         signal.raise_signal(signal.SIGTERM)
-        return real(self, pixels)
+        return real(model, pixels)
 
-    real = Encoder.encode_pixels
-    monkeypatch.setattr(Encoder, "encode_pixels", encode_pixels)
+    real = classify._logits
+    monkeypatch.setattr(classify, "_logits", logits)
     init = Encoder.__init__
     monkeypatch.setattr(
         Encoder, "__init__", lambda *arguments, **options: init(*arguments, **options | {"batch_size": 8})
@@ -417,4 +419,4 @@ def test_announcement_tells_how_far_ahead_is_read(config: PretrainConfig):
     assert check(config).endswith("; batches are loaded between the steps")
     config.data.num_workers, config.train.batch_size, config.model.image.image_size = 2, 64, 512
     config.data.prefetch_mb = 400
-    assert check(config).endswith("; loader processes: 2, preparing 384 MiB of batches ahead")
+    assert check(config).endswith("; workers: 2, preparing 384 MiB of batches ahead")
