@@ -481,7 +481,7 @@ def test_what_cannot_be_is_told(configure: Configure, tmp_path: Path, override: 
 @pytest.mark.parametrize(
     ("kind", "stage", "message"),
     [
-        ("swin", "patch_dropout: 0.5", "this tower sees whole images"),
+        ("swin", "patch_dropout: 0.5", "needs whole images"),
         ("swin", "image_size: 8", "less than window_size"),
         ("timm:test_vit", "image_size: 32", "image"),
     ],

@@ -60,7 +60,7 @@ def test_rates_rise_evenly():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_rate_that_is_no_share(rate: float):
-    with pytest.raises(ValueError, match="is not a share"):
+    with pytest.raises(ValueError, match=r"is not in \[0, 1\)"):
         DropPath(rate)
 
 

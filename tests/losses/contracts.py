@@ -242,7 +242,7 @@ def keep_own(gradient: Tensor) -> Tensor:
 BROKEN = {
     "a gather without gradient": lambda: patch.object(pairs, "scatter_sum", keep_own),
     "a wrong partner": lambda: patch.object(pairs, "world", lambda: (0, dist.get_world_size())),
-    "columns normalised by own rows only": lambda: patch.object(contrastive, "logsumexp_over_processes", torch.clone),
+    "columns normalised by own rows only": lambda: patch.object(contrastive, "logsumexp_over_ranks", torch.clone),
 }
 
 

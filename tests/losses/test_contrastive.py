@@ -119,11 +119,11 @@ def test_no_more_logits_than_a_tile_are_held(loss, open_clip_loss, scalars, layo
 @every_loss
 def test_rows_without_a_partner_are_refused(loss, open_clip_loss, scalars):
     scalars = [torch.tensor(scalar) for scalar in scalars]
-    with pytest.raises(ValueError, match="16 images and 32 texts: give the groups of both"):
+    with pytest.raises(ValueError, match="16 images and 32 texts: pass the groups of both"):
         loss(unit_rows(0), unit_rows(1, 32), *scalars)
-    with pytest.raises(ValueError, match="give the groups of both"):
+    with pytest.raises(ValueError, match="pass the groups of both"):
         loss(unit_rows(0), unit_rows(1, 32), *scalars, torch.arange(16))
-    with pytest.raises(ValueError, match="give the groups of both"):
+    with pytest.raises(ValueError, match="pass the groups of both"):
         loss(unit_rows(0), unit_rows(1), *scalars, None, torch.arange(16))
 
 

@@ -108,7 +108,7 @@ def test_sizes_that_do_not_fit():
 
 def test_patches_are_refused():
     tower = small_tower()
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(some_images(), torch.zeros(3, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(Patches(torch.zeros(1, 4, 12), torch.tensor([[2, 2]])))

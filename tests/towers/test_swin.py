@@ -340,9 +340,21 @@ def test_autocast_keeps_the_result(train: bool):
         ((60, 60), 2, r"an image of 60x60 px does not fit: its sides must be multiples of 16 px, such as 64x64 px"),
         ((64, 40), 2, r"64x40 px does not fit: .* such as 64x48 px"),
         ((8, 16), 2, r"8x16 px does not fit: .* such as 16x16 px"),
-        ((48, 48), 4, r"48x48 px has a map of 3x3 in stage 3, less than window_size 4; sides of 64 px .* at most 3$"),
-        ((64, 32), 4, r"64x32 px has a map of 4x2 in stage 3, less than window_size 4; sides of 64 px .* at most 2$"),
-        ((16, 16), 3, r"16x16 px has a map of 2x2 in stage 2, less than window_size 3; sides of 48 px .* at most 1$"),
+        (
+            (48, 48),
+            4,
+            r"48x48 px has a feature map of 3x3 in stage 3, less than window_size 4; use sides of 64 px .* at most 3$",
+        ),
+        (
+            (64, 32),
+            4,
+            r"64x32 px has a feature map of 4x2 in stage 3, less than window_size 4; use sides of 64 px .* at most 2$",
+        ),
+        (
+            (16, 16),
+            3,
+            r"16x16 px has a feature map of 2x2 in stage 2, less than window_size 3; use sides of 48 px .* at most 1$",
+        ),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused(sides: tuple[int, int], window_size: int, message: str):
@@ -360,9 +372,9 @@ def test_sides_that_the_message_names_fit():
 
 
 def test_single_patches_are_refused():
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower()(torch.zeros(1, 3, 32, 32), torch.tensor([[0]]))
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower()(Patches(torch.zeros(1, 4, 48), torch.tensor([[2, 2]])))
 
 
@@ -381,7 +393,7 @@ def test_tables_for_larger_windows_are_stretched():
 
 @pytest.mark.parametrize(("depths", "heads"), [([2, 2], [1]), ([2, 0], [1, 1]), ([], [])])
 def test_stages_must_agree(depths: list[int], heads: list[int]):
-    with pytest.raises(ValueError, match="must name blocks for equal stages"):
+    with pytest.raises(ValueError, match="need one number per stage"):
         SwinTransformer(4, 8, depths, heads, window_size=2, **SETTINGS)
 
 

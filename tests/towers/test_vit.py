@@ -244,7 +244,7 @@ def test_patches_are_refused_where_they_cannot_be():
     hybrid = tower("mean", embed=ConvStem([8, 16], 32))
     with pytest.raises(ValueError, match="a convolutional stem needs whole images"):
         hybrid(patches)
-    with pytest.raises(ValueError, match="dropped from images of one size"):
+    with pytest.raises(ValueError, match="patch dropout needs images of one size"):
         tower()(patches, torch.tensor([[0]]))
     with pytest.raises(ValueError, match="relative positions need images of one size"):
         tower(position="relative")(patches)
@@ -271,7 +271,7 @@ def test_d1_the_distillation_token_follows_the_class_token(kind: str):
 
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_d1_a_distillation_token_needs_a_class_token(pool: str):
-    with pytest.raises(ValueError, match="it needs pool 'class'"):
+    with pytest.raises(ValueError, match="use pool 'class'"):
         tower(pool, distilled=True)
 
 
