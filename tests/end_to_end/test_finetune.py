@@ -303,7 +303,7 @@ def test_wise_ft_wants_the_model_that_it_started_from(
     stop_after(config, 3)
     other = weights(moved / "model")
     (moved / "model").rename(moved / "gone")
-    with pytest.raises(CheckpointError, match="this is not a model folder"):
+    with pytest.raises(CheckpointError, match="not a model folder"):
         finetune(config)
     loaded = load_model(moved / "gone")
     torch.nn.init.zeros_(loaded.model.logit_scale)

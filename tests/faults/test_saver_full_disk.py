@@ -38,7 +38,7 @@ def fill(name: str, folder: Path, num_budgets: int) -> None:
         with Disk(run, room=room).mounted(), pytest.raises(ResourceError) as error:
             scene.act(run)
         assert error.value.exit_code == 5
-        assert re.search(r"it needs [\d,]+ bytes, and [\d,]+ are free there; nothing .* is lost", error.value.note)
+        assert re.search(r"it needs [\d,]+ bytes, and [\d,]+ are free; nothing .* is lost", error.value.note)
         assert "make room" in error.value.hint
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
         assert scene.seen(run) == scene.old

@@ -27,7 +27,7 @@ def test_file_folder_glob_and_path(folder: Path):
 
 def test_what_mmvit_wrote_beside_shards_is_none(folder: Path):
     assert "train-000.tar.idx" not in names(expand_shards(f"{folder}/*"))
-    with pytest.raises(UsageError, match="no shard: it was made beside one") as caught:
+    with pytest.raises(UsageError, match="not a shard: this is the index or metadata of one") as caught:
         expand_shards([f"{folder}/train-000.tar", f"{folder}/train-000.tar.idx"])  # as a shell expands *
     assert f"{folder}/*.tar" in caught.value.hint
 
@@ -35,7 +35,7 @@ def test_what_mmvit_wrote_beside_shards_is_none(folder: Path):
 def test_pictures_and_tables_are_no_shards(tmp_path: Path):
     for name in ("a.png", "labels.json"):
         (tmp_path / name).write_bytes(b"x")
-        with pytest.raises(UsageError, match="this is no shard, which is a tar file"):
+        with pytest.raises(UsageError, match="not a shard: shards are tar files"):
             expand_shards(tmp_path / name)
 
 
@@ -91,7 +91,7 @@ def test_file_urls_are_paths(folder: Path, start: str):
     (folder / "val-000.tar").rename(folder / "with space" / "val-000.tar")
     assert names(expand_shards(f"{start}{folder}/train-{{000..001}}.tar")) == ["train-000.tar", "train-001.tar"]
     assert expand_shards(f"{start}{folder}/with%20space") == [folder / "with space" / "val-000.tar"]
-    with pytest.raises(UsageError, match="no other machine"):
+    with pytest.raises(UsageError, match="cannot name another machine"):
         expand_shards(f"file://server{folder}")
 
 

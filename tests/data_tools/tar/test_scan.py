@@ -131,7 +131,7 @@ def test_many_odd_suffixes_are_counted(scanned: Scan):
 
 @pytest.mark.parametrize("files", [[], [("a.exe", b"x"), ("b", b"x")], [("a.tar.gz", b"x")]])
 def test_a_shard_without_samples_is_refused(scanned: Scan, tmp_path: Path, files: list):
-    with pytest.raises(DataError, match="the shard holds no sample") as caught:
+    with pytest.raises(DataError, match="the shard contains no sample") as caught:
         scanned(files)
     assert caught.value.where == str(tmp_path / "a.tar")
     assert "jpg" in caught.value.hint
