@@ -1,4 +1,4 @@
-"""The program as other programs see it: one JSON document, exit codes, errors in words."""
+"""The command-line program: one JSON document, exit codes, error messages."""
 
 import io
 import json

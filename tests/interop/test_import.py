@@ -1,4 +1,4 @@
-"""A model that another library has written becomes a model folder with the same answers, or an error says why not."""
+"""A model of another library becomes a model folder with the same outputs, or an error says why not."""
 
 import json
 from collections.abc import Callable
@@ -148,7 +148,7 @@ def test_models_of_open_clip(tmp_path: Path, image: dict[str, Any]):
 
 
 def save_clip(folder: Path, randomized: Randomized, end: int) -> str:
-    """A CLIP of transformers that pools at the id `end`, with a tokenizer that ends texts with the id 6."""
+    """Return a transformers CLIP that pools at the id `end`, with a tokenizer whose end-of-text id is 6."""
     words = {word: i for i, word in enumerate(["<pad>", "<s>", "[UNK]", "a", "red", "dog", "</s>"])}
     bpe = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -189,7 +189,7 @@ def test_other_answers_are_refused_and_nothing_is_written(
     assert not (tmp_path / "ours").exists()
 
 
-def test_what_cannot_be_imported_is_told(tmp_path: Path):
+def test_unsupported_models_raise(tmp_path: Path):
     no_tower = save_transformers(tmp_path / "bert", transformers.ResNetModel(transformers.ResNetConfig()))
     named = save_transformers(tmp_path / "vit", vit())
     bare = tmp_path / "bare"
@@ -256,7 +256,7 @@ def test_names_of_imagenet_are_those_of_published_weights(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("tag", ["openai", "laion2b_s34b_b79k"])
 def test_the_activation_is_that_of_the_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str):
-    """OpenAI's weights are listed under ViT-B-32 too, whose own activation is another one."""
+    """OpenAI's weights are also listed under ViT-B-32, whose own activation is different."""
     small = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}}
     small["text_cfg"] = {"layers": 1, "width": 64, "heads": 1}
 

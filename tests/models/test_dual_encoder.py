@@ -1,4 +1,4 @@
-"""The dual encoder: unit rows in float32, one temperature within [1, 100]."""
+"""The dual encoder: unit-length float32 embeddings, a temperature within [1, 100]."""
 
 import math
 

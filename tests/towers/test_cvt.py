@@ -1,4 +1,4 @@
-"""The CvT: overlapping patches, neighbours before attention, a class token in the last stage, no positions."""
+"""The CvT: overlapping patches, convolutional projections, a class token in the last stage, no positions."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ NARROW: dict[str, Any] = {"widths": [8, 12, 16], "depths": [1, 2, 3], "num_heads
 
 
 def tower(**changes: Any) -> CvT:
-    """A CvT of the default config but for `changes`, with its norms away from 1 and 0."""
+    """Return a CvT of the default config with `changes`, and norms different from 1 and 0."""
     torch.manual_seed(0)
     config = dataclasses.asdict(CvTConfig(**(NARROW | changes)))
     model = CvT(**{name: value for name, value in config.items() if name not in ("kind", "image_size")})
@@ -31,7 +31,7 @@ def tower(**changes: Any) -> CvT:
 
 
 def seen(model: CvT, images: Tensor, ending: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the modules whose names end so take and give for these images."""
+    """Return inputs and outputs of the modules with this name suffix for the images."""
     calls = {}
     for name, module in model.named_modules():
         if name.endswith(ending):
@@ -115,7 +115,7 @@ def test_c2_the_class_token_bypasses_the_convolutions():
 
 @pytest.mark.parametrize(("width", "num_heads"), [(8, 1), (12, 3), (16, 4)])
 def test_c3_attention_scale(width: int, num_heads: int):
-    """Scores are divided by sqrt(d_model); with the head's sqrt(d_h) the result is another where heads are several."""
+    """Scores are divided by sqrt(d_model); with several heads sqrt(d_h) would change the result."""
     torch.manual_seed(0)
     attention = ConvolutionalAttention(width, num_heads).eval()
     x = 3 * torch.randn(2, 16, width)

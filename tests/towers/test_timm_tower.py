@@ -1,4 +1,4 @@
-"""Models of timm keep the contract of towers, family by family."""
+"""timm models satisfy the tower contract, family by family."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The ViT: class token after the projection, positions of every kind that matter, one vector an image."""
+"""The ViT: class token, all kinds of positions, padding, patch dropout, registers, pooling."""
 
 from itertools import pairwise
 
@@ -73,7 +73,7 @@ def test_v4_permuted_patches_change_the_result_through_the_positions_alone(kind:
 
 @pytest.mark.parametrize("kind", POSITIONS)
 def test_v7_a_tower_with_each_kind_of_position_learns(kind: str):
-    """Two pictures are told apart, and nothing of the tower is left out."""
+    """Different images have different outputs, and all parameters get gradients."""
     model = tower(position=kind).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     losses = []

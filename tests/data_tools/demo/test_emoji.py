@@ -55,7 +55,7 @@ def test_counts(made: EmojiReport, train: IndexedShards, val: IndexedShards):
     assert {path.name for path in made.folder.glob("names.*")} == {"names.en.txt", "names.ko.txt"}
 
 
-def test_held_out_vendor_and_its_pictures_are_only_in_val(train: IndexedShards, val: IndexedShards):
+def test_held_out_vendor_and_its_images_are_only_in_val(train: IndexedShards, val: IndexedShards):
     assert {train.meta(i)["vendor"] for i in range(len(train))} == {"Goog"}
     assert {val.meta(i)["vendor"] for i in range(len(val))} == {"Sams"}
     pictures = {train.read(i).image for i in range(len(train))}
@@ -95,7 +95,7 @@ def test_names_that_are_missing_or_equal_are_counted():
     }
 
 
-def test_pictures_are_rgb_on_white(train: IndexedShards, val: IndexedShards):
+def test_images_are_rgb_on_white(train: IndexedShards, val: IndexedShards):
     for shards in (train, val):
         for i in range(0, len(shards), 29):
             with Image.open(io.BytesIO(shards.read(i).image)) as image:

@@ -1,4 +1,4 @@
-"""An index is made once, kept while its tar stays as it was, and stays the truth where the tar changes."""
+"""An index is built once, reused while its tar is unchanged, and remains authoritative if the tar changes."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def tar(tmp_path: Path) -> Path:
 
 
 def delivered(index: ShardIndex) -> dict[str, bytes]:
-    """Return what can be read; what cannot is left out."""
+    """Return the samples that can be read."""
     reader, found = ShardReader([index]), {}
     for i in range(len(index)):
         with contextlib.suppress(SampleError):
@@ -39,7 +39,7 @@ def delivered(index: ShardIndex) -> dict[str, bytes]:
 
 
 def later(tar: Path) -> None:
-    """Give the tar another time, as whatever writes it does."""
+    """Change the modification time of the tar, as every write does."""
     os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 10**9))
 
 
@@ -77,7 +77,7 @@ def test_the_same_samples_at_other_places(tar: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("more", [{"new.jpg": b"x", "new.txt": b"y"}, {"k7.json": b"{}"}])
-def test_what_is_added_is_taken_up_and_said(tar: Path, caplog: pytest.LogCaptureFixture, more: dict[str, bytes]):
+def test_added_samples_are_indexed_and_logged(tar: Path, caplog: pytest.LogCaptureFixture, more: dict[str, bytes]):
     write_tar(tar, FILES | more)
     later(tar)
     assert delivered(open_index(tar)) == FILES | more
