@@ -52,7 +52,7 @@ def _expand_one(spec: str) -> list[Place]:
         spec = _local_path(spec)
     if is_url(spec):
         return list(_expand_braces(spec))
-    path = Path(os.path.expanduser(spec))  # noqa: PTH111 (Path.expanduser raises where there is no such user)
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 (Path.expanduser raises for unknown users)
     if path.is_file():
         if path.name.endswith(_SIDECARS):
             hint = f"name only the tars, such as '{path.parent / '*.tar'}', or their folder"

@@ -93,9 +93,9 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
         except CheckpointError as error:
             damaged.append((step, error))
     if damaged and found is None:
-        whats = "; ".join(error.what for _, error in damaged)
+        reasons = "; ".join(error.what for _, error in damaged)
         raise CheckpointError(
-            f"all checkpoints of this run are damaged: {whats}",
+            f"all checkpoints of this run are damaged: {reasons}",
             where=str(run / "checkpoints"),
             note="nothing was changed",
             hint="move this folder away to restart the run from step 0",

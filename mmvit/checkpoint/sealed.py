@@ -72,13 +72,13 @@ def disk_for(groups: Iterable[Mapping[str, Tensor]], final: Path) -> Iterator[No
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file; tensors that share memory are written once per name."""
-    whole: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     places: set[int] = set()
     for key, value in tensors.items():
         place = value.untyped_storage().data_ptr()
-        whole[key] = value.clone() if place in places else value.contiguous()
+        separate[key] = value.clone() if place in places else value.contiguous()
         places.add(place)
-    save_file(whole, path)
+    save_file(separate, path)
     with contextlib.suppress(OSError):  # some file systems have no modes
         path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it readable by the owner only
 
