@@ -1,1 +1,1 @@
-"""Everything about shards that needs neither torch nor mmvit: tar index, writer, sources, the `mmvit-data` program."""
+"""Tools for shards, without torch or mmvit: tar index, reader, writer, data sources and the `mmvit-data` program."""

@@ -1,4 +1,4 @@
-"""`python -m data_tools` is `mmvit-data`."""
+"""Runs `mmvit-data` as `python -m data_tools`."""
 
 from data_tools.cli.app import main
 

@@ -1,7 +1,7 @@
-"""mmvit: train CLIP-style image-text models on WebDataset shards, and use them.
+"""mmvit: train and use CLIP-style image-text models on WebDataset shards.
 
-`mmvit.load(folder)` gives an encoder, `mmvit.zero_shot_classifier(encoder, names, templates)` an image classifier.
-Importing this package loads no torch; the first use of a name does.
+`mmvit.load(folder)` returns an encoder, `mmvit.zero_shot_classifier(encoder, names, templates)` an image classifier.
+Importing this package does not import torch; the first use of a name does.
 """
 
 from typing import TYPE_CHECKING, Any

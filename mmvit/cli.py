@@ -1,4 +1,4 @@
-"""The `mmvit` program: one short function a verb."""
+"""The `mmvit` program: one short function per verb."""
 
 import logging
 import sys
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mmvit.models.classifier import ImageClassifier
 
 app = typer.Typer(
-    help="Train image-text models, classify with them zero-shot, and search with their embeddings. An error is told in "
-    "words; --debug adds its traceback.",
+    help="Train image-text models, classify images zero-shot, and search with embeddings. Errors are short messages; "
+    "--debug adds the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,21 +22,21 @@ app = typer.Typer(
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder: the model/ of a run.")]
 ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name under configs/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values over the file's.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole config and stop.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model; no step.")]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")]
-Top = Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values that override the file.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete config and exit.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model, but do not train.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+Top = Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the data, the run and the report.")] = Path("quickstart"),
-    minutes: Annotated[float, typer.Option(min=0.05, help="Training time to aim at on this machine.")] = 5.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Approximate training time on this machine.")] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for weights, sample order and augmentation.")] = 0,
 ) -> None:
-    """Train on real drawings and see the model name ones it has never seen, in English and Korean."""
+    """Train on emoji drawings, then classify drawings of an unseen vendor in English and Korean."""
     from mmvit.quickstart.run import run_quickstart
 
     run_quickstart(out, minutes=minutes, seed=seed)
@@ -49,7 +49,7 @@ def pretrain(
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train an image-text model on shards; killed and run again, it goes on where it was."""
+    """Train an image-text model on shards; run the same command again to resume."""
     from mmvit.config import PretrainConfig, load_config, to_yaml
 
     settings = load_config(PretrainConfig, config, overrides or [])
@@ -68,11 +68,11 @@ def pretrain(
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or log.jsonl files.")],
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
-    x: Annotated[str, typer.Option(help="What runs from left to right: step, samples or hours.")] = "step",
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("curves.png"),
+    x: Annotated[str, typer.Option(help="Unit of the x axis: step, samples or hours.")] = "step",
     json: Json = False,
 ) -> None:
-    """Draw the curves of one or more runs over each other."""
+    """Plot the training curves of one or more runs in one figure."""
     from mmvit.terminal import print_json
     from mmvit.train.record.curves import plot_runs
 
@@ -86,15 +86,15 @@ def plot(
 @app.command("zero-shot")
 def zero_shot(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Picture files.")],
-    classes: Annotated[str, typer.Option(help='"a,b,c", or a file with one class name a line.')],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    classes: Annotated[str, typer.Option(help='"a,b,c", or a file with one class name per line.')],
     templates: Annotated[
-        str, typer.Option(help="Name of a built-in set, or a file with one template a line.")
+        str, typer.Option(help="Name of a built-in set of prompt templates, or a file with one template per line.")
     ] = "simple",
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")] = 5,
     json: Json = False,
 ) -> None:
-    """Classify pictures by class names alone."""
+    """Classify images zero-shot, by class names alone."""
     from mmvit.data.prompts import load_class_names, load_templates
     from mmvit.eval.encoder import load
     from mmvit.eval.zero_shot import zero_shot_classifier
@@ -111,7 +111,7 @@ def finetune(
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train an image classifier on labelled pictures, from scratch or from a finished model."""
+    """Train an image classifier on labelled images, from scratch or from a pretrained model."""
     from mmvit.config import to_yaml
     from mmvit.train.loop import check, finetune
     from mmvit.train.start.config import load_finetune_config
@@ -132,7 +132,7 @@ def classify(
     top: Top = 5,
     json: Json = False,
 ) -> None:
-    """Classify pictures by the classes that a model was trained on."""
+    """Classify images by the classes that a model was trained on."""
     from mmvit.checkpoint import load_classifier
 
     loaded = load_classifier(model)
@@ -150,11 +150,15 @@ def _classify(model: "ImageClassifier", image_size: int, images: list[Path], top
 @app.command()
 def embed(
     model: ModelFolder,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Shards, a folder of pictures, a picture, a .txt.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Shards, a folder of images, an image, or a .txt file.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
-    modality: Annotated[str | None, typer.Option(help="image, text or both; default: what SOURCE holds.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="image, text or both; default: all that SOURCE contains.")
+    ] = None,
 ) -> None:
-    """Write the embeddings of pictures and captions to disk."""
+    """Write the embeddings of images and captions to disk."""
     from mmvit.eval.encoder import load
     from mmvit.retrieval.sources import open_source
     from mmvit.retrieval.store import embed_source
@@ -165,14 +169,14 @@ def embed(
 
 @app.command()
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `mmvit embed` wrote.")],
-    text: Annotated[str | None, typer.Option(help="Find what fits this text.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Find what looks like this picture.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by `mmvit embed`.")],
+    text: Annotated[str | None, typer.Option(help="Text query.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image query.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
-    model: Annotated[Path | None, typer.Option(help="Model folder; default: the one that made the embeddings.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder; default: the model of the embeddings.")] = None,
     json: Json = False,
 ) -> None:
-    """Find pictures by text or by picture."""
+    """Search images by text or by image."""
     from mmvit.retrieval.search import Searcher
     from mmvit.terminal import print_hits, print_json
 
@@ -183,13 +187,13 @@ def search(
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="hf:NAME, timm:NAME, open_clip:ARCH/TAG; or a folder: hf:FOLDER ..")
+        str, typer.Argument(metavar="SOURCE", help="hf:NAME, timm:NAME, open_clip:ARCH/TAG; or hf:FOLDER etc.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
-    classes: Annotated[str | None, typer.Option(help='"a,b,c", or a file with one class name a line.')] = None,
+    classes: Annotated[str | None, typer.Option(help='"a,b,c", or a file with one class name per line.')] = None,
     json: Json = False,
 ) -> None:
-    """Make a model folder of another library's model, if both give the same answers."""
+    """Convert another library's model to a model folder, and check that both give the same outputs."""
     from mmvit.data.prompts import load_class_names
     from mmvit.interop.convert import import_model
     from mmvit.terminal import print_facts, print_json
@@ -206,14 +210,14 @@ def inspect(
     model: ModelFolder,
     view: Annotated[str, typer.Option(help="filters, positions, distance, rollout or relevance.")],
     image: Annotated[
-        list[Path] | None, typer.Option(help="Picture, or shard to take some from; may be given often.")
+        list[Path] | None, typer.Option(help="Image, or shard to take images from; can be repeated.")
     ] = None,
-    text: Annotated[str | None, typer.Option(help="For relevance: what to look for.")] = None,
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("inspect.png"),
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the pictures, px; default: the model's own.")] = None,
+    text: Annotated[str | None, typer.Option(help="For relevance: text to explain.")] = None,
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("inspect.png"),
+    size: Annotated[int | None, typer.Option(min=1, help="Image size, px; default: the model's own.")] = None,
     json: Json = False,
 ) -> None:
-    """Draw what a model has learned and where it looks."""
+    """Visualise what a model has learned and where it attends."""
     from mmvit.eval.inspect_pictures import inspect_model
     from mmvit.terminal import print_json
 
@@ -226,7 +230,7 @@ def inspect(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Show versions, processors and what they mean for training here."""
+    """Show versions, hardware and the precision that training uses here."""
     from mmvit.doctor import examine
     from mmvit.terminal import print_facts, print_json
 

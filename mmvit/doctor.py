@@ -1,4 +1,4 @@
-"""What this machine and installation can do."""
+"""Facts about this machine and installation."""
 
 import importlib.metadata
 import importlib.util
@@ -25,7 +25,7 @@ EXTRAS = {
 
 
 def examine() -> dict[str, Any]:
-    """Return versions, processors, memory, free disk and which extras are installed, by name."""
+    """Return versions, processors, memory, free disk space and installed extras, by name."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision, reason = choose_precision("auto", device)
     facts: dict[str, Any] = {
@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
 
 
 def missing_modules(extra: str) -> list[str]:
-    """Name the modules of an extra that cannot be imported."""
+    """Return the modules of an extra that are not installed."""
     return [module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None]
 
 
@@ -53,5 +53,5 @@ def pip_line(extra: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of mmvit and of what its results depend on."""
+    """Return the versions of mmvit and of the packages that its results depend on."""
     return {name: importlib.metadata.version(name) for name in ("mmvit", *PACKAGES)}

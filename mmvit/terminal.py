@@ -1,4 +1,4 @@
-"""What the program prints: tables for people, one JSON document for programs."""
+"""Output of the program: tables for people, one JSON document for programs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def print_json(document: Any) -> None:
 
 
 def print_predictions(predictions: Sequence[Record]) -> None:
-    """Print the best classes of each image."""
+    """Print the top classes of each image."""
     for prediction in predictions:
         table = Table("class", "probability", title=_plain(prediction["image"]), title_justify="left")
         for entry in prediction["classes"]:
@@ -50,5 +50,5 @@ def print_accuracies(rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _plain(value: object) -> Text:
-    """Text as it stands: rich would take "[1]" in a plain str for markup."""
+    """Return literal text: rich would interpret "[1]" in a plain str as markup."""
     return Text(str(value))

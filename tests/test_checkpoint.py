@@ -1,4 +1,4 @@
-"""Checkpoints and model folders survive what befalls files, or say what befell them."""
+"""Checkpoints and model folders survive crashes and damage, or report them."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, caplog: pyt
         read_checkpoint(newest)
     assert latest_checkpoint(tmp_path).step == 1
     assert str(newest / name) in caplog.text
-    assert "going on at step 1, 1 steps are repeated" in caplog.text
+    assert "resuming at step 1, 1 steps are repeated" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
@@ -104,7 +104,7 @@ def test_new_checkpoints_are_not_removed_for_damaged_later_ones(tmp_path: Path, 
     assert names(tmp_path) == ["step-00000020", "step-00000040"][-keep_last:]
 
 
-def test_step_that_was_damaged_is_written_anew(tmp_path: Path):
+def test_damaged_step_is_written_again(tmp_path: Path):
     flip_bit(save(tmp_path, 3) / "model.safetensors")
     save(tmp_path, 3)
     assert latest_checkpoint(tmp_path).step == 3
@@ -116,12 +116,12 @@ def test_other_format_version_is_refused_and_kept(tmp_path: Path):
     tree = json.loads(manifest.read_text()) | {"format_version": 99}
     sealed.write_sealed(manifest, tree)
     with pytest.raises(CheckpointError, match="format version 99") as error:
-        latest_checkpoint(tmp_path)  # not passed over: going on from step 1 would in time remove it
+        latest_checkpoint(tmp_path)  # not skipped: resuming from step 1 would eventually remove it
     assert "version of mmvit" in error.value.hint
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_whole_checkpoint_of_the_same_step_stays(tmp_path: Path):
+def test_intact_checkpoint_of_the_same_step_is_kept(tmp_path: Path):
     folder = save(tmp_path, 3)
     before = folder.stat().st_ino
     assert save(tmp_path, 3) == folder
@@ -165,7 +165,7 @@ def test_saved_files_are_as_readable_as_others(tmp_path: Path):
     assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "other").stat().st_mode}
 
 
-def test_what_is_passed_over_is_told_with_the_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_skipped_checkpoints_are_logged_with_the_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for step in (1100, 1150, 1200):
         save(tmp_path, step, keep_last=3)
     folders = tmp_path / "checkpoints"
@@ -174,16 +174,16 @@ def test_what_is_passed_over_is_told_with_the_cost(tmp_path: Path, caplog: pytes
     assert latest_checkpoint(tmp_path).step == 1100
     missing, changed = (record.getMessage() for record in caplog.records)
     assert missing.splitlines() == [
-        "step-00001200 is incomplete (optimizer.safetensors is missing); going on at step 1100, 100 steps are repeated",
+        "step-00001200 is incomplete (optimizer.safetensors is missing); resuming at step 1100, 100 steps are repeated",
         f"  where: {folders / 'step-00001200' / 'optimizer.safetensors'}",
     ]
     assert changed.startswith(
-        "step-00001150 is damaged (model.safetensors is cut or changed); going on at step 1100, 50"
+        "step-00001150 is damaged (model.safetensors is truncated or changed); resuming at step 1100, 50"
     )
 
 
 def test_what_the_disk_does_not_give_is_not_passed_over(tmp_path: Path):
-    """It may be whole: going on without it would remove it."""
+    """It may be intact: resuming without it would remove it."""
     save(tmp_path, 1)
     weights = save(tmp_path, 2) / "model.safetensors"
     weights.unlink()
@@ -192,13 +192,13 @@ def test_what_the_disk_does_not_give_is_not_passed_over(tmp_path: Path):
         latest_checkpoint(tmp_path)
 
 
-def test_run_without_a_whole_checkpoint_does_not_start_anew_by_itself(tmp_path: Path):
+def test_run_without_an_intact_checkpoint_does_not_restart(tmp_path: Path):
     for step in (1, 2):
         flip_bit(save(tmp_path, step) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="none of the checkpoints of this run is whole") as error:
+    with pytest.raises(CheckpointError, match="all checkpoints of this run are damaged") as error:
         latest_checkpoint(tmp_path)
     assert "step-00000001 is damaged" in error.value.what
-    assert "move that folder away" in error.value.hint
+    assert "move this folder away" in error.value.hint
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
@@ -213,7 +213,7 @@ def test_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path):
         read_checkpoint(manifest.parent)
 
 
-def test_leaves_that_nobody_takes_up_are_refused(tmp_path: Path):
+def test_state_that_nobody_restores_is_refused(tmp_path: Path):
     found = read_checkpoint(save(tmp_path, 1))
     check_leaves(found, {"model", "optimizer"}, {"step", "identity"})  # an entry that older versions did not write
     for groups, state, message in (
@@ -253,11 +253,11 @@ def test_model_folder_needs_nothing_else(model_folder: Path, finished_run: Path)
     )
 
 
-def test_model_folder_that_is_none(told: Told, tmp_path: Path):
+def test_not_a_model_folder(told: Told, tmp_path: Path):
     code, _, err = told("zero-shot", tmp_path, "a.png", "--classes", "a,b")
     assert code == 4
-    assert "this is not a model folder" in err
-    assert "hint: give the model/ folder that a run writes" in err
+    assert "not a model folder" in err
+    assert "hint: pass the model/ folder that a run writes" in err
     with pytest.raises(CheckpointError, match="not a model folder"):
         load_model(tmp_path / "none")
 
@@ -265,7 +265,7 @@ def test_model_folder_that_is_none(told: Told, tmp_path: Path):
 @pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: os.truncate(path, 100)])
 def test_damaged_weights_are_detected(model_folder: Path, damage: Callable[[Path], Any]):
     damage(model_folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"(missing|cut or changed)"):
+    with pytest.raises(CheckpointError, match=r"(missing|truncated or changed)"):
         load_model(model_folder)
 
 
@@ -300,7 +300,7 @@ def test_description_that_lacks_a_part_is_refused(model_folder: Path, key: str):
     description = json.loads(path.read_text())
     del description[key], description["sha256"]
     path.write_text(json.dumps(description))
-    with pytest.raises(CheckpointError, match=r"damaged \(mmvit\.json is cut or changed\)"):
+    with pytest.raises(CheckpointError, match=r"damaged \(mmvit\.json is truncated or changed\)"):
         load_model(model_folder)
 
 
@@ -323,7 +323,7 @@ def test_saving_a_model_replaces_a_model_and_nothing_else(model_folder: Path, tm
     tokenizer = TokenizerConfig("file", str(model_folder / "tokenizer.json"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.doc").write_text("precious")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="not empty and not a model folder"):
         save_model(tmp_path / "out", loaded.model, loaded.config, loaded.preprocess, tokenizer)
     assert (tmp_path / "out" / "thesis.doc").exists()
 

@@ -1,4 +1,4 @@
-"""Names and captions are printed as they stand: brackets in them are no markup."""
+"""Names and captions are printed literally: brackets in them are not markup."""
 
 import pytest
 

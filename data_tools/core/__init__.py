@@ -1,1 +1,1 @@
-"""What every verb of `mmvit-data` needs: errors, files, output folders, workers, progress."""
+"""Basics of every verb of `mmvit-data`: errors, files, output folders, workers, progress."""

@@ -1,26 +1,26 @@
-"""The project's few error classes: each has an exit code and says what, where, what it means and how to fix it."""
+"""Error classes, each with an exit code; an error says what happened, where, what it means and how to fix it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# Why a sample is not delivered, as it stands in reports and logs, and what it means.
+# Causes of corrupt or invalid samples, as used in reports and logs, and their descriptions.
 CAUSES = {
-    "damaged": "a stretch of the file cannot be read",
-    "truncated": "the tar ends too early",
-    "double-key": "the key stands for two different samples",
+    "damaged": "a part of the tar cannot be read",
+    "truncated": "the tar is truncated",
+    "double-key": "two different samples have the same key",
     "double-field": "the sample has a field twice, with different content",
-    "dotted-name": "a dot inside the file's name makes another field of it",
-    "hash": "the bytes are not those that were indexed",
-    "no-image": "there is no image",
-    "no-caption": "there is no caption",
+    "dotted-name": "a dot inside the file name turns it into another field",
+    "hash": "the bytes differ from those that were indexed",
+    "no-image": "the sample has no image",
+    "no-caption": "the sample has no caption",
     "empty-caption": "the caption is empty",
-    "not-utf8": "a text is not UTF-8 or holds a NUL",
+    "not-utf8": "a text is not UTF-8 or contains a NUL",
     "bad-json": "the metadata is not a JSON object",
     "bad-label": "the label is neither a class index nor a class name",
     "bad-image": "the image cannot be decoded",
-    "no-embedding": "the stored embeddings have no row for it",
+    "no-embedding": "the stored embeddings have no row for the sample",
     "too-large": "the image has too many pixels, or a file too many bytes",
 }
 
@@ -31,8 +31,8 @@ class MmvitError(Exception):
     Args:
         what: what happened, one sentence.
         where: shard, key, byte, file or config key.
-        note: what follows from it (skipped, stopped, nothing lost).
-        hint: how to fix it, best a command to copy.
+        note: consequence (skipped, stopped, nothing lost).
+        hint: how to fix it, preferably a command to copy.
     """
 
     exit_code = 1
@@ -55,7 +55,7 @@ class MmvitError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments would be lost when a loader worker sends the error to its parent.
+        # Keyword-only arguments would be lost when a worker sends the error to its parent process.
         return _rebuild, (type(self), self.what, self.where, self.note, self.hint)
 
 
@@ -76,13 +76,13 @@ class DataError(MmvitError):
 
 
 class SampleError(DataError):
-    """One sample that cannot be used; a run leaves it out, counts it by `cause` and goes on.
+    """A corrupt or invalid sample; a run skips it, counts it by `cause` and continues.
 
     Args:
         cause: one of `CAUSES`.
         what: what is wrong with it, one sentence.
         shard: path of the tar.
-        key: the sample's key in the tar; "" where it is not known.
+        key: the sample's key in the tar; "" if unknown.
     """
 
     def __init__(self, cause: str, what: str, *, shard: str, key: str, note: str | None = None):
@@ -108,7 +108,7 @@ class CheckpointError(MmvitError):
 
 
 class ResourceError(MmvitError):
-    """Disk, memory or time ran out."""
+    """Out of disk space, memory or time."""
 
     exit_code = 5
 
@@ -120,7 +120,7 @@ class DivergedError(MmvitError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return "did you mean 'x'?" for the closest of `choices`, or "" when none is close."""
+    """Return "did you mean 'x'?" for the closest of `choices`, or "" if none is close."""
     by_lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
     return f"did you mean '{by_lower[close[0]]}'?" if close else ""

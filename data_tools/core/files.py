@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: built beside their final name, synced, renamed."""
+"""Atomic writes of files and folders: written under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from data_tools.core.errors import UsageError
 
-# Containers that share a disk count their processes alike, so a number alone does not name one.
+# Containers that share a disk can have equal process ids, so a process id alone is not unique.
 _TOKEN = secrets.token_hex(4)
 
 
 def fsync_file(path: str | os.PathLike[str]) -> None:
-    """Force the content of one file to disk."""
+    """Flush the content of one file to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -25,7 +25,7 @@ def fsync_file(path: str | os.PathLike[str]) -> None:
 
 
 def fsync_dir(path: str | os.PathLike[str]) -> None:
-    """Force the entries of one folder (names made, renamed, removed) to disk."""
+    """Flush the entries of one folder (created, renamed and removed names) to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -34,7 +34,7 @@ def fsync_dir(path: str | os.PathLike[str]) -> None:
 
 
 def fsync_tree(folder: str | os.PathLike[str]) -> None:
-    """Force a folder and all that is in it to disk."""
+    """Flush a folder and its content to disk."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             fsync_file(Path(root, name))
@@ -42,19 +42,19 @@ def fsync_tree(folder: str | os.PathLike[str]) -> None:
 
 
 def temporary_name(path: str | os.PathLike[str]) -> Path:
-    """Return `.NAME.tmp-PROCESS` in the folder of `path`: the name under which this process builds `path`."""
+    """Return `.NAME.tmp-PROCESS` in the folder of `path`: the temporary name under which this process writes `path`."""
     final = Path(path)
     return final.with_name(f".{final.name}.tmp-{os.getpid()}-{_TOKEN}")
 
 
 def rename_synced(temporary: Path, final: Path) -> None:
-    """Give a finished, synced file or folder its final name and make the rename durable."""
+    """Rename a finished, synced file or folder to its final name and make the rename durable."""
     temporary.replace(final)
     fsync_dir(final.parent)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`; a reader sees the old content or the new, never a part, also after a power cut."""
+    """Write `data` to `path` atomically: readers see the old or the new content, even after a power failure."""
     final = Path(path)
     temporary = temporary_name(final)
     try:
@@ -69,7 +69,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; after a crash it is whole, gone, or hidden under a name for `remove_leftovers`."""
+    """Remove a folder; after a crash it is intact, gone, or hidden under a name that `remove_leftovers` removes."""
     hidden = temporary_name(folder)
     shutil.rmtree(hidden, ignore_errors=True)
     rename_synced(folder, hidden)
@@ -77,8 +77,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Remove what killed processes left of files and folders called `name`, a pattern, that nobody builds now."""
-    for path in folder.glob(f".{name}.tmp-*"):  # what cannot be removed harms nothing
+    """Remove temporary files and folders of `name`, a pattern, left by killed processes; nobody may be writing it."""
+    for path in folder.glob(f".{name}.tmp-*"):  # a leftover that cannot be removed is harmless
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -87,10 +87,10 @@ def remove_leftovers(folder: Path, name: str) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder, and those above it, unless it is there; what is made survives a power cut.
+    """Create a folder and its parents if they do not exist, durably.
 
     Raises:
-        UsageError: one of them is a file, or cannot be made in this place.
+        UsageError: one of them is a file, or cannot be created here.
     """
     folder = Path(path)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -100,27 +100,27 @@ def make_folder(path: str | os.PathLike[str]) -> None:
             fsync_dir(made.parent)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         where = os.fspath(path)
-        raise UsageError("the folder cannot be made", where=where, hint="choose another folder") from error
+        raise UsageError("the folder cannot be created", where=where, hint="choose another folder") from error
 
 
 def check_output_file(path: Path, suffix: str = "") -> None:
-    """Make the folder of a file that long work will write at its end, so that no work is lost to a wrong name.
+    """Check an output path before long work and create its folder, so that no work is lost to a wrong name.
 
     Raises:
-        UsageError: `path` is a folder, has another suffix, or its folder cannot be made.
+        UsageError: `path` is a folder, has another suffix, or its folder cannot be created.
     """
     make_folder(path.parent)
     if path.is_dir():
-        raise UsageError("the file to write is a folder", where=str(path), hint=f"{path / ('NAME' + suffix)}")
+        raise UsageError("the output file is a folder", where=str(path), hint=f"{path / ('NAME' + suffix)}")
     if suffix and path.suffix.lower() != suffix:
-        raise UsageError(f"the file is written as {suffix}", where=str(path), hint=str(path.with_suffix(suffix)))
+        raise UsageError(f"the output file must be a {suffix}", where=str(path), hint=str(path.with_suffix(suffix)))
 
 
 @contextlib.contextmanager
 def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder beside `final`; on success sync every file and rename it, on an exception remove it.
+    """Yield an empty temporary folder next to `final`; on success sync and rename it, on an exception remove it.
 
-    `final` must not exist yet, or be an empty folder: a full folder is never overwritten.
+    `final` must not exist yet, or be an empty folder: a non-empty folder is never overwritten.
 
     Raises:
         UsageError: `final` exists and is not an empty folder (raised before anything is written).
@@ -135,7 +135,7 @@ def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
         )
     make_folder(target.parent)
     temporary = temporary_name(target)
-    shutil.rmtree(temporary, ignore_errors=True)  # an earlier try of this process, which could not remove it
+    shutil.rmtree(temporary, ignore_errors=True)  # an earlier attempt of this process that could not be removed
     temporary.mkdir()
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""How a command-line program of the project ends: a short message for what a user can fix, and the exit code."""
+"""Error handling of the command-line programs: a short message for errors that users can fix, and the exit code."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> None:
-    """Run a typer app and exit: 0 done, otherwise the code of the error, whose message goes to standard error.
+    """Run a typer app and exit: 0 on success, otherwise the error's exit code, with its message on standard error.
 
-    `--debug` anywhere among the arguments shows the traceback of an error that is otherwise told in words.
+    `--debug` anywhere among the arguments shows the traceback instead of the short message.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app(args=arguments, prog_name=name)
-    except KeyboardInterrupt:  # while the program starts; later typer ends it the same way
+    except KeyboardInterrupt:  # while the program starts; later typer exits the same way
         sys.exit(130)
     except (MmvitError, OSError, MemoryError) as error:
-        told = told_error(error)
-        if told is None or debug:
+        user_error = as_user_error(error)
+        if user_error is None or debug:
             raise
-        if told.exit_code == 128 + signal.SIGTERM:  # it is ending as it was asked to, and a second signal is in vain
+        if user_error.exit_code == 128 + signal.SIGTERM:  # it is stopping on request; ignore further signals
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)
-        print(f"{name}: {told}", file=sys.stderr)
-        sys.exit(told.exit_code)
+        print(f"{name}: {user_error}", file=sys.stderr)
+        sys.exit(user_error.exit_code)
 
 
-def told_error(error: Exception) -> MmvitError | None:
-    """Return the error in words a user can use, or None where it is none that a user can fix."""
+def as_user_error(error: Exception) -> MmvitError | None:
+    """Return the error as one with a message for users, or None if users cannot fix it."""
     if isinstance(error, MmvitError):
         return error
     if isinstance(error, MemoryError):
-        return ResourceError("there is not enough memory", hint="use a smaller size, or a machine with more memory")
+        return ResourceError("out of memory", hint="use a smaller size, or a machine with more memory")
     if isinstance(error, OSError) and error.errno in (*_FULL, *_NOT_ALLOWED):
         place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
         if error.errno in _FULL:
             return ResourceError(f"{error.strerror}", where=place, hint="free some space or choose another folder")
-        return UsageError(f"{error.strerror}", where=place, hint="choose another folder, or its permissions")
+        return UsageError(f"{error.strerror}", where=place, hint="choose another folder, or change its permissions")
     return None

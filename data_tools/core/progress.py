@@ -1,4 +1,4 @@
-"""Shows how far a loop is: a bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a loop: a bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LINE_EVERY_S = 5.0
 
 
 def track(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Yield the items and report the progress on standard error."""
+    """Yield the items and show progress on standard error."""
     return _bar(items, total, label) if sys.stderr.isatty() else _lines(items, total, label)
 
 

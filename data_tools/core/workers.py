@@ -1,4 +1,4 @@
-"""Runs one function over many independent pieces of work: in this process, in local processes, or on a Ray cluster."""
+"""Runs a function on many independent tasks: in this process, in local processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _HOST_AND_PORT = re.compile(r"([^/\[\]]+)\]?:(\d+)$")
 def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], *, num_workers: int | None = None, engine: str = "local"
 ) -> Iterator[tuple[int, Result]]:
-    """Yield (number of the task, its result) as the results come; the first error ends the rest.
+    """Yield (index of the task, its result) in order of completion; the first error cancels the rest.
 
-    `function` and the tasks must be picklable: a function of a module, or a `functools.partial` of one whose arguments
-    are then sent once to each worker and not with each task; tasks of plain values.
+    `function` and the tasks must be picklable: a module-level function, or a `functools.partial` of one, whose
+    arguments are sent once per worker instead of once per task; tasks of plain values.
 
     Args:
-        function: called with each task. Ray calls it again where a machine is lost, so it must bear that.
-        tasks: the pieces of work.
-        num_workers: processes; None takes one a core (of the cluster), and 1 (or a single task) works in this process.
-        engine: "local", or "ray" (needs `pip install mmvit[ray]`): the cluster that the variable RAY_ADDRESS names, or
-            one that is started on this machine for the time of the call. What the tasks read and write must be under
-            the same paths on each machine.
+        function: called with each task. Ray calls it again if a machine is lost, so it must be repeatable.
+        tasks: arguments of the calls.
+        num_workers: number of processes; None uses one per core (of the cluster), and 1 (or a single task) runs in this
+            process.
+        engine: "local", or "ray" (needs `pip install mmvit[ray]`): the cluster at RAY_ADDRESS, or one that is started
+            on this machine for the call. Files must have the same paths on each machine.
 
     Raises:
         ResourceError: a worker was killed.
-        UsageError: an unknown engine, or Ray is not installed or not reached.
+        UsageError: the engine is unknown, or Ray is not installed or cannot be reached.
     """
     if engine not in ENGINES:
-        hint = did_you_mean(engine, ENGINES) or f"the engines are: {' '.join(ENGINES)}"
+        hint = did_you_mean(engine, ENGINES) or f"choose from: {' '.join(ENGINES)}"
         raise UsageError(f"unknown engine {engine!r}", hint=hint)
     if engine == "ray":
         yield from _run_on_ray(function, tasks, num_workers)
@@ -54,10 +54,10 @@ def run_tasks(
     if num_workers <= 1:
         yield from ((i, function(task)) for i, task in enumerate(tasks))
         return
-    # spawn: a fork of a process that has threads may hang.
+    # spawn, because a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=_keep, initargs=(function,)) as pool:
-        with _ctrl_c(signal.SIG_BLOCK, signal.SIG_UNBLOCK):  # what starts here starts deaf to it
+        with _ctrl_c(signal.SIG_BLOCK, signal.SIG_UNBLOCK):  # workers started here inherit the blocked signal
             futures = {pool.submit(_call_kept, task): i for i, task in enumerate(tasks)}
         try:
             for future in as_completed(futures):
@@ -77,7 +77,7 @@ def _keep(function: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the process that started it is killed: it would wait for tasks for ever."""
+    """Exit this worker when its parent process is killed: otherwise it would wait for tasks forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -85,13 +85,13 @@ def _end_with_parent() -> None:
 
 
 def _call_kept(task: Any) -> Any:
-    with _ctrl_c(signal.SIG_UNBLOCK, signal.SIG_BLOCK):  # it ends a task, and an idle worker is ended by its parent
+    with _ctrl_c(signal.SIG_UNBLOCK, signal.SIG_BLOCK):  # it interrupts a task; idle workers are stopped by the parent
         return _kept[0](task)
 
 
 @contextlib.contextmanager
 def _ctrl_c(during: int, after: int) -> Iterator[None]:
-    """Block or unblock the interrupt signal; a blocked one waits until it is unblocked."""
+    """Block or unblock the interrupt signal; a blocked signal is delivered once unblocked."""
     try:
         signal.pthread_sigmask(during, [signal.SIGINT])
         yield
@@ -107,8 +107,8 @@ def _run_on_ray(
     try:
         if not was_there:
             _connect(ray, num_workers)
-        remote = ray.remote(lambda task: function(task))  # exported once; each worker keeps what it has unpacked
-        # Two tasks a worker keep it busy; more would only fill the memory of this process.
+        remote = ray.remote(lambda task: function(task))  # exported once and cached by each worker
+        # Two tasks per worker keep it busy; more would only use memory of this process.
         most = num_workers or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)))
         running: dict[Any, int] = {}
         for i, task in enumerate(tasks):
@@ -123,7 +123,7 @@ def _run_on_ray(
 
 
 def _next_result(ray: Any, running: dict[Any, int]) -> tuple[int, Any]:
-    """Wait for any of the running tasks; its error comes back as the one that the function raised."""
+    """Wait for any of the running tasks and return its result; its error is raised as the function raised it."""
     (done,), _ = ray.wait(list(running), num_returns=1)
     try:
         return running.pop(done), ray.get(done)
@@ -134,8 +134,8 @@ def _next_result(ray: Any, running: dict[Any, int]) -> tuple[int, Any]:
 
 
 def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do later, and warns of until then
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, to avoid its warning
     try:
         import ray
     except ImportError:
@@ -148,7 +148,7 @@ def _connect(ray: Any, num_workers: int | None) -> None:
     local = address in (None, "", "local")
     try:
         if not local and (place := _HOST_AND_PORT.search(address or "")):
-            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself would try for minutes
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself retries for minutes
         ray.init(
             address="local" if local else address,
             num_cpus=num_workers if local else None,
@@ -160,13 +160,13 @@ def _connect(ray: Any, num_workers: int | None) -> None:
         raise UsageError(
             f"the Ray cluster cannot be reached: {error}",
             where=f"RAY_ADDRESS={address}",
-            hint="ray start --head, or unset RAY_ADDRESS to work on this machine",
+            hint="run ray start --head, or unset RAY_ADDRESS to run on this machine",
         ) from error
 
 
 def _lost_worker(who: str) -> ResourceError:
     return ResourceError(
         f"{who} was killed",
-        note="most often the memory was full; finished pieces are kept",
-        hint='run again with fewer workers: --workers 1; a script of your own needs: if __name__ == "__main__":',
+        note="the usual reason is lack of memory; finished work is kept",
+        hint='run again with fewer workers: --workers 1; your own scripts need: if __name__ == "__main__":',
     )

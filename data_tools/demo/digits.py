@@ -1,8 +1,8 @@
 """The handwritten digits that come with scikit-learn, as WebDataset shards with labels.
 
-They are the 1,797 grey pictures of 8 x 8 px of the test half of "Optical Recognition of Handwritten Digits" (Alpaydin
-and Kaynak, UCI, 1998): 13 people wrote them, and nobody knows who wrote which. So `val` is a fifth of each digit at
-random, which has the same writers as `train`; a model meets new writers with a lower accuracy.
+They are the 1,797 grey images of 8 x 8 px of the test half of "Optical Recognition of Handwritten Digits" (Alpaydin
+and Kaynak, UCI, 1998), written by 13 people; the writers of individual images are unknown. `val` is therefore a random
+fifth of each digit, with the same writers as `train`; the accuracy on new writers is lower.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from data_tools.tar.writer import ShardWriter
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VAL_SHARE = 0.2
 
-_INK = 16  # the value of full ink in scikit-learn's tables
+_INK = 16  # maximum pixel value in scikit-learn's tables
 
 
 def write_digits(out: str | os.PathLike[str], seed: int = 0) -> dict[str, Any]:
-    """Write `train-*.tar`, `val-*.tar` and `classes.txt`, and return the counts and whether they were there.
+    """Write `train-*.tar`, `val-*.tar` and `classes.txt`; return the counts and whether they already existed.
 
-    A folder that holds the finished data set of an equal seed is left as it is, an unfinished one is made anew.
+    A folder with the finished data set of the same seed is left unchanged, an unfinished one is written again.
 
     Raises:
         UsageError: scikit-learn is missing, or the folder holds something else.
@@ -36,7 +36,7 @@ def write_digits(out: str | os.PathLike[str], seed: int = 0) -> dict[str, Any]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UsageError("scikit-learn, which has the digits, is missing", hint="pip install 'mmvit[data]'") from None
+        raise UsageError("the package scikit-learn is not installed", hint="pip install 'mmvit[data]'") from None
     folder, plan = Path(out), {"verb": "digits", "seed": seed}
     report = open_output(folder, plan)
     if report is not None:
@@ -57,7 +57,7 @@ def write_digits(out: str | os.PathLike[str], seed: int = 0) -> dict[str, Any]:
 
 
 def val_rows(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return which rows are for validation: of each label a share of `VAL_SHARE`, at random, rounded."""
+    """Return a mask of the validation rows: a random fraction `VAL_SHARE` of each label, rounded."""
     draws = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(len(labels))
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -67,7 +67,7 @@ def val_rows(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _png(ink: np.ndarray) -> bytes:
-    """Return white on black, as the tables have it, in the 8 x 8 px that there are: transforms enlarge them."""
+    """Return a PNG of the original 8 x 8 px, white on black as in the tables; transforms enlarge it."""
     from PIL import Image
 
     file = io.BytesIO()

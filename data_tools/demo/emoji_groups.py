@@ -1,4 +1,4 @@
-"""The group of an emoji, one of the ten of Unicode: "Smileys & Emotion", "Animals & Nature" and so on."""
+"""The Unicode group of an emoji, one of ten: "Smileys & Emotion", "Animals & Nature" and so on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ GROUPS = {
     "g": "Flags",
 }
 
-# No package on which mmvit depends knows the groups. This is what emoji-test.txt of Unicode 15.0 says, by the first
-# code point of an emoji: with each entry a group begins (its code point, hexadecimal, and the letter above), which ends
-# where the next one begins. Code points between that are no emoji, or are newer, count to the group before them.
+# No package on which mmvit depends has the groups. This table is derived from emoji-test.txt of Unicode 15.0, by the
+# first code point of an emoji: each entry (code point, hexadecimal, and the letter above) begins a range of a group,
+# which ends where the next one begins. Other or newer code points in between belong to the group before them.
 _BEGINS = (
     "23y 231At 2328o 23CFy 23F0t 23F8y 2600t 260Eo 2611y 2614t 2615f 2618n 261Dp 2620s 2622y 2639s 2640y 265Fa 2668t "
     "267By 2692o 2693t 2694o 2695y 2696o 269By 26A1t 26A7y 26B0o 26BDa 26C4t 26CEy 26CFo 26D4y 26E9t 26F3a 26F4t "

@@ -1,10 +1,10 @@
-"""Photo-like JPEG pictures with captions, of any size and number, for tests of load and speed.
+"""Photo-like JPEG images with captions, of any size and number, for load and speed tests.
 
-A picture is a random crop of one of a few base pictures: objects that cover each other, with sizes as in the "dead
-leaves" model of photographs (Lee, Mumford, Huang, IJCV 2001), muted colours, smooth light, and on each object its own
-share of noise of about equal weight an octave (a 1/f spectrum). So a sample costs little more than its encoding, and
-takes about as many bytes a pixel as a photograph. With the same Pillow the same numbers give the same bytes: pixels are
-computed in integers, and the only random numbers are raw outputs of PCG64.
+An image is a random crop of one of a few base images: occluding objects, with sizes as in the "dead leaves" model of
+photographs (Lee, Mumford, Huang, IJCV 2001), muted colours, smooth lighting, and on each object its own amount of
+noise of about equal weight per octave (a 1/f spectrum). A sample thus costs little more than its encoding, and has
+about as many bytes per pixel as a photograph. With the same version of Pillow the same arguments result in the same
+bytes: pixels are computed in integers, and the only random numbers are raw outputs of PCG64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data_tools.tar.index import open_index
 from data_tools.tar.writer import ShardWriter
 
 _NUM_BASES = 8
-_BASE_SCALE = 1.25  # of a base picture to the crop: room for thousands of different crops
+_BASE_SCALE = 1.25  # of a base image relative to the crop: enough for thousands of different crops
 _NUM_OBJECTS = 250
 _OBJECT_RADII = (0.015, 0.5)  # of the shorter side
 _OCTAVES = 9
@@ -52,17 +52,17 @@ _KOREAN_NOUNS = (
     "\uc790\ub3d9\ucc28 \uace0\uc591\uc774 \uac15\uc544\uc9c0 \uc9d1 \ub098\ubb34 \uaf43 \ub2e4\ub9ac \uae30\ucc28 "
     "\uc758\uc790 \uc0c8 \uc790\uc804\uac70 \uc2dc\uacc4"
 )
-_KOREAN_PLACES = "\uc606\uc5d0 \uc704\uc5d0 \uc55e\uc5d0"  # beside, on, before
+_KOREAN_PLACES = "\uc606\uc5d0 \uc704\uc5d0 \uc55e\uc5d0"  # next to, on, in front of
 _KOREAN_THAT_IS = "\uc788\ub294"
 
 
 class SyntheticPhotos(NamedTuple):
-    """Pictures and captions by number: sample i follows from the fields and i alone.
+    """Images and captions by number: sample i depends only on the fields and i.
 
     Args:
-        width: of each picture, px.
-        height: px.
-        quality: of the JPEG, 1 .. 95.
+        width: image width, px.
+        height: image height, px.
+        quality: JPEG quality, 1 .. 95.
         seed: 0 .. 2**32 - 1.
     """
 
@@ -72,23 +72,23 @@ class SyntheticPhotos(NamedTuple):
     seed: int = 0
 
     def jpeg(self, i: int) -> bytes:
-        """Return picture `i` as the bytes of a JPEG file."""
+        """Return image `i` as the bytes of a JPEG file."""
         draw = _Draw(self.seed, 1, i)
-        base = _base_picture(self.width, self.height, self.seed, draw.below(_NUM_BASES))
+        base = _base_image(self.width, self.height, self.seed, draw.below(_NUM_BASES))
         left, top = draw.below(base.width - self.width + 1), draw.below(base.height - self.height + 1)
-        picture = base.crop((left, top, left + self.width, top + self.height))
+        image = base.crop((left, top, left + self.width, top + self.height))
         if draw.below(2):
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        black, white = draw.below(24), 255 - draw.below(24)  # crops that lie at the same place still differ
-        picture = picture.point([black + value * (white - black) // 255 for value in range(256)] * 3)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        black, white = draw.below(24), 255 - draw.below(24)  # so that crops at the same position still differ
+        image = image.point([black + value * (white - black) // 255 for value in range(256)] * 3)
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=self.quality)
+        image.save(buffer, "JPEG", quality=self.quality)
         return buffer.getvalue()
 
     def caption(self, i: int) -> str:
-        """Return caption `i`: 3 to 30 words, English or (one in ten) Korean."""
+        """Return caption `i`: 3 to 30 words in English or (one in ten) Korean."""
         draw = _Draw(self.seed, 2, i)
-        num_words = _MIN_WORDS + draw.below(draw.below(_MAX_WORDS - _MIN_WORDS + 1) + 1)  # short ones are more common
+        num_words = _MIN_WORDS + draw.below(draw.below(_MAX_WORDS - _MIN_WORDS + 1) + 1)  # short captions are common
         korean = draw.below(10) < 10 * _KOREAN_SHARE
         adjectives = (_KOREAN_ADJECTIVES if korean else _ADJECTIVES).split()
         nouns = (_KOREAN_NOUNS if korean else _NOUNS).split()
@@ -96,7 +96,7 @@ class SyntheticPhotos(NamedTuple):
         num_places, num_more = divmod(num_words - _MIN_WORDS, 4)
         thing = [draw.choice(adjectives) for _ in range(num_more + 1)] + [draw.choice(nouns)]
         others = [(draw.choice(adjectives), draw.choice(nouns), draw.choice(places)) for _ in range(num_places)]
-        if korean:  # what a thing stands beside comes before it
+        if korean:  # in Korean the places precede the thing
             before = [f"{adjective} {noun} {place} {_KOREAN_THAT_IS}" for adjective, noun, place in others]
             return " ".join([*before, draw.choice(adjectives), *thing])
         after = [f"{place} the {adjective} {noun}" for adjective, noun, place in others]
@@ -112,30 +112,30 @@ def write_synthetic(
     num_workers: int | None = None,
     engine: str = "local",
 ) -> dict[str, Any]:
-    """Write samples 0 .. `num_samples` - 1 as `shard-00000.tar`, ..., shared out evenly, in this order.
+    """Write samples 0 .. `num_samples` - 1 as `shard-00000.tar`, ..., evenly distributed, in this order.
 
-    The bytes do not depend on the workers. A killed call goes on when it is made again.
+    The bytes do not depend on the number of workers. A killed call resumes when it is repeated.
 
     Args:
         out: folder of the shards.
-        photos: what the samples are.
-        num_shards: at least 1, at most one a sample.
-        num_samples: in all shards together.
+        photos: generator of the samples.
+        num_shards: at least 1, at most `num_samples`.
+        num_samples: number of samples in all shards.
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
 
     Returns:
-        samples, shards, bytes of the tars, and whether all was there already (`was_there`).
+        samples, shards, bytes of the tars, and whether everything already existed (`was_there`).
 
     Raises:
-        UsageError: a bad number, or a folder of something else.
+        UsageError: a number is invalid, or the folder contains something else.
     """
     if not (1 <= photos.width <= _MAX_SIDE and 1 <= photos.height <= _MAX_SIDE and 1 <= photos.quality <= 95):
         raise UsageError(f"width and height must be 1 .. {_MAX_SIDE} px and the quality 1 .. 95, got {photos}")
     if not 1 <= num_shards <= num_samples or not 0 <= photos.seed < 2**32:
         raise UsageError(
             f"{num_samples} samples in {num_shards} shards, seed {photos.seed}",
-            hint="a shard needs a sample; the seed is 0 .. 4294967295",
+            hint="each shard needs a sample; the seed must be 0 .. 4294967295",
         )
     folder = Path(out)
     plan = {"verb": "synthetic", **photos._asdict(), "shards": num_shards, "samples": num_samples}
@@ -152,10 +152,10 @@ def write_synthetic(
 
 
 def _write_shard(folder: Path, photos: SyntheticPhotos, task: tuple[int, int, int]) -> int:
-    """Write one shard, unless it is there; return its size in bytes."""
+    """Write one shard, unless it exists; return its size in bytes."""
     number, start, stop = task
     tar = folder / f"shard-{number:05d}.tar"
-    if not tar.exists():  # a shard appears whole or not at all
+    if not tar.exists():  # shards are written atomically
         with ShardWriter(folder, max_samples=stop - start, first_number=number) as writer:
             for i in range(start, stop):
                 writer.write(f"{i:09d}", {"jpg": photos.jpeg(i), "txt": photos.caption(i)})
@@ -163,7 +163,7 @@ def _write_shard(folder: Path, photos: SyntheticPhotos, task: tuple[int, int, in
 
 
 class _Draw:
-    """Random numbers that no version of numpy changes: SeedSequence and raw outputs are its promise (NEP 19)."""
+    """Random numbers that are stable across numpy versions: SeedSequence and raw outputs are guaranteed (NEP 19)."""
 
     def __init__(self, *numbers: int):
         self._bits = np.random.PCG64(np.random.SeedSequence(numbers))
@@ -184,25 +184,25 @@ class _Draw:
 
 
 @functools.lru_cache(maxsize=_NUM_BASES)
-def _base_picture(width: int, height: int, seed: int, number: int) -> Image.Image:
+def _base_image(width: int, height: int, seed: int, number: int) -> Image.Image:
     draw = _Draw(seed, 0, number)
     size = (int(width * _BASE_SCALE) + 8, int(height * _BASE_SCALE) + 8)
     colours, texture = _draw_objects(size, draw)
     shade = _octaves(size, draw, decay=100 + draw.below(25))
     light = (shade * np.asarray(texture, np.int32)) >> 8
-    picture = np.asarray(colours, np.int32) + light[..., None]
-    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+    pixels = np.asarray(colours, np.int32) + light[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def _draw_objects(size: tuple[int, int], draw: _Draw) -> tuple[Image.Image, Image.Image]:
-    """Return a picture of objects that cover each other, and one of how much noise each object carries."""
+    """Return an image of occluding objects, and one with the amount of noise of each object."""
     palette = _muted(draw.bytes((6, 3)))
     colours = Image.fromarray(_muted(draw.bytes((3, 4, 3))).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     texture = Image.new("L", size, 24)
     pen, texture_pen = ImageDraw.Draw(colours), ImageDraw.Draw(texture)
     smallest, largest = (share * min(size) for share in _OBJECT_RADII)
     for _ in range(_NUM_OBJECTS):
-        # Radii with density r**-3 between the two bounds: the sizes under which pictures look alike at every scale.
+        # Radii with density r**-3 between the two bounds: with these sizes images look alike at every scale.
         share = draw.fraction()
         radius = int((smallest**-2 + share * (largest**-2 - smallest**-2)) ** -0.5)
         x, y = draw.below(size[0]), draw.below(size[1])
@@ -221,13 +221,13 @@ def _draw_objects(size: tuple[int, int], draw: _Draw) -> tuple[Image.Image, Imag
 
 
 def _muted(colours: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the colours nearer to their grey: photographs are seldom gaudy."""
+    """Return the colours with lower saturation, as in photographs."""
     wide = colours.astype(np.int64)
     return (wide + 2 * wide.mean(axis=-1, keepdims=True).astype(np.int64)) // 3
 
 
 def _octaves(size: tuple[int, int], draw: _Draw, decay: int) -> NDArray[np.int32]:
-    """Return a sum of noises, each with half the cell size of the one before and `decay` percent of its weight."""
+    """Return a sum of noise octaves, each with half the cell size and `decay` percent of the weight of the previous."""
     total = np.zeros(size[::-1], np.int32)
     weight = 64
     for octave in range(_OCTAVES):

@@ -1,1 +1,1 @@
-"""Writes chosen samples of shards as new shards."""
+"""Selects samples of shards and writes them as new shards."""

@@ -1,9 +1,9 @@
-"""Finds pictures that are in the shards more than once, and writes the shards without the copies.
+"""Finds duplicate images in shards, and writes the shards without the copies.
 
-Exact copies have the same SHA-256 in the index: nothing is decoded for them. Near copies (encoded again, resized,
-cropped by a hundredth or two) have perceptual hashes that differ in a few bits and, which keeps pictures apart that are
-alike in grey only, the same colours: thumbnails of 16 x 16 px that differ by less than 8 of 255 on average and by less
-than 64 anywhere. A picture is a copy only of one that is kept: the largest in px, of equally large ones the first.
+Exact copies have the same SHA-256 in the index: nothing is decoded for them. Near copies (re-encoded, resized, cropped
+by one or two percent) have perceptual hashes that differ in a few bits and the same colours, which distinguishes images
+that are similar only in grey: thumbnails of 16 x 16 px that differ by less than 8 of 255 on average and by less than 64
+anywhere. An image is a copy only of one that is kept: the largest in px, and the first of equally large ones.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ DUPLICATES = "duplicates.jsonl"
 MAX_THRESHOLD = 12
 
 _THUMBNAIL = 16  # px
-_MAX_MEAN, _MAX_ANYWHERE = 8, 64  # of 255, between the thumbnails of near copies
-_WINDOW = 200  # pictures of a common key: each is compared with so many of the next
+_MAX_MEAN, _MAX_ANYWHERE = 8, 64  # of 255, difference between the thumbnails of near copies
+_WINDOW = 200  # number of following images with the same sort key that an image is compared with
 _PAIRS_AT_ONCE = 10_000
 _MAX_SHOWN = 10
 
 
 class Copy(NamedTuple):
-    """A sample whose picture is that of the sample `kept`; `distance` in bits between their hashes, None for exact."""
+    """A sample whose image is a copy of that of `kept`; `distance` in bits between their hashes, None if exact."""
 
     sample: int
     kept: int
@@ -52,7 +52,7 @@ class Copy(NamedTuple):
 
 
 class DedupReport(NamedTuple):
-    """What was found; `written` is None where no folder was given."""
+    """Result of a deduplication; `written` is None without an output folder."""
 
     samples: int
     copies: list[Copy]
@@ -60,7 +60,7 @@ class DedupReport(NamedTuple):
     written: WriteReport | None
 
     def groups(self) -> Iterator[dict[str, Any]]:
-        """Yield for each picture that has copies the key of the kept sample and those of its copies."""
+        """Yield for each image with copies the key of the kept sample and those of its copies."""
         groups: dict[int, list[Copy]] = defaultdict(list)
         for copy in self.copies:
             groups[copy.kept].append(copy)
@@ -69,7 +69,7 @@ class DedupReport(NamedTuple):
             yield {"kept": self.table.full_key(kept), "copies": listed}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as one JSON document."""
+        """Return the counts as one JSON document."""
         distances = Counter(copy.distance for copy in self.copies if copy.distance is not None)
         return {
             "samples": self.samples,
@@ -90,24 +90,24 @@ def dedup_shards(
     num_workers: int | None = None,
     engine: str = "local",
 ) -> DedupReport:
-    """Find the copies among all pictures of the shards, and write the shards without them.
+    """Find the copies among all images of the shards, and write the shards without them.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
-        threshold: bits in which the hashes of near copies may differ, 0 .. 12; None finds exact copies only.
-        output: where the new shards go; None only looks.
-        report: file for one JSON line a group; with `output` it is in that folder too, as `duplicates.jsonl`.
+        threshold: number of bits in which the hashes of near copies may differ, 0 .. 12; None finds exact copies only.
+        output: where the new shards are written; None only reports.
+        report: file for one JSON line per group; with `output` also written to that folder, as `duplicates.jsonl`.
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
 
     Raises:
-        UsageError: a bad threshold or folder.
+        UsageError: the threshold or folder is invalid.
     """
     if threshold is not None and not 0 <= threshold <= MAX_THRESHOLD:
         raise UsageError(f"the threshold must be 0 .. {MAX_THRESHOLD} bits, got {threshold}")
     table = SampleTable(open_indexes(tars))
     first = _first_with_these_bytes(table)
-    near: dict[int, tuple[int, int]] = {}  # sample -> the one that is kept for it, bits
+    near: dict[int, tuple[int, int]] = {}  # sample -> (kept sample, bits)
     if threshold is not None:
         near = _near_copies(table, tars, first, threshold, num_workers, engine)
     copies = []
@@ -127,10 +127,10 @@ def dedup_shards(
 
 
 def describe(report: DedupReport) -> str:
-    """Return the report in words, the largest groups among them."""
+    """Return the report as text, with the largest groups."""
     numbers = report.to_json()
-    lines = [f"{numbers['samples']} samples: {len(report.copies)} copies of {numbers['groups']} pictures"]
-    lines.append(f"  the same bytes        {numbers['exact_copies']:>9}")
+    lines = [f"{numbers['samples']} samples: {len(report.copies)} copies of {numbers['groups']} images"]
+    lines.append(f"  identical bytes       {numbers['exact_copies']:>9}")
     lines += [f"  {bits:>2} bits of difference {num:>9}" for bits, num in numbers["near_copies"].items()]
     groups = sorted(report.groups(), key=lambda group: -len(group["copies"]))[:_MAX_SHOWN]
     for group in groups:
@@ -143,7 +143,7 @@ def describe(report: DedupReport) -> str:
 
 
 def _first_with_these_bytes(table: SampleTable) -> Int64s:
-    """Return for each sample the first one whose picture has the same SHA-256; a sample without one stands alone."""
+    """Return for each sample the first one whose image has the same SHA-256, itself if it has no image."""
     digests = b"".join(_digest(index, i) for index in table.indexes for i in range(len(index)))
     known = np.frombuffer(digests, "S32")
     _, first, group = np.unique(known, return_index=True, return_inverse=True)
@@ -152,7 +152,7 @@ def _first_with_these_bytes(table: SampleTable) -> Int64s:
 
 def _digest(index: ShardIndex, i: int) -> bytes:
     digests = (index.digest(i, field) for field in IMAGE_FIELDS if field in index.fields)
-    return next(filter(any, digests), bytes(32))  # zeros stand for a field that the sample lacks
+    return next(filter(any, digests), bytes(32))  # zeros: the sample has no image
 
 
 def _near_copies(
@@ -161,7 +161,7 @@ def _near_copies(
     metadata = shard_metadata(tars, with_phash=True, num_workers=num_workers, engine=engine)
     samples = np.flatnonzero((first == np.arange(len(first))) & metadata["phash"].is_valid().to_numpy())
     pixels = metadata["width"].to_numpy().astype(np.float64) * metadata["height"].to_numpy()
-    samples = samples[np.argsort(-pixels[samples], kind="stable")]  # whichever comes first here is kept
+    samples = samples[np.argsort(-pixels[samples], kind="stable")]  # the first of each group in this order is kept
     hashes = metadata["phash"].fill_null(0).to_numpy()[samples]
     left, right = close_pairs(hashes, threshold)
     same = _same_colours(table, samples, left, right, num_workers, engine)
@@ -175,12 +175,12 @@ def _near_copies(
 
 
 def close_pairs(hashes: NDArray[np.uint64], threshold: int) -> tuple[Int64s, Int64s]:
-    """Return all pairs of places a < b whose hashes differ in at most `threshold` bits, sorted.
+    """Return all pairs of indices a < b whose hashes differ in at most `threshold` bits, sorted.
 
-    The 64 bits are cut into threshold + 2 bands, of which two such hashes share at least two. So sorting by each two
-    bands puts them side by side, and n hashes need (threshold + 2) (threshold + 1) / 2 sorts in place of n^2 / 2
-    comparisons. Of hashes that share two bands, each is compared with the 200 next: in a larger crowd of copies about
-    one in 200 is not found.
+    The 64 bits are split into threshold + 2 bands, of which two such hashes share at least two. Sorting by each pair of
+    bands makes them adjacent, so n hashes need (threshold + 2) (threshold + 1) / 2 sorts instead of n^2 / 2
+    comparisons. Of hashes that share two bands, each is compared with the next 200: in a larger group of copies about
+    one in 200 is missed.
     """
     bounds = np.linspace(0, 64, threshold + 3).astype(int).tolist()
     bands = [(1 << stop) - (1 << start) for start, stop in itertools.pairwise(bounds)]
@@ -206,7 +206,7 @@ def close_pairs(hashes: NDArray[np.uint64], threshold: int) -> tuple[Int64s, Int
 def _same_colours(
     table: SampleTable, samples: Int64s, left: Int64s, right: Int64s, num_workers: int | None, engine: str
 ) -> NDArray[np.bool_]:
-    """Return for each pair of places in `samples` whether their thumbnails have the same colours."""
+    """Return for each pair of indices into `samples` whether their thumbnails have the same colours."""
     places = np.unique(np.concatenate([left, right]))
     order = places[np.argsort(samples[places])]  # by shard
     tasks = [order[start : start + 200] for start in range(0, len(order), 200)]

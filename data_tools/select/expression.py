@@ -1,8 +1,8 @@
-"""Conditions on the columns of a table, as `width >= 256 and aspect < 3 and language in ('en', 'ko')`.
+"""Conditions on the columns of a table, such as `width >= 256 and aspect < 3 and language in ('en', 'ko')`.
 
-They are written as in Python and never run as Python: the text is parsed, and only what is listed here has a meaning.
-There are comparisons (chained ones too), `in` and `not in`, `is None`, `and or not`, `+ - * /`, numbers, texts and the
-functions of `FUNCTIONS`. A column that lacks a value makes what is computed from it unknown, and unknown is not chosen.
+They have Python syntax but are never run as Python: the text is parsed, and only the following is supported:
+comparisons (also chained), `in` and `not in`, `is None`, `and or not`, `+ - * /`, numbers, texts and the functions of
+`FUNCTIONS`. Missing values propagate as null, as in SQL, and rows whose condition is null are not selected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_tools.core.errors import UsageError, did_you_mean
 
-# name -> (what computes it, number of texts beside the column)
+# name -> (implementation, number of text arguments after the column)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "contains": (pc.match_substring, 1),
     "startswith": (pc.starts_with, 1),
@@ -48,10 +48,10 @@ _OTHER_LANGUAGES = {"&&": "and", "||": "or", "<>": "!=", "&": "and", "|": "or"}
 
 
 class Expression:
-    """A condition, parsed.
+    """A parsed condition.
 
     Args:
-        text: as a user wrote it.
+        text: the condition, as a user wrote it.
 
     Raises:
         UsageError: the text cannot be parsed.
@@ -61,35 +61,35 @@ class Expression:
         self.text = " ".join(text.split("\n")).strip()
         try:
             if not 0 < len(self.text) <= _MAX_LENGTH:
-                raise ValueError(f"it has {len(self.text)} characters instead of 1 .. {_MAX_LENGTH}")
+                raise ValueError(f"it has {len(self.text)} characters, not 1 .. {_MAX_LENGTH}")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd escapes in texts
+                warnings.simplefilter("ignore")  # about invalid escapes in texts
                 self._tree = ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
-            foreign = [f"write {ours} for {theirs}" for theirs, ours in _OTHER_LANGUAGES.items() if theirs in self.text]
+            hints = [f"write {ours} for {theirs}" for theirs, ours in _OTHER_LANGUAGES.items() if theirs in self.text]
             if re.search(r"[^=!<>]=[^=]", self.text):
-                foreign.append("write == to compare")
-            self._fail(error.msg, (error.offset or len(self.text) + 1) - 1, foreign[0] if foreign else None)
+                hints.append("write == to compare")
+            self._fail(error.msg, (error.offset or len(self.text) + 1) - 1, hints[0] if hints else None)
         except (ValueError, RecursionError, MemoryError) as error:
             raise UsageError(f"the expression cannot be read: {error}", where=self.text[:200]) from error
 
     @property
     def names(self) -> set[str]:
-        """The columns that are named."""
+        """Return the columns that the expression uses."""
         called = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         return {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name) and id(node) not in called}
 
     def mask(self, table: pa.Table) -> NDArray[np.bool_]:
-        """Return for each row whether the condition holds.
+        """Return for each row whether the condition is true.
 
         Raises:
-            UsageError: an unknown column or function, or kinds that do not go together; also for an empty table.
+            UsageError: a column or function is unknown, or types do not match; also for an empty table.
         """
         return np.asarray(pc.fill_null(self._column(self._tree, table), False).to_numpy(zero_copy_only=False), bool)
 
     def count_failed(self, table: pa.Table) -> Iterator[tuple[str, int, int]]:
-        """Yield, for each of the conditions that the outermost `and` joins, its text and in how many rows it does not
-        hold, and in how many of these it is unknown.
+        """Yield, for each condition joined by the outermost `and`, its text, the number of rows in which it is not
+        true, and the number of these in which it is null.
         """
         tree = self._tree
         for node in tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]:
@@ -102,7 +102,7 @@ class Expression:
         return pa.array([value.as_py()] * len(table), pa.bool_()) if isinstance(value, pa.Scalar) else value
 
     def _value(self, node: ast.expr, table: pa.Table, wanted: str | None = None) -> Any:
-        """Return a column or a scalar; `wanted` is the kind that it must have."""
+        """Return a column or a scalar; `wanted` is its required type."""
         match node:
             case ast.BoolOp():
                 function = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
@@ -128,13 +128,13 @@ class Expression:
             case ast.Constant() if isinstance(node.value, bool | int | float | str):
                 value = self._constant(node)
             case ast.Constant(value=None):
-                self._fail("None has no value to compute with", node, "write COLUMN is None, or COLUMN is not None")
+                self._fail("None cannot be used as a value", node, "write COLUMN is None, or COLUMN is not None")
             case _:
-                self._fail("this is not part of the language", node, "see mmvit-data filter --help")
+                self._fail("unsupported syntax", node, "see mmvit-data filter --help")
         kind = _kind(value)
         if wanted is not None and kind != wanted:
             hint = "compare it, as in COLUMN == 'x' or COLUMN > 0" if wanted == "condition" else None
-            self._fail(f"a {wanted} is needed here, and this is a {kind}", node, hint)
+            self._fail(f"expected a {wanted}, got a {kind}", node, hint)
         return value
 
     def _chain(self, node: ast.Compare, table: pa.Table) -> Any:
@@ -148,7 +148,7 @@ class Expression:
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr, table: pa.Table) -> Any:
         if isinstance(op, ast.Is | ast.IsNot):
             if not isinstance(right, ast.Constant) or right.value is not None:
-                self._fail("only None can stand after is", right, "write == or !=")
+                self._fail("only None is allowed after is", right, "write == or !=")
             value = self._value(left, table)
             return pc.is_null(value) if isinstance(op, ast.Is) else pc.is_valid(value)
         if isinstance(op, ast.In | ast.NotIn):
@@ -157,7 +157,7 @@ class Expression:
         first = self._value(left, table)
         second = self._value(right, table)
         if _kind(first) != _kind(second):
-            self._fail(f"a {_kind(first)} is compared with a {_kind(second)}", right, _other_kind(first, right))
+            self._fail(f"cannot compare a {_kind(first)} with a {_kind(second)}", right, _other_kind(first, right))
         return _COMPARISONS[type(op)](first, second)
 
     def _contains(self, left: ast.expr, right: ast.expr, table: pa.Table) -> Any:
@@ -169,7 +169,7 @@ class Expression:
         choices = [self._value(choice, table, kind) for choice in right.elts]
         for choice, node in zip(choices, right.elts, strict=True):
             if not isinstance(choice, pa.Scalar):
-                self._fail("only numbers and texts can stand in a list", node)
+                self._fail("a list can contain only numbers and texts", node)
         value = _as_double(value) if kind == "number" else value
         found = pc.is_in(value, value_set=pa.array([choice.as_py() for choice in choices], value.type))
         return pc.if_else(pc.is_valid(value), found, None)
@@ -180,25 +180,25 @@ class Expression:
             self._fail(f"unknown function {name!r}", node, did_you_mean(name, FUNCTIONS) or _there_are(FUNCTIONS))
         function, num_texts = FUNCTIONS[name]
         if node.keywords or len(node.args) != 1 + num_texts:
-            self._fail(f"{name} takes {1 + num_texts} values", node, f"{name}(COLUMN{', TEXT' * num_texts})")
+            self._fail(f"{name} takes {1 + num_texts} arguments", node, f"{name}(COLUMN{', TEXT' * num_texts})")
         text = self._value(node.args[0], table, "text")
         texts = [self._text(argument) for argument in node.args[1:]]
         try:
-            function(pa.array(["x"]), *texts)  # an empty column would not show a bad pattern
+            function(pa.array(["x"]), *texts)  # an empty column would not reveal an invalid pattern
             return function(text, *texts)
-        except pa.ArrowInvalid as error:  # a bad pattern
+        except pa.ArrowInvalid as error:  # an invalid pattern
             self._fail(str(error), node)
 
     def _text(self, node: ast.expr) -> str:
         if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
-            self._fail("a text in quotes is needed here", node)
+            self._fail("expected a text in quotes", node)
         return node.value
 
     def _constant(self, node: ast.Constant) -> Any:
         try:
             return pa.scalar(node.value)
         except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
-            self._fail("this value is too large, or no valid text", node)
+            self._fail("the value is too large, or not a valid text", node)
 
     def _fail(self, what: str, at: ast.expr | int, hint: str | None = None) -> NoReturn:
         column = at if isinstance(at, int) else len(self.text.encode()[: at.col_offset].decode())
@@ -216,7 +216,7 @@ def _kind(value: Any) -> str:
 
 
 def _there_are(names: Iterable[str]) -> str:
-    return f"there are: {' '.join(names)}"
+    return f"choose from: {' '.join(names)}"
 
 
 def _as_double(value: Any) -> Any:
@@ -224,7 +224,7 @@ def _as_double(value: Any) -> Any:
 
 
 def _other_kind(first: Any, right: ast.expr) -> str | None:
-    """Return what the right side should perhaps be."""
+    """Return a hint on how to write the right side."""
     if not isinstance(right, ast.Constant):
         return None
     if _kind(first) == "number" and isinstance(right.value, str):

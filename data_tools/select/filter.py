@@ -1,4 +1,4 @@
-"""Keeps the samples that meet a condition on their metadata, and on scores from a file."""
+"""Selects the samples that satisfy a condition on their metadata, and on scores from a file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from data_tools.tar.location import Place
 DROPPED = "dropped.txt"
 
 _COLUMNS = [name for name in SCHEMA.names if name != "phash"]
-_SHARDS_AT_ONCE = 500  # whose tables are in memory
+_SHARDS_AT_ONCE = 500  # shards whose tables are in memory at a time
 
 
 class FilterReport(NamedTuple):
-    """How many samples were kept and dropped.
+    """Numbers of samples kept and dropped.
 
-    `failed` has, for each of the conditions that `and` joins, the number of samples that do not meet it, and `unknown`
-    the number of those among them that lack a value for it; `written` is None for a dry run.
+    `failed` is, for each condition joined by `and`, the number of samples that do not satisfy it, and `unknown` the
+    number of these whose value is missing; `written` is None for a dry run.
     """
 
     kept: int
@@ -40,10 +40,10 @@ class FilterReport(NamedTuple):
     written: WriteReport | None
 
     def describe(self) -> str:
-        """Return the report in words."""
+        """Return the report as text."""
         lines = [f"{self.kept} samples kept, {self.dropped} dropped"]
         for condition, failed in self.failed.items():
-            unknown = f"  ({self.unknown[condition]} lack the value)" if self.unknown[condition] else ""
+            unknown = f"  ({self.unknown[condition]} have no value)" if self.unknown[condition] else ""
             lines.append(f"  {failed:>9} fail  {condition}{unknown}")
         return "\n".join(lines if self.written is None else [*lines, self.written.describe()])
 
@@ -61,19 +61,19 @@ def filter_samples(
     num_workers: int | None = None,
     engine: str = "local",
 ) -> FilterReport:
-    """Write the samples that meet the condition `where` as new shards, and the keys of the others as `dropped.txt`.
+    """Write the samples that satisfy the condition `where` as new shards, and the keys of the others to `dropped.txt`.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
         where: see `data_tools.select.expression`; columns are those of `data_tools.sample.table` and of the scores.
-        scores: parquet file with the column `key` (`key` or `shard.tar/key`) and any others.
-        output: where the new shards go; None only counts.
+        scores: parquet file with a column `key` (`key` or `shard.tar/key`) and any others.
+        output: where the new shards are written; None only counts.
         num_workers: processes for the metadata, see `run_tasks`.
         engine: see `run_tasks`.
 
     Raises:
-        UsageError: a bad condition or file of scores, told before any shard is read.
-        DataError: no sample is kept, or no score belongs to a sample.
+        UsageError: the condition or the score file is invalid; raised before any shard is read.
+        DataError: no sample is kept, or no score matches a sample.
     """
     expression = Expression(where)
     given = None if scores is None else _read_scores(scores, expression)
@@ -98,7 +98,7 @@ def filter_samples(
             unknown[condition] += num_unknown
     if given is not None and not scored:
         hint = f"keys look like {table.full_key(0)!r} or {table.key(0)!r}"
-        raise DataError("no score belongs to a sample of the shards", where=str(scores), hint=hint)
+        raise DataError("no score matches a sample of the shards", where=str(scores), hint=hint)
     kept = np.concatenate(mask)
     return FilterReport(
         kept=int(np.count_nonzero(kept)),
@@ -111,34 +111,34 @@ def filter_samples(
 
 def _write(table: SampleTable, kept: NDArray[np.bool_], where: str, output: OutputOptions) -> WriteReport:
     if not kept.any():
-        raise DataError("no sample meets the condition: there is nothing to write", where=where)
+        raise DataError("no sample satisfies the condition: nothing to write", where=where)
     dropped = (table.full_key(int(sample)) for sample in np.flatnonzero(~kept))
     return write_samples(table, np.flatnonzero(kept), output, verb="filter", lists={DROPPED: dropped})
 
 
 def _read_scores(path: Path, expression: Expression) -> pa.Table:
-    """Return the columns of the scores that the expression names, and `key`."""
+    """Return the columns of the scores that the expression uses, and `key`."""
     try:
         names = parquet.read_schema(path).names
         if "key" not in names:
-            hint = did_you_mean("key", names) or f"its columns are: {' '.join(names)}"
+            hint = did_you_mean("key", names) or f"the columns are: {' '.join(names)}"
             raise UsageError("the scores have no column 'key'", where=str(path), hint=hint)
         used = [name for name in names if name in expression.names and name != "key"]
         double = [name for name in used if name in _COLUMNS]
         if double or not used:
-            what = f"the samples themselves have {double}" if double else "the expression names no column of the scores"
+            what = f"samples already have the columns {double}" if double else "the expression uses no score column"
             raise UsageError(what, where=str(path), hint=f"the columns are: {' '.join(names)}; rename or use them")
         table = parquet.read_table(path, columns=["key", *used])
         keys = table["key"].cast(pa.large_string())
     except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"the scores cannot be read: {error}", where=str(path), hint="give a parquet file") from error
+        raise UsageError(f"the scores cannot be read: {error}", where=str(path), hint="use a parquet file") from error
     if pc.count_distinct(keys).as_py() != len(keys):
-        raise UsageError("the scores have a key twice or without a value", where=str(path), hint="give each key once")
+        raise UsageError("the scores have duplicate or missing keys", where=str(path), hint="use each key once")
     return table.set_column(table.column_names.index("key"), "key", keys)
 
 
 def _joined(metadata: pa.Table, scores: pa.Table, full_keys: pa.ChunkedArray) -> tuple[pa.Table, int]:
-    """Return the metadata with the columns of the scores, and the number of rows that have some."""
+    """Return the metadata joined with the columns of the scores, and the number of rows with scores."""
     known = scores["key"].combine_chunks()
     places = [pc.index_in(keys.cast(pa.large_string()), value_set=known) for keys in (full_keys, metadata["key"])]
     place = pc.coalesce(*places)

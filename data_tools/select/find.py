@@ -1,7 +1,7 @@
-"""Which samples a file of keys names: lines of text, or the pairs of numbers that DataComp writes for its uids.
+"""Finds the samples listed in a file of keys: lines of text, or the uid arrays of DataComp.
 
-A line is `key`, `shard.tar/key` or `PATH/shard.tar/key`; empty lines count for nothing. A `.npy` file holds an array of
-dtype `u8,u8`: the upper and the lower half of each uid, 32 hexadecimal digits that stand as "uid" in a sample's json.
+A line is `key`, `shard.tar/key` or `PATH/shard.tar/key`; empty lines are ignored. A `.npy` file contains an array of
+dtype `u8,u8`: the upper and the lower half of each uid, 32 hexadecimal digits stored as "uid" in a sample's json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Uids = NDArray[np.bytes_]  # 16 bytes each
 
 
 class NamedSamples(NamedTuple):
-    """The numbers of the samples that a list names, rising, and the entries that name none."""
+    """The sample numbers for a list of keys, ascending, and the keys that match no sample."""
 
     chosen: Int64s
     unknown: list[str]
@@ -34,22 +34,22 @@ class NamedSamples(NamedTuple):
 def find_samples(
     table: SampleTable, keys: Path, *, num_workers: int | None = None, engine: str = "local"
 ) -> NamedSamples:
-    """Return the samples that the file `keys` names; a key that several shards have names all of these.
+    """Return the samples listed in the file `keys`; a key that occurs in several shards selects all of them.
 
     Args:
         table: all samples.
-        keys: text, or `.npy` with uids, for which the json of every sample is read.
+        keys: text file, or `.npy` with uids, for which the json of every sample is read.
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
 
     Raises:
-        DataError: none of the keys is known.
+        DataError: no key matches a sample.
         UsageError: the file cannot be read.
     """
     is_binary = keys.suffix == ".npy"
     named = _find_uids(table, keys, num_workers, engine) if is_binary else _find_lines(table, keys)
     if not named.unknown and not len(named.chosen):
-        raise DataError("the list of keys is empty", where=str(keys), hint="give a key a line")
+        raise DataError("the list of keys is empty", where=str(keys), hint="write one key per line")
     if not len(named.chosen):
         raise DataError(
             f"none of the {len(named.unknown)} keys is in the shards, not even {named.unknown[0]!r}",
@@ -91,7 +91,7 @@ def _find_uids(table: SampleTable, keys: Path, num_workers: int | None, engine: 
 
 
 def _load_uids(keys: Path) -> Uids:
-    """Return the uids in rising order, each once."""
+    """Return the unique uids in ascending order."""
     try:
         pairs = np.load(keys)
     except (OSError, ValueError, EOFError) as error:
@@ -100,19 +100,19 @@ def _load_uids(keys: Path) -> Uids:
     if pairs.ndim != 1 or not len(pairs) or [pairs.dtype[name] for name in names] != [np.uint64, np.uint64]:
         what = f"the list of uids is an array of {pairs.dtype}, shape {list(pairs.shape)}, instead of pairs u8,u8"
         raise UsageError(what, where=str(keys), hint='numpy.save(FILE, numpy.array(PAIRS, "u8,u8"))')
-    halves = np.stack([pairs[name] for name in names], axis=1).astype(">u8")  # as bytes they sort as the numbers do
+    halves = np.stack([pairs[name] for name in names], axis=1).astype(">u8")  # big-endian bytes sort like the numbers
     return np.unique(halves.view("S16")[:, 0])
 
 
 def _read_uids(index: ShardIndex) -> tuple[Int64s, Uids]:
-    """Return the numbers of the samples of a shard that have a uid, and the uids."""
+    """Return the numbers of the samples of a shard that have a uid, and their uids."""
     reader = ShardReader([index])
     samples, uids = [], []
     for i in range(len(index)):
         try:
             uid = bytes.fromhex((read_metadata(reader.fields(0, i, ["json"])) or {})["uid"])
         except (SampleError, FaultError, ValueError, KeyError, TypeError):
-            continue  # it has none, so that no list can name it
+            continue  # it has no uid, so no list can contain it
         if len(uid) == 16:
             samples.append(i)
             uids.append(uid)
@@ -120,5 +120,5 @@ def _read_uids(index: ShardIndex) -> tuple[Int64s, Uids]:
 
 
 def _unreadable(keys: Path, error: Exception) -> UsageError:
-    hint = "give a text file with a key a line, or a .npy file with pairs u8,u8"
+    hint = "use a text file with one key per line, or a .npy file with pairs u8,u8"
     return UsageError(f"the list of keys cannot be read: {error}", where=str(keys), hint=hint)

@@ -1,4 +1,4 @@
-"""Merges, splits and shuffles shards, all of their samples or those that a list names."""
+"""Merges, splits and shuffles shards, with all of their samples or those of a list."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ UNKNOWN = "unknown_keys.txt"
 def reshard(
     tars: Sequence[Place], output: OutputOptions, keys: Path | None = None
 ) -> tuple[WriteReport, list[str] | None]:
-    """Write the samples of the shards as new shards; return also the keys of the list that name no sample.
+    """Write the samples of the shards as new shards; return also the keys of the list that match no sample.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
-        output: where and how; without `shuffle` the order stays that of the input.
-        keys: list of the samples to take, see `data_tools.select.find`; None takes all.
+        output: output options; without `shuffle` the order is that of the input.
+        keys: list of the samples to select, see `data_tools.select.find`; None selects all.
 
     Raises:
-        DataError: the list names no sample, or none of the samples can be read.
-        UsageError: bad options, a folder of something else, or a list that cannot be read.
+        DataError: the list matches no sample, or none of the samples can be read.
+        UsageError: options are invalid, the folder contains something else, or the list cannot be read.
     """
     table = SampleTable(open_indexes(tars))
     if keys is None:

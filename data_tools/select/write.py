@@ -1,9 +1,8 @@
-"""Writes chosen samples of indexed shards, in any order, as new shards.
+"""Writes selected samples of indexed shards, in any order, as new shards.
 
-Bytes are copied as they are, each compared with its hash in the index. A sample keeps its key; where several of the
-chosen ones have the same, the first in the order of the input keeps it and one of input shard number s (from 0) gets
-`KEY-sS`. The shards are the same, byte for byte, for any number of workers, and a call that was killed goes on when it
-is made again.
+Bytes are copied unchanged and verified against their hash in the index. A sample keeps its key; if several selected
+samples have the same key, the first in the order of the input keeps it and one from input shard number s (from 0) gets
+`KEY-sS`. The shards are byte-identical for any number of workers, and a killed call resumes when it is repeated.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ Rejected = dict[str, str]  # shard, cause, key, detail
 
 
 class OutputOptions(NamedTuple):
-    """Where and how chosen samples are written.
+    """Output options for selected samples.
 
     Args:
-        folder: of the new shards: new, empty, or left by the same call when it was killed.
-        shard_size: samples a shard.
+        folder: folder of the new shards: new, empty, or left by the same call when it was killed.
+        shard_size: samples per shard.
         shuffle: seed of a random order; None keeps the order of the input.
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
@@ -55,10 +54,10 @@ class OutputOptions(NamedTuple):
 
 
 class WriteReport(NamedTuple):
-    """What was written.
+    """Counts of what was written.
 
-    `rejected` counts by cause what could not be read, `renamed` the samples that got a new key, `not_copied` the
-    members of the input that belong to no sample; `was_there` tells that the folder was finished already.
+    `rejected` counts unreadable samples by cause, `renamed` the samples with a new key, `not_copied` the members of
+    the input that are not part of a sample; `was_there` is True if the folder was already finished.
     """
 
     folder: str
@@ -71,7 +70,7 @@ class WriteReport(NamedTuple):
     was_there: bool = False
 
     def describe(self) -> str:
-        """Return the report in words."""
+        """Return the report as text."""
         state = "already there" if self.was_there else "written"
         lines = [
             f"{self.folder}: {state}",
@@ -79,21 +78,21 @@ class WriteReport(NamedTuple):
         ]
         if self.rejected:
             causes = ", ".join(f"{cause} {count}" for cause, count in self.rejected.items())
-            lines.append(f"  left out, listed in {self.folder}/{REJECTED}: {causes}")
+            lines.append(f"  skipped, listed in {self.folder}/{REJECTED}: {causes}")
         if self.renamed:
             lines.append(
-                f"  {self.renamed} samples had a key that was taken: now KEY-sN, with N the number of their shard"
+                f"  {self.renamed} samples with duplicate keys were renamed to KEY-sN, where N is their shard number"
             )
         if self.not_copied:
-            lines.append(f"  {self.not_copied} files of other kinds were not copied")
+            lines.append(f"  {self.not_copied} other files were not copied")
         return "\n".join(lines)
 
 
 class SampleTable:
-    """All samples of some shards, numbered from 0 through the shards in their order.
+    """All samples of several shards, numbered from 0 across the shards in order.
 
     Args:
-        indexes: of the shards.
+        indexes: indexes of the shards.
     """
 
     def __init__(self, indexes: Sequence[ShardIndex]):
@@ -106,7 +105,7 @@ class SampleTable:
         return int(self.starts[-1])
 
     def place(self, sample: int) -> tuple[int, int]:
-        """Return the number of the shard and of the sample in it."""
+        """Return the number of the shard and that of the sample within it."""
         shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
         return shard, sample - int(self.starts[shard])
 
@@ -116,7 +115,7 @@ class SampleTable:
         return self.indexes[shard].key(i)
 
     def full_key(self, sample: int) -> str:
-        """Return `shard.tar/key`, with the whole path of the shard where two have the same name."""
+        """Return `shard.tar/key`, with the full path of the shard if two have the same name."""
         shard, i = self.place(sample)
         return f"{self.names[shard]}/{self.indexes[shard].key(i)}"
 
@@ -124,21 +123,21 @@ class SampleTable:
 def write_samples(
     table: SampleTable, chosen: Int64s, options: OutputOptions, *, verb: str, lists: Mapping[str, Iterable[str]] = {}
 ) -> WriteReport:
-    """Write the chosen samples, `shard_size` to a shard; memory is about 40 bytes a sample.
+    """Write the selected samples, `shard_size` per shard; memory is about 40 bytes per sample.
 
-    With `shuffle`, place p has the sample chosen[argsort(draw)[p]], with draw the first raw outputs of
-    PCG64(SeedSequence((seed, 0))) and a stable sort: a random order over all shards.
+    With `shuffle`, position p has the sample chosen[argsort(draw)[p]], where draw is the first raw outputs of
+    PCG64(SeedSequence((seed, 0))) and the sort is stable: a random order over all shards.
 
     Args:
         table: the samples.
-        chosen: their numbers, rising.
-        options: where and how.
-        verb: that makes them, for the record in the folder.
+        chosen: numbers of the selected samples, ascending.
+        options: output options.
+        verb: the verb that writes them, for the record in the folder.
         lists: name of a text file in the folder -> its lines.
 
     Raises:
-        DataError: nothing is chosen, or nothing of it can be read.
-        UsageError: bad options, or a folder of something else.
+        DataError: nothing is selected, or none of it can be read.
+        UsageError: options are invalid, or the folder contains something else.
     """
     _check(table, chosen, options)
     plan = {
@@ -172,7 +171,7 @@ def write_samples(
         write_atomic(options.folder / name, "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace"))
     if not written.samples:
         where = str(options.folder / REJECTED)
-        raise DataError("none of the chosen samples can be read", where=where, hint="mmvit-data check tells why")
+        raise DataError("none of the selected samples can be read", where=where, hint="mmvit-data check shows why")
     close_output(options.folder, plan, written._asdict())
     return written
 
@@ -182,10 +181,10 @@ def _check(table: SampleTable, chosen: Int64s, options: OutputOptions) -> None:
         raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
     folder = options.folder.resolve()
     if any(isinstance(index.tar, Path) and index.tar.resolve().parent == folder for index in table.indexes):
-        what = "the new shards cannot go into the folder of the old ones"
+        what = "the new shards cannot be written to the folder of the input shards"
         raise UsageError(what, where=str(folder), note="nothing was written", hint="choose another folder")
     if not len(chosen):
-        raise DataError("no sample is chosen: there is nothing to write", where=str(options.folder))
+        raise DataError("no sample is selected: nothing to write", where=str(options.folder))
 
 
 class _Task(NamedTuple):
@@ -202,11 +201,11 @@ class _Written(NamedTuple):
 
 def _write_shard(folder: Path, reader: ShardReader, table: SampleTable, task: _Task) -> _Written:
     tar = folder / f"shard-{task.number:05d}.tar"
-    if tar.exists():  # a killed call left it, whole
+    if tar.exists():  # left by a killed call, complete
         index = open_index(tar)
         if len(index) == len(task.samples):
             return _Written(len(index), index.tar_size, [])
-        tar.unlink()  # its rejected samples are found again
+        tar.unlink()  # written again, to find its rejected samples
     rejected: list[Rejected] = []
     with ShardWriter(folder, max_samples=len(task.samples), first_number=task.number) as writer:
         for sample in task.samples.tolist():
@@ -234,7 +233,7 @@ def _ordered(chosen: Int64s, seed: int | None) -> Int64s:
 
 
 def _new_keys(table: SampleTable, chosen: Int64s) -> dict[int, str]:
-    """Return the new key of each chosen sample whose key an earlier one has."""
+    """Return the new key of each selected sample whose key an earlier one has."""
     hashes = np.fromiter((hash(_clean(table.key(sample))) for sample in map(int, chosen)), np.int64, len(chosen))
     by_hash = np.sort(hashes)
     double = np.unique(by_hash[1:][by_hash[1:] == by_hash[:-1]])
@@ -259,17 +258,17 @@ def _contains(rising: Int64s, value: int) -> bool:
 
 
 def _clean(key: str) -> str:
-    """Return a key without what a tar can have and a key cannot: a slash at its start or doubled, a line break."""
+    """Return a valid key: without leading or double slashes and line breaks, which a tar can contain."""
     return re.sub(r"[\0\n]", "_", "/".join(part for part in key.split("/") if part))
 
 
 def _lost_before(table: SampleTable) -> list[Rejected]:
-    """Return what the indexes know to be lost: it is no sample of theirs."""
+    """Return the samples that were already lost when the shards were indexed, so are not in the indexes."""
     return [
         _entry(table, shard, problem.cause, problem.key, problem.detail)
         for shard, index in enumerate(table.indexes)
         for problem in index.problems()
-        if problem.cause in CAUSES and problem.cause != "hash"  # which is a sample of the index still
+        if problem.cause in CAUSES and problem.cause != "hash"  # samples with that cause are still in the index
     ]
 
 

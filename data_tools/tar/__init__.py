@@ -1,1 +1,1 @@
-"""Bytes of tars by offset; knows no image and no caption."""
+"""Reads and writes tar files by byte offset, independent of their content."""

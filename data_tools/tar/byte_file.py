@@ -1,4 +1,4 @@
-"""A file whose bytes are read by offset."""
+"""Files whose bytes are read by offset."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class UnindexableError(DataError):
 
 @runtime_checkable
 class ByteFile(Protocol):
-    """A file that any number of threads may read by offset.
+    """A file that several threads can read by offset.
 
-    `mtime_ns` is 0 where a store does not tell it; `piece` is how many bytes to read at once where all are wanted.
+    `mtime_ns` is 0 if a store does not provide it; `piece` is the number of bytes to read at once when reading it all.
     """
 
     size: int
@@ -30,7 +30,7 @@ class ByteFile(Protocol):
 
 
 class LocalFile:
-    """A file of this machine, read with `pread`: no position is shared between threads or forked processes."""
+    """A local file, read with `pread`: no position is shared between threads or forked processes."""
 
     piece = 1 << 20
 
@@ -49,6 +49,6 @@ class LocalFile:
         return data
 
     def __del__(self) -> None:
-        # Closed with its last user, so that no thread reads from a descriptor that another one closed.
+        # Closed with its last reference, so that no thread reads from a descriptor that another one closed.
         if hasattr(self, "_fd"):
             os.close(self._fd)

@@ -1,4 +1,4 @@
-"""Turns what a user writes for "these shards" into a list of tar files."""
+"""Expands a shard specification (path, folder, pattern, URL) to a list of tar files."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from data_tools.tar.location import Place, is_url, same_file, shown
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _MAX_CHOICES = 1_000_000
-_BESIDE = (".tar.idx", ".tar.meta.parquet")  # what mmvit itself writes beside shards
+_SIDECARS = (".tar.idx", ".tar.meta.parquet")  # files that mmvit writes next to shards
 _NO_TAR = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml"}
 
 ShardSpec = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def expand_shards(spec: ShardSpec) -> list[Place]:
-    """Return the shards that `spec` names, in a fixed order, each one named once, local ones existing.
+    """Return the shards that `spec` names, in a fixed order, without repetition; local ones exist.
 
     A spec is a tar file, a folder (all its `*.tar`, sorted), a brace pattern (`train-{000..012}.tar`,
-    `{train,val}-0.tar`), a glob (`train-*.tar`), a URL (`https://host/train-{000..012}.tar`: braces, no globs; nothing
-    is asked for yet), or a list of these. A path that exists is taken as it is, also with braces or stars in its name.
-    Paths come back as `Path`, URLs as `str`.
+    `{train,val}-0.tar`), a glob (`train-*.tar`), a URL (`https://host/train-{000..012}.tar`: braces, no globs; not
+    opened yet), or a list of these. An existing path is used literally, even with braces or stars in its name.
+    Paths are returned as `Path`, URLs as `str`.
 
     Raises:
         DataError: nothing matches, a shard of a brace range is missing, or a shard is named twice.
-        UsageError: a `pipe:` command or a URL of an unknown kind.
+        UsageError: a `pipe:` command or a URL with an unsupported scheme.
     """
     parts = [os.fspath(spec)] if isinstance(spec, str | os.PathLike) else [os.fspath(part) for part in spec]
     if not parts:
@@ -52,21 +52,21 @@ def _expand_one(spec: str) -> list[Place]:
         spec = _local_path(spec)
     if is_url(spec):
         return list(_expand_braces(spec))
-    path = Path(os.path.expanduser(spec))  # noqa: PTH111 (Path.expanduser raises where there is no such user)
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 (Path.expanduser raises for unknown users)
     if path.is_file():
-        if path.name.endswith(_BESIDE):
-            hint = f"name the tars alone, as '{path.parent / '*.tar'}', or their folder"
-            raise UsageError("this is no shard: it was made beside one", where=spec, hint=hint)
+        if path.name.endswith(_SIDECARS):
+            hint = f"name only the tars, such as '{path.parent / '*.tar'}', or their folder"
+            raise UsageError("not a shard: this is the index or metadata of one", where=spec, hint=hint)
         if path.suffix.lower() in _NO_TAR:
-            hint = "name a tar file or a folder of tars; mmvit-data make makes them of pictures and tables"
-            raise UsageError("this is no shard, which is a tar file", where=spec, hint=hint)
+            hint = "name a tar file or a folder of tars; mmvit-data make creates them from images and tables"
+            raise UsageError("not a shard: shards are tar files", where=spec, hint=hint)
         return [path]
     if path.is_dir():
         shards: list[Place] = sorted(
             child for child in path.glob("*.tar") if child.is_file() and not child.name.startswith(".")
         )
         if not shards:
-            raise _nothing(spec, "the folder holds no *.tar file")
+            raise _nothing(spec, "the folder contains no *.tar file")
         return shards
     return list(itertools.chain.from_iterable(_expand_glob(one, spec) for one in _expand_braces(str(path))))
 
@@ -75,7 +75,7 @@ def _local_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         hint = f"file:///{parts.netloc}{parts.path}, or the path itself"
-        raise UsageError("a file:// URL names no other machine", where=url, hint=hint)
+        raise UsageError("a file:// URL cannot name another machine", where=url, hint=hint)
     return unquote(parts.path)
 
 
@@ -83,7 +83,7 @@ def _expand_glob(pattern: str, spec: str) -> list[Place]:
     if Path(pattern).is_file():
         return [Path(pattern)]
     names = glob.glob(pattern)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    matches = sorted(Path(name) for name in names if Path(name).is_file() and not name.endswith(_BESIDE))
+    matches = sorted(Path(name) for name in names if Path(name).is_file() and not name.endswith(_SIDECARS))
     if not matches:
         raise _nothing(spec, "nothing matches" if pattern == spec else f"{pattern} does not exist")
     return [*matches]
@@ -105,7 +105,7 @@ def _choices(inside: str) -> list[str]:
         return inside.split(",")
     first, last = numbers.groups()
     if int(last) < int(first):
-        raise UsageError("a brace range must rise", where=f"{{{inside}}}", hint=f"write {{{last}..{first}}}")
+        raise UsageError("a brace range must be ascending", where=f"{{{inside}}}", hint=f"write {{{last}..{first}}}")
     if int(last) - int(first) >= _MAX_CHOICES:
         raise UsageError(f"a brace range names at most {_MAX_CHOICES} shards", where=f"{{{inside}}}")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
@@ -115,6 +115,6 @@ def _nothing(spec: str, why: str) -> DataError:
     return DataError(
         f"no shards found: {why}",
         where=spec,
-        hint="name a tar file, a folder of tars (mmvit-data make makes one), "
+        hint="name a tar file, a folder of tars (mmvit-data make creates one), "
         "a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'",
     )

@@ -1,7 +1,7 @@
-"""Walks the members of a tar, and over its damaged stretches to the next member that is whole.
+"""Iterates over the members of a tar, and past damaged parts to the next intact member.
 
-The standard library's reader takes a damaged header, or zero bytes inside the archive, for the end: all that follows
-is lost in silence. Here every byte of the file belongs to a member, to the end mark, or to a `Damage` that is told.
+The standard library's reader treats a damaged header, or zero bytes inside the archive, as its end: everything after
+it is lost silently. Here every byte of the file belongs to a member, to the end mark, or to a reported `Damage`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _BLOCK = 512
 _CHUNK = 1 << 20
 _SEARCH = 1 << 16
 _MAX_PADDING = 1 << 20  # a tar ends with zero bytes up to a full record: 10 KiB by default, more with `tar -b`
-_MAX_REREAD = 1 << 28  # bytes, beyond 8 times the file: no damage takes more, but a tar that was made to
+_MAX_REREAD = 1 << 28  # bytes, beyond 8 times the file: only a malicious tar takes more
 _MAX_LONG = 1 << 20  # bytes of a long-name or pax header
-_MAX_NAME = 4096  # bytes, as the longest path
+_MAX_NAME = 4096  # bytes, the maximum length of a path
 _HEADER = struct.Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")  # name, size, checksum, type, magic, prefix
-_MAGICS = ((b"\0 ", 154), (b"ustar", 257))  # what headers hold, and where; very old tars only the first
-_LONG = (b"L", b"K", b"x", b"g")  # headers about the next member, or about all
+_MAGICS = ((b"\0 ", 154), (b"ustar", 257))  # bytes in headers and their offsets; very old tars have only the first
+_LONG = (b"L", b"K", b"x", b"g")  # headers that describe the next member, or all
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
 _PAX_RECORD = re.compile(
     rb"([0-9]{1,8}) "
@@ -34,10 +34,10 @@ _PAX_NAMES = (b"path", b"size", b"GNU.sparse.name", b"GNU.sparse.size", b"GNU.sp
 
 
 class Entry(NamedTuple):
-    """One member: `offset` is of its first header, `stop` where the next begins.
+    """One member: `offset` is that of its first header, `stop` that of the next member.
 
-    `kind` is its type: "0" regular, "5" folder, else a link, a device or a rarity. Regular ones have the SHA-256 of
-    their data.
+    `kind` is its type: "0" regular file, "5" folder, else a link, a device or another special type. Regular files have
+    the SHA-256 of their data.
     """
 
     name: bytes
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Bytes `offset` up to `stop` that are no member; `truncated` where the file ends before it should."""
+    """Bytes from `offset` to `stop` that are not part of a member; `truncated` if the file ends too early."""
 
     offset: int
     stop: int
@@ -59,7 +59,7 @@ class Damage(NamedTuple):
 
 
 class Window:
-    """Reads a file mostly forward, in large pieces."""
+    """Buffered reader for mostly sequential access in large pieces."""
 
     def __init__(self, file: ByteFile):
         self.file = file
@@ -69,14 +69,14 @@ class Window:
         self._data = b""
 
     def read(self, offset: int, size: int, step: int = 1) -> bytes:
-        """Return up to `size` bytes from `offset`, fewer at the end of the file; or each `step`-th of them."""
+        """Return up to `size` bytes from `offset`, fewer at the end of the file; or every `step`-th of them."""
         begin = offset - self._start
         if begin < 0 or begin + size > len(self._data):
             begin = self._load(offset, size)
         return self._data[begin : begin + size : step]
 
     def view(self, offset: int, size: int) -> memoryview:
-        """Return the same as `read`, without a copy."""
+        """Return the same bytes as `read`, without a copy."""
         begin = offset - self._start
         if begin < 0 or begin + size > len(self._data):
             begin = self._load(offset, size)
@@ -90,9 +90,9 @@ class Window:
 
 
 def walk(window: Window) -> Iterator[Entry | Damage]:
-    """Yield the members and the damaged stretches of a tar in their order.
+    """Yield the members and the damaged parts of a tar in order.
 
-    A damage may begin before the member that was yielded last, which then is part of it.
+    Damage may begin before the member that was yielded last, which is then part of it.
     """
     position = 0
     last: Entry | None = None
@@ -110,7 +110,7 @@ def walk(window: Window) -> Iterator[Entry | Damage]:
             last, after_damage = None, True
         else:
             if after_damage and _is_short_form(window, found):
-                # The header that held the whole name may be what was lost: this short form can be another's name.
+                # The header with the full name may be lost: the short form can be the name of another member.
                 yield Damage(found.offset, found.stop, f"the full name of member {_text(found.name)} is lost")
             else:
                 yield found
@@ -119,9 +119,9 @@ def walk(window: Window) -> Iterator[Entry | Damage]:
 
 
 def _member(window: Window, position: int) -> Entry | Damage | None:
-    """Return the member that begins at `position`, or what is wrong with it; None where no header is."""
+    """Return the member that begins at `position`, or its damage; None if there is no header."""
     offset = position
-    long: dict[bytes, bytes] = {}  # what long-name and pax headers say of the member
+    long: dict[bytes, bytes] = {}  # values of long-name and pax headers of the member
     while True:
         header = _parse(window, position)
         if header is None:
@@ -131,12 +131,12 @@ def _member(window: Window, position: int) -> Entry | Damage | None:
         data_offset = position + _BLOCK
         if kind not in _LONG:
             break
-        said = _long_header(window, data_offset, size, kind)
-        if said is None:
+        values = _long_header(window, data_offset, size, kind)
+        if values is None:
             return _lost(window, offset, data_offset, data_offset + size, "a header with a long name is damaged")
-        if len(said.get(b"path", b"")) > _MAX_NAME:
+        if len(values.get(b"path", b"")) > _MAX_NAME:
             return _lost(window, offset, data_offset, data_offset + size, f"a name is longer than {_MAX_NAME} bytes")
-        long |= said
+        long |= values
         position = data_offset + size + -size % _BLOCK
     if long:
         sparse = any(key.startswith(b"GNU") for key in long)
@@ -148,11 +148,11 @@ def _member(window: Window, position: int) -> Entry | Damage | None:
     stop = end + (data_offset - end) % _BLOCK
     sha256 = _sha256(window, data_offset, end) if kind == b"0" and end <= window.size else b""
     if end > window.size:
-        wrong = "is cut"
+        wrong = "is truncated"
     elif kind == b"S":
         wrong = "is sparse, which cannot be read by offset: pack the files with tar without -S"
     elif kind == b"0" and not sha256:
-        wrong = "holds other members: its size is wrong"
+        wrong = "contains other members: its size is wrong"
     elif window.read(end, stop - end).strip(b"\0"):
         wrong = "has bytes after its end: its size is wrong"
     else:
@@ -161,13 +161,13 @@ def _member(window: Window, position: int) -> Entry | Damage | None:
 
 
 def _parse(window: Window, position: int) -> tuple[bytes, int, bytes] | None:
-    """Return name, size and type of the header at `position`, None where there is none with a right checksum."""
+    """Return name, size and type of the header at `position`, None if there is none with a correct checksum."""
     header = window.read(position, _BLOCK)
     if len(header) < _BLOCK or not header[0]:
         return None
     name, octal_size, checksum, kind, magic, prefix = _HEADER.unpack(header)
     try:
-        # The sum of all bytes, the checksum itself counted as spaces. Adler-32 has it, modulo 65521, in its lower half.
+        # The sum of all bytes, with spaces for the checksum itself. The lower half of Adler-32 has it, modulo 65521.
         total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(checksum) + 8 * ord(" ")
         if (int(checksum.strip(b" \0"), 8) - total) % 65521:
             return None
@@ -181,7 +181,7 @@ def _parse(window: Window, position: int) -> tuple[bytes, int, bytes] | None:
 
 
 def _long_header(window: Window, offset: int, size: int, kind: bytes) -> dict[bytes, bytes] | None:
-    """Return what a GNU or pax header says of the next member, None where it is damaged."""
+    """Return the values of a GNU or pax header for the next member, None if it is damaged."""
     data = window.read(offset, min(size, _MAX_LONG))
     if len(data) < size:
         return None
@@ -207,9 +207,9 @@ def _long_header(window: Window, offset: int, size: int, kind: bytes) -> dict[by
 
 
 def _sha256(window: Window, offset: int, end: int) -> bytes:
-    """Return the SHA-256 of a member's data, b"" where they hold other members, since then the member's size is wrong.
+    """Return the SHA-256 of a member's data, b"" if they contain other members, because then the size is wrong.
 
-    A whole header at the very beginning of the data says something else: the member is itself a tar.
+    An intact header at the very beginning of the data does not count: the member is itself a tar.
     """
     digest = hashlib.sha256()
     is_tar = False
@@ -224,7 +224,7 @@ def _sha256(window: Window, offset: int, end: int) -> bytes:
 
 
 def _aligned_header(window: Window, start: int, size: int) -> int | None:
-    """Return the place of the first whole header that begins a block, counted from `start`."""
+    """Return the offset of the first intact header at a block boundary, counted from `start`."""
     magic, at = _MAGICS[0]
     firsts = window.read(start + at, size - at, _BLOCK)
     block = firsts.find(magic[:1])
@@ -237,28 +237,28 @@ def _aligned_header(window: Window, start: int, size: int) -> int | None:
 
 
 def _no_member(window: Window, position: int, last: Entry | None) -> Damage | None:
-    """Return the damage at `position`, where no header is; None for the end mark with only zeros after it."""
+    """Return the damage at `position`, where there is no header; None for the end mark followed by zeros only."""
     left = window.size - position
     if left < _BLOCK:
-        detail = "the archive stops without its end mark" if window.size else "the file is empty"
+        detail = "the archive ends without its end mark" if window.size else "the file is empty"
         return Damage(min(position, window.size), window.size, detail, truncated=True)
     zeros = _zeros(window, position)
     if zeros == left:
         if left > _MAX_PADDING:
             return Damage(position, window.size, f"its last {left} bytes are zeros")
         if left % _BLOCK:
-            return Damage(position, window.size, "the archive stops within its end mark", truncated=True)
+            return Damage(position, window.size, "the archive ends within its end mark", truncated=True)
         return None
     if zeros and (last is None or not last.size or window.read(last.data_offset + last.size - 1, 1) != b"\0"):
-        # A hole, or the end of one of several tars in one file: the member before it is whole.
+        # A hole, or the end of one of several concatenated tars: the member before it is intact.
         return _lost(window, position, position, position, "zero bytes where a member should be")
-    # The member before is part of it: its size may be what is wrong, or its end be damaged as well.
+    # The previous member is part of the damage: its size may be wrong, or its end damaged as well.
     start, search = (position, position) if last is None else (last.offset, last.data_offset)
     return _lost(window, start, search, position, "a header is damaged")
 
 
 def _zeros(window: Window, position: int) -> int:
-    """Return how many zero bytes there are from `position` on."""
+    """Return the number of zero bytes from `position` on."""
     for start in range(position, window.size, _SEARCH):
         chunk = window.read(start, _SEARCH)
         rest = chunk.lstrip(b"\0")
@@ -268,9 +268,9 @@ def _zeros(window: Window, position: int) -> int:
 
 
 def _lost(window: Window, offset: int, search: int, end: int, detail: str) -> Damage:
-    """Return the damage from `offset` up to the next whole header from `search` on, at any alignment.
+    """Return the damage from `offset` to the next intact header after `search`, at any alignment.
 
-    `end` is where the damaged member says that it ends.
+    `end` is the end of the damaged member according to its header.
     """
     for start in range(search, window.size, _SEARCH):
         chunk = window.read(start, _SEARCH + _BLOCK)
@@ -282,7 +282,7 @@ def _lost(window: Window, offset: int, search: int, end: int, detail: str) -> Da
 
 
 def _is_short_form(window: Window, entry: Entry) -> bool:
-    """Return whether a member's name looks cut to the 100 bytes of its own header, or spelt in ASCII with "?"."""
+    """Return whether a member's name looks truncated to the 100 bytes of its header, or written in ASCII with "?"."""
     field = window.read(entry.data_offset - _BLOCK, 100)
     return field.startswith(entry.name) and (b"\0" not in field or b"?" in field)
 

@@ -1,7 +1,8 @@
-"""Makes, opens and renews the index of a shard: for each sample the offset, size and SHA-256 of its members.
+"""Builds, opens and updates the index of a shard: for each sample the offset, size and SHA-256 of its members.
 
 Keys follow webdataset: the base name is split at its first dot, the folder is part of the key, members called `__x__`
-are skipped and fields are lower-cased. `data_tools.tar.scan` reads the tar, `data_tools.tar.index_file` is the format.
+are skipped and fields are lower-cased. `data_tools.tar.scan` reads the tar, `data_tools.tar.index_file` defines the
+format.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from data_tools.tar.scan import Member, Problem, ScannedTar, scan_tar
 logger = logging.getLogger(__name__)
 
 _MANY_BYTES = 1 << 30
-_MAX_MAPS = 256  # each holds a file open
+_MAX_MAPS = 256  # each keeps a file open
 _maps: deque[weakref.ref[ShardIndex]] = deque()
 
 
 def index_path(tar: Place) -> Path:
-    """Return the path of the index of `tar`: beside it, or in the user's cache folder for a URL."""
+    """Return the path of the index of `tar`: next to it, or in the user's cache folder for a URL."""
     if isinstance(tar, str) and is_url(tar):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cache / "mmvit" / "indexes" / f"{hashlib.sha256(same_file(tar).encode()).hexdigest()}.idx"
@@ -46,14 +47,14 @@ def index_path(tar: Place) -> Path:
 
 
 class ShardIndex:
-    """The index of one shard; the header is read at once, the body is memory-mapped and checked on first use.
+    """The index of one shard; the header is read immediately, the body is memory-mapped and verified on first use.
 
     Args:
         tar: path or URL of the shard.
-        data: the whole index, for an index that is not on disk; None reads `index_path(tar)`.
+        data: the bytes of an index that is not on disk; None reads `index_path(tar)`.
 
     Raises:
-        CheckpointError: the index is damaged (at once for the header and the file size, on first use for the body).
+        CheckpointError: the index is damaged (header and file size: immediately; body: on first use).
     """
 
     def __init__(self, tar: Place, data: bytes | None = None):
@@ -79,7 +80,7 @@ class ShardIndex:
         return self.num_samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a memory map is opened again by each process
+        return {**self.__dict__, "_arrays": None}  # each process opens its own memory map
 
     def key(self, i: int) -> str:
         """Return the key of sample `i`, without the shard's name."""
@@ -88,11 +89,11 @@ class ShardIndex:
         return arrays["keys"][start:stop].tobytes().decode("utf-8", "replace")
 
     def keys(self) -> Iterator[str]:
-        """Yield the keys of all samples in their order."""
+        """Yield the keys of all samples in order."""
         return (self.key(i) for i in range(self.num_samples))
 
     def locate(self, i: int) -> dict[str, tuple[int, int]]:
-        """Return field -> (offset, size) in bytes, of the fields that sample `i` has."""
+        """Return field -> (offset, size) in bytes for the fields of sample `i`."""
         row = self._body()["places"][self._checked(i)].tolist()
         return {
             field: (row[j], row[j + 1])
@@ -101,11 +102,11 @@ class ShardIndex:
         }
 
     def digest(self, i: int, field: str) -> bytes:
-        """Return the SHA-256 (32 bytes) of one member as it was when the index was made."""
+        """Return the SHA-256 (32 bytes) of one member at the time of indexing."""
         return bytes(self._body()["sha256"][self._checked(i), self.fields.index(field)])
 
     def problems(self) -> list[Problem]:
-        """Return what was wrong with the tar when it was indexed."""
+        """Return the problems of the tar at the time of indexing."""
         lines = self._body()["problems"].tobytes().splitlines()
         try:
             rows = [json.loads(line) for line in lines]
@@ -114,7 +115,7 @@ class ShardIndex:
             raise _damaged(self.tar, "its list of problems cannot be read") from error
 
     def scanned(self) -> ScannedTar:
-        """Return the index as the scan that it was made of."""
+        """Return the index in the form of the scan that it was built from."""
         samples = [
             {field: Member(*place, self.digest(i, field)) for field, place in self.locate(i).items()}
             for i in range(self.num_samples)
@@ -125,7 +126,7 @@ class ShardIndex:
         )
 
     def is_fresh(self, file: ByteFile) -> bool:
-        """Return whether the tar still has the size and time that it had when it was indexed."""
+        """Return whether the tar still has the size and modification time that it had when it was indexed."""
         return file.size == self.tar_size and file.mtime_ns in (0, self.header["tar_mtime_ns"])
 
     def _checked(self, i: int) -> int:
@@ -150,32 +151,32 @@ class ShardIndex:
         while len(_maps) > _MAX_MAPS:
             oldest = _maps.popleft()()
             if oldest is not None:
-                oldest._arrays = None  # threads that use it hold it
+                oldest._arrays = None  # threads that use it keep a reference
         return arrays
 
 
 def build_index(tar: Place) -> ShardIndex:
     """Read the whole tar and write its index.
 
-    A folder that cannot be written, or a full disk, gives an index in memory, with a logged notice.
+    If the folder is not writable or the disk is full, the index is kept in memory, with a logged warning.
 
     Raises:
-        DataError: the tar is missing, compressed or holds no sample.
+        DataError: the tar is missing, compressed or contains no sample.
     """
     return _write(tar, scan_tar(tar))
 
 
 def open_index(tar: Place) -> ShardIndex:
-    """Open the index of `tar`; it is made on first use.
+    """Open the index of `tar`; it is built on first use.
 
-    A tar whose size or time is no longer the index's is read again. Where all samples of the index are still there, the
-    index is renewed. Where some differ, the index stays the truth: it is returned with the places where samples are now
-    and `changed` in its header, so that what is read is compared with its hash.
+    If the size or modification time of the tar has changed, the tar is scanned again. If all samples of the index are
+    still there, the index is updated. If some differ, the index remains authoritative: it is returned with the current
+    offsets of samples and `changed` in its header, so that all bytes read are verified against their hash.
 
     Raises:
-        CheckpointError: the index is damaged (it is not replaced in silence, because its hashes are what shows damage
-            of the tar), or none of its samples is still in the tar.
-        DataError: the tar is missing, or `build_index` refuses it.
+        CheckpointError: the index is damaged (it is not replaced silently, because its hashes reveal damage of the
+            tar), or none of its samples is in the tar any more.
+        DataError: the tar is missing, or `build_index` cannot read it.
     """
     if not _is_missing(index_path(tar)):
         index = ShardIndex(tar)
@@ -189,23 +190,23 @@ def open_index(tar: Place) -> ShardIndex:
 def open_indexes(
     tars: Sequence[Place], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
 ) -> list[ShardIndex]:
-    """Open the indexes of many tars; those that are missing, or all for `rebuild`, are made in parallel.
+    """Open the indexes of many tars; missing ones, or all with `rebuild`, are built in parallel.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
-        rebuild: make every index again.
-        num_workers: threads or processes; None takes one a core.
-        engine: see `run_tasks`. None works in threads of this process: they share Python's lock, and two are little
-            faster than one. "local" takes processes where there is more than a second's work for them.
+        rebuild: build every index again.
+        num_workers: threads or processes; None uses one per core.
+        engine: see `run_tasks`. None uses threads of this process: they share the GIL, and two are hardly faster than
+            one. "local" uses processes if there is more than a second of work.
 
     Raises:
-        CheckpointError, DataError: as `open_index`.
+        CheckpointError, DataError: as for `open_index`.
     """
     missing = [tar for tar in tars if rebuild or _is_missing(index_path(tar))]
     make = build_index if rebuild else open_index
     num_threads = num_workers or min(16, os.cpu_count() or 1)
     if any(isinstance(tar, str) for tar in tars):
-        num_threads = 16  # they wait for answers, not for a core
+        num_threads = 16  # they wait for the network, not for a core
     with ThreadPoolExecutor(num_threads) as pool:
         if engine is None or (engine == "local" and _local_bytes(missing) < _MANY_BYTES):
             done: Iterator[tuple[int, ShardIndex]] = enumerate(pool.map(make, missing))
@@ -221,7 +222,7 @@ def _local_bytes(tars: Sequence[Place]) -> int:
 
 
 def _fetch(url: str) -> ShardIndex | None:
-    """Copy the index that stands beside a remote shard into the cache, None where there is none."""
+    """Copy the index next to a remote shard into the cache and return it, None if there is none."""
     tar = open_file(url)
     try:
         file = open_file(beside(url, ".idx"))
@@ -229,10 +230,10 @@ def _fetch(url: str) -> ShardIndex | None:
     except DataError:
         data = None
     if data is not None:
-        # It was made of a local file: from here on the server's time is what tells a change.
+        # It was built from a local file: from now on the server's modification time reveals changes.
         return _write(url, ShardIndex(url, data).scanned()._replace(mtime_ns=tar.mtime_ns))
     logger.info(
-        "%s has no index beside it: its %.1f MiB are read once, the index is kept in %s",
+        "%s has no index next to it: its %.1f MiB are read once, and the index is stored in %s",
         *(shown(url), tar.size / 2**20, index_path(url).parent),
     )
     return None
@@ -251,23 +252,23 @@ def _write(tar: Place, scan: ScannedTar) -> ShardIndex:
 
 
 def _is_missing(path: Path) -> bool:
-    """Return whether there is no index, or one in the format before."""
+    """Return whether there is no index, or only one in the previous format."""
     try:
         with path.open("rb") as file:
             return file.read(len(OLD_MAGIC)) == OLD_MAGIC
     except FileNotFoundError:
         return True
-    except OSError:  # told when it is opened
+    except OSError:  # reported when it is opened
         return False
 
 
 def _renewed(index: ShardIndex) -> ShardIndex:
-    """Return the index of a tar that was touched: renewed, or the old one with the places where samples are now."""
+    """Return the index of a modified tar: updated, or the old one with the current offsets of samples."""
     file = open_file(index.tar)
     old, new = index.scanned(), scan_tar(index.tar, file, may_be_empty=True)
     found = dict(zip(new.keys, new.samples, strict=True))
     samples, lost = [], []
-    unseen = 0  # by the scan: without an index they would be lost
+    unseen = 0  # samples not found by the scan: without an index they would be lost
     for key, sample in zip(old.keys, old.samples, strict=True):
         now = {field: member for field, member in found.get(key, {}).items() if _is_same(member, sample.get(field))}
         samples.append(sample | now)
@@ -275,23 +276,23 @@ def _renewed(index: ShardIndex) -> ShardIndex:
         unseen += bool(missing)
         if any(hashlib.sha256(file.read(member.offset, member.size)).digest() != member.sha256 for member in missing):
             offset = min(member.offset for member in sample.values())
-            lost.append(Problem("hash", offset, key, "it is not as it was when the tar was indexed"))
+            lost.append(Problem("hash", offset, key, "it has changed since the tar was indexed"))
             samples[-1] = {field: _cut(member, new.size) for field, member in samples[-1].items()}
     name = shown(index.tar)
     if not unseen:
         renewed = _write(index.tar, new)
         if renewed.header["content_sha256"] != index.header["content_sha256"]:
-            change = "samples or fields were added, or their order was changed"
+            change = "samples or fields were added or reordered"
             logger.warning("%s: since it was indexed, %s: %d samples, now %d", name, change, len(index), len(renewed))
         return renewed
-    hint = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {name}"
+    hint = f"copy the shard again, or if it was changed intentionally: mmvit-data index --rebuild {name}"
     if len(lost) == len(samples):
-        what = f"this is not the shard that was indexed: all of its {len(lost)} samples are gone or differ"
+        what = f"this is not the shard that was indexed: all of its {len(lost)} samples are missing or differ"
         raise CheckpointError(what, where=name, note="nothing was read from it", hint=hint)
-    became = f"{len(lost)} of {len(samples)} samples are gone or differ and will be left out"
+    effect = f"{len(lost)} of {len(samples)} samples are missing or differ and will be skipped"
     if not lost:
-        became = f"there is damage, but all {len(samples)} samples are whole"
-    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", name, became, hint)
+        effect = f"there is damage, but all {len(samples)} samples are intact"
+    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", name, effect, hint)
     merged = ScannedTar(new.size, new.mtime_ns, old.keys, samples, new.ignored, old.problems + lost)
     return ShardIndex(index.tar, index_bytes(merged, len(lost)))
 
@@ -301,7 +302,7 @@ def _is_same(member: Member, indexed: Member | None) -> bool:
 
 
 def _cut(member: Member, tar_size: int) -> Member:
-    """Return the part of a member that lies within the tar; what is read of it does not have its hash."""
+    """Return the part of a member that lies within the tar; its bytes do not match the hash."""
     offset = min(member.offset, tar_size)
     return Member(offset, min(member.size, tar_size - offset), member.sha256)
 
@@ -311,6 +312,6 @@ def _damaged(tar: Place, how: object) -> CheckpointError:
     return CheckpointError(
         f"the shard index is damaged: {how}",
         where=str(path),
-        note="nothing was read from the shard; the shard itself is not changed",
+        note="nothing was read from the shard; the shard itself is unchanged",
         hint=f"mmvit-data index --rebuild {shown(tar)}",
     )

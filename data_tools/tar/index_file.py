@@ -1,6 +1,6 @@
-r"""The format of an index, `NAME.tar.idx`: for each sample of a shard offset, size and SHA-256 of its members.
+r"""The format of an index, `NAME.tar.idx`: for each sample of a shard the offset, size and SHA-256 of its members.
 
-Layout of version 2 (little-endian), so that opening costs the same for every shard size:
+Layout of version 2 (little-endian), whose opening time does not depend on the shard size:
 
     MMVIT-TAR-INDEX 2\n                  magic line
     {"body_sha256": ..., ...}\n          one line of JSON, see `_HEADER_KINDS`; `header_sha256` covers the rest of it
@@ -10,9 +10,9 @@ Layout of version 2 (little-endian), so that opening costs the same for every sh
       places         i8 [n, 2 F]         offset and size of each of the F fields; offset -1 = the sample lacks it
       sha256         u1 [n, F, 32]       of each member's bytes
       keys           u1 [key_bytes]      the UTF-8 keys, one after the other
-      problems       u1 [problem_bytes]  one line of JSON a problem: [cause, offset, key, detail]
+      problems       u1 [problem_bytes]  one line of JSON per problem: [cause, offset, key, detail]
 
-An index may come from somebody else, and its hashes with it: what it says is checked before it is used.
+An index may come from somebody else, including its hashes: its content is validated before use.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _MAX_SUFFIXES = 100
 _MAX_SUFFIX_LENGTH = 40
 _HEADER_KINDS: dict[str, type] = {
     "body_sha256": str,
-    "changed": int,  # samples that were other ones when the tar was indexed; never on disk
+    "changed": int,  # samples that have changed since the tar was indexed; never on disk
     "content_sha256": str,  # of the keys and the members' bytes: equal for tars with the same samples in the same order
     "fields": list,  # sorted field names
     "header_sha256": str,
-    "ignored": dict,  # suffix -> number of members that no sample uses, the 100 most frequent suffixes
+    "ignored": dict,  # suffix -> number of members that are not part of a sample, the 100 most frequent suffixes
     "key_bytes": int,
     "num_samples": int,
     "problem_bytes": int,
@@ -83,10 +83,10 @@ def index_bytes(scan: ScannedTar, changed: int = 0) -> bytes:
 
 
 def read_header(head: bytes, file_size: int) -> dict[str, Any]:
-    """Return the header of an index file that begins with `head`, with `body_offset` beside what is stored.
+    """Return the header of an index file that begins with `head`, with the additional key `body_offset`.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the header is invalid.
     """
     line, newline, _ = head[len(MAGIC) :].partition(b"\n")
     try:
@@ -106,10 +106,10 @@ def read_header(head: bytes, file_size: int) -> dict[str, Any]:
 
 
 def read_body(header: Mapping[str, Any], data: bytes | mmap.mmap) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of an index file, which stay views of `data`.
+    """Return the arrays of an index file as views of `data`.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the body is invalid.
     """
     offset = header["body_offset"]
     if hashlib.sha256(memoryview(data)[offset:]).hexdigest() != header["body_sha256"]:
@@ -123,12 +123,12 @@ def read_body(header: Mapping[str, Any], data: bytes | mmap.mmap) -> dict[str, n
         raise ValueError("its keys cannot be read")
     end = header["tar_size"]
     if ((offsets < -1) | (offsets > end) | (sizes < 0) | (sizes > end - np.maximum(offsets, 0))).any():
-        raise ValueError("it names places outside the tar")
+        raise ValueError("it has offsets outside the tar")
     return arrays
 
 
 def _has_kinds(header: dict[str, Any]) -> bool:
-    """Return whether a header holds what it should, and its numbers are in bounds."""
+    """Return whether a header has the expected keys and types, and its numbers are in bounds."""
     if {name: type(value) for name, value in header.items()} != _HEADER_KINDS:
         return False
     counts = [header[name] for name, kind in _HEADER_KINDS.items() if kind is int and name != "tar_mtime_ns"]
@@ -155,7 +155,7 @@ def _header_sha256(header: Mapping[str, Any]) -> str:
 
 
 def _layout(header: Mapping[str, Any]) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Return the bytes of a number and the shape of each array of the body, in their order."""
+    """Return the bytes per element and the shape of each array of the body, in order."""
     n, num_fields = header["num_samples"], len(header["fields"])
     return {
         "key_offsets": (8, (n + 1,)),

@@ -14,9 +14,9 @@ def open_file(place: Place) -> ByteFile:
     """Open a local path or a URL.
 
     Raises:
-        DataError: it does not exist, or may not be read.
-        UnindexableError: a web server has no byte ranges.
-        ResourceError: a remote store does not answer.
+        DataError: it does not exist, or cannot be read.
+        UnindexableError: a web server does not support byte ranges.
+        ResourceError: a remote store does not respond.
     """
     if isinstance(place, str) and is_url(place):
         return open_remote(place)
@@ -27,4 +27,4 @@ def open_file(place: Place) -> ByteFile:
         return LocalFile(path)
     except OSError as error:
         what = f"the shard cannot be read: {error.strerror}"
-        raise DataError(what, where=str(place), hint="check who may read it") from error
+        raise DataError(what, where=str(place), hint="check its permissions") from error

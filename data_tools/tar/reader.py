@@ -1,4 +1,4 @@
-"""Reads samples of indexed shards by offset, each with one read of the disk where its members lie together."""
+"""Reads samples of indexed shards by offset, with a single disk read if their members are adjacent."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from data_tools.tar.open import open_file
 from data_tools.tar.scan import IMAGE_FIELDS
 
 _MAX_OPEN_FILES = 64
-# What is larger is no caption or picture (50 megapixels are the most that is decoded), and would fill the memory.
+# Larger members are not captions or images (at most 50 megapixels are decoded), and would fill the memory.
 MAX_BYTES = {**dict.fromkeys(IMAGE_FIELDS, 128 << 20), "txt": 1 << 20, "cls": 1 << 20, "json": 4 << 20}
 _SMALLEST_LIMIT = min(MAX_BYTES.values())
-_MAX_GAP = 1 << 16  # bytes between two members that are read along rather than asked for a second time
+_MAX_GAP = 1 << 16  # bytes between two members that are read as well to avoid a second read
 
 
 class ShardReader:
-    """The stored bytes of any sample; may be used after a fork, by several threads, and be sent to other processes.
+    """Random access to the stored bytes of samples; can be used after a fork, by several threads, and be pickled.
 
     Args:
-        indexes: of the shards, as from `data_tools.tar.index.open_indexes`.
-        verify: compare each member that is read with its SHA-256 in the index. Bit rot in JPEG and WebP decodes without
-            an error in 19 of 20 cases; hashing takes about 0.07 ms for 100 KB. A shard that changed since it was
-            indexed is verified in any case.
+        indexes: indexes of the shards, from `data_tools.tar.index.open_indexes`.
+        verify: verify each member against its SHA-256 in the index. Bit rot in JPEG and WebP decodes without an error
+            in 19 of 20 cases; hashing takes about 0.07 ms for 100 KB. A shard that changed since it was indexed is
+            always verified.
     """
 
     def __init__(self, indexes: Sequence[ShardIndex], verify: bool = False):
@@ -40,12 +40,12 @@ class ShardReader:
         return {**self.__dict__, "_files": {}}
 
     def fields(self, shard: int, i: int, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
-        """Return the bytes of the fields of sample `i` of shard number `shard`; `wanted` None takes all.
+        """Return the bytes of the fields of sample `i` of shard number `shard`; `wanted` None returns all fields.
 
         Raises:
-            SampleError: the bytes are no longer those that were indexed, cannot be read, or are more than `MAX_BYTES`.
-            DataError: the shard is gone or has changed since it was opened.
-            ResourceError: a remote store does not answer.
+            SampleError: the bytes differ from those that were indexed, cannot be read, or exceed `MAX_BYTES`.
+            DataError: the shard is missing or has changed since it was opened.
+            ResourceError: a remote store does not respond.
         """
         index = self.indexes[shard]
         places = index.locate(i)
@@ -70,7 +70,7 @@ class ShardReader:
             what = f"it cannot be read from the disk: {error.strerror} (bytes {start} to {stop})"
             raise self.error("damaged", what, shard, i) from error
         if sum(map(len, read.values())) != num_bytes:
-            raise self.error("truncated", "it is cut: the tar ends before it", shard, i)
+            raise self.error("truncated", "it is truncated: the tar ends before it", shard, i)
         if self.verify or index.header["changed"]:
             for field, data in read.items():
                 if hashlib.sha256(data).digest() != index.digest(i, field):
@@ -78,7 +78,7 @@ class ShardReader:
         return read
 
     def error(self, cause: str, what: str, shard: int, i: int) -> SampleError:
-        """Return an error that names sample `i` of a shard."""
+        """Return an error with shard and key of sample `i`."""
         index = self.indexes[shard]
         return SampleError(cause, what, shard=shown(index.tar), key=index.key(i))
 
@@ -89,14 +89,14 @@ class ShardReader:
                 raise self.error("too-large", what, shard, i)
 
     def _open(self, shard: int) -> ByteFile:
-        """Open a shard once in each process (a remote connection does not survive a fork), keeping the last 64 open."""
+        """Open a shard once per process (a remote connection does not survive a fork), keeping the last 64 open."""
         index = self.indexes[shard]
         file = open_file(index.tar)
         if not index.is_fresh(file):
             what = "the shard has changed since it was opened"
-            hint = "leave shards alone while they are read; run again"
+            hint = "do not modify shards while they are read; run again"
             raise DataError(what, where=shown(index.tar), hint=hint)
         self._files[os.getpid(), shard] = file
-        for name in list(self._files)[:-_MAX_OPEN_FILES]:  # threads that read from one hold it; it closes with the last
+        for name in list(self._files)[:-_MAX_OPEN_FILES]:  # threads that read from a file keep it open by reference
             self._files.pop(name, None)
         return file

@@ -1,10 +1,10 @@
-"""Files behind URLs: read by byte ranges, or fetched whole where a web server has no ranges.
+"""Remote files: read by byte ranges, or downloaded completely if a web server does not support ranges.
 
-Web servers are asked through the session of fsspec's HTTP file system. Its own reading is not used: it takes every
-failure for a missing file, and downloads the whole file for each sample where a server ignores ranges.
+Requests to web servers use the session of fsspec's HTTP file system. Its own read functions are not used: they treat
+every failure as a missing file, and download the whole file for each sample if a server ignores ranges.
 
-A sample costs one request (about 1 ms of a core, and the way to the server and back, which threads and loader processes
-hide). Connections belong to a process: one that was forked or spawned makes its own.
+A sample costs one request (about 1 ms of a core, and a network round trip, which threads and loader workers hide).
+Connections belong to a process: forked or spawned processes open their own.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from data_tools.core.errors import DataError, MmvitError, ResourceError, UsageEr
 from data_tools.tar.byte_file import ByteFile, LocalFile, UnindexableError
 from data_tools.tar.location import shown
 
-_WAITS_S = (0.3, 1.0, 3.0)  # before the second, third and fourth try of a request
-_PIECE = 8 << 20  # bytes of a request where all of a file is read
-_TIMED_BYTES = 4 << 20  # for so many bytes the time-out is granted once more
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be others in a moment
+_WAITS_S = (0.3, 1.0, 3.0)  # before the second, third and fourth attempt of a request
+_PIECE = 8 << 20  # bytes per request when a whole file is read
+_TIMED_BYTES = 4 << 20  # the timeout is extended once per this many bytes
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be temporary
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
-_SECRET = re.compile(r"\S*(?:://|[?@])\S*")  # a URL or a part of one in an error's text
-# Told already, or bugs: neither is what a second try would mend.
+_SECRET = re.compile(r"\S*(?:://|[?@])\S*")  # a URL or a part of one in an error message
+# Errors with a message of their own, or bugs: a retry would fix neither.
 _OURS = (MmvitError, ImportError, AttributeError, NameError, TypeError)
 
 T = TypeVar("T")
 
 
 def open_remote(url: str) -> ByteFile:
-    """Open the file behind a URL.
+    """Open the file at a URL.
 
     Raises:
-        UnindexableError: there are no byte ranges, or no size.
-        DataError: there is no such file, or it may not be read.
-        ResourceError: the store does not answer.
+        UnindexableError: the server does not support byte ranges, or does not report the size.
+        DataError: the file does not exist, or cannot be read.
+        ResourceError: the store does not respond.
     """
     try:
         return HttpFile(url) if _is_http(url) else StoreFile(url)
@@ -50,12 +50,12 @@ def open_remote(url: str) -> ByteFile:
 
 
 def timeout_s() -> float:
-    """Return for how long a server may be silent: MMVIT_REMOTE_TIMEOUT_S, 30 s where it is not set."""
+    """Return how long a server may not respond, in s: MMVIT_REMOTE_TIMEOUT_S, default 30."""
     return float(os.environ.get("MMVIT_REMOTE_TIMEOUT_S") or 30)
 
 
 class HttpFile:
-    """A file of a web server. Its size is taken from the answer to a range: signed URLs often allow nothing else."""
+    """A file on a web server. Its size is read from a range response: signed URLs often allow no other request."""
 
     piece = _PIECE
 
@@ -67,18 +67,18 @@ class HttpFile:
         self._version = part.version
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`, fewer only at the end of the file; a failed request is repeated.
+        """Return `size` bytes from `offset`, fewer only at the end of the file; failed requests are retried.
 
         Raises:
-            DataError: the file is no longer the one that was opened.
-            ResourceError: the server does not answer.
+            DataError: the file has changed since it was opened.
+            ResourceError: the server does not respond.
         """
         size = min(size, self.size - offset)
         if size <= 0:
             return b""
         part = _repeated(self.url, lambda: self._ask(offset, size))
         if (part.total, part.version) != (self.size, self._version):
-            hint = "leave shards alone while they are read; run again"
+            hint = "do not modify shards while they are read; run again"
             raise DataError("the shard was changed on the server while it was read", where=shown(self.url), hint=hint)
         return part.data
 
@@ -87,7 +87,7 @@ class HttpFile:
 
 
 class StoreFile:
-    """A file of any other store that fsspec knows."""
+    """A file on any other store that fsspec supports."""
 
     mtime_ns = 0
     piece = _PIECE
@@ -97,11 +97,11 @@ class StoreFile:
         size = _repeated(url, lambda: self._call("info", timeout_s()))["size"]
         if size is None:
             hint = "download the shards"
-            raise DataError("the store does not tell the size of the shard", where=shown(url), hint=hint)
+            raise DataError("the store does not report the size of the shard", where=shown(url), hint=hint)
         self.size = int(size)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`, fewer only at the end of the file; a failed request is repeated."""
+        """Return `size` bytes from `offset`, fewer only at the end of the file; failed requests are retried."""
         size = min(size, self.size - offset)
         return _repeated(self.url, lambda: self._part(offset, size)) if size > 0 else b""
 
@@ -113,20 +113,20 @@ class StoreFile:
         from fsspec.asyn import sync
         from fsspec.core import url_to_fs
 
-        store, path = url_to_fs(self.url)  # fsspec keeps one store a process
+        store, path = url_to_fs(self.url)  # fsspec keeps one store per process
         if store.async_impl:
             return sync(store.loop, getattr(store, f"_{name}"), path, timeout=timeout, **options)
         return getattr(store, name)(path, **options)
 
 
 def fetch(url: str) -> tuple[LocalFile, str]:
-    """Copy a file of a web server, whole, to a temporary file; with it comes "", or why it ends too early.
+    """Download a whole file from a web server to a temporary file; return it, and "" or why it is truncated.
 
-    The file has no name and is gone when it is closed, or the process killed.
+    The file is unnamed and deleted when it is closed or the process is killed.
 
     Raises:
-        DataError: there is no such file, or it may not be read.
-        ResourceError: the server does not answer, or the temporary folder is full.
+        DataError: the file does not exist, or cannot be read.
+        ResourceError: the server does not respond, or the temporary folder is full.
     """
     try:
         with TemporaryFile() as out:
@@ -134,8 +134,8 @@ def fetch(url: str) -> tuple[LocalFile, str]:
             out.flush()
             return LocalFile(out.fileno()), broken
     except OSError as error:
-        hint = "set TMPDIR to a folder with room for three shards for each loader process"
-        raise ResourceError(f"the shard cannot be kept: {error.strerror}", where=gettempdir(), hint=hint) from error
+        hint = "set TMPDIR to a folder with space for three shards per loader worker"
+        raise ResourceError(f"the shard cannot be stored: {error.strerror}", where=gettempdir(), hint=hint) from error
 
 
 def _copy(url: str, out: IO[bytes]) -> str:
@@ -165,7 +165,7 @@ def _next_piece(reply: Any) -> tuple[bytes, str]:
 
 
 class _Part(NamedTuple):
-    """What a server says of a file, and a piece of it."""
+    """Facts about a remote file, and a part of its bytes."""
 
     total: int
     version: str
@@ -175,11 +175,11 @@ class _Part(NamedTuple):
 
 async def _get_part(url: str, offset: int, size: int) -> _Part:
     async with await _get(url, {"Range": f"bytes={offset}-{offset + size - 1}"}) as reply:
-        told = _CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
-        if told is None or (reply.status, told[1]) not in ((206, str(offset)), (416, None)):
-            # Of a server that sends the whole file nothing more is taken.
-            raise UnindexableError("the server has no byte ranges", where=shown(url))
-        total = int(told[2])
+        content_range = _CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
+        if content_range is None or (reply.status, content_range[1]) not in ((206, str(offset)), (416, None)):
+            # The server sends the whole file, which is not read.
+            raise UnindexableError("the server does not support byte ranges", where=shown(url))
+        total = int(content_range[2])
         etag, modified = reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")
         wanted = max(0, min(size, total - offset))
         data = bytearray()
@@ -190,11 +190,11 @@ async def _get_part(url: str, offset: int, size: int) -> _Part:
 
 
 async def _get(url: str, headers: dict[str, str]) -> Any:
-    """Return the answer to a request, its body not yet read."""
+    """Return the response to a request, without reading its body."""
     import yarl
 
     session = await _web(os.getpid()).set_session()
-    address = yarl.URL(url, encoded=url.isascii() and " " not in url)  # a signature may be of the very letters
+    address = yarl.URL(url, encoded=url.isascii() and " " not in url)  # a signature may depend on the exact characters
     reply = await session.get(address, headers={"Accept-Encoding": "identity", **headers})
     error: Exception | None = None
     if reply.status in _PASSING:
@@ -219,17 +219,17 @@ def _run(task: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
 
 @functools.cache
 def _web(pid: int) -> Any:
-    """Return the connections of this process; those of the process it was forked from are kept, but not touched."""
+    """Return the connections of this process; those inherited by a fork are kept, but not used."""
     import aiohttp
     from fsspec.implementations.http import HTTPFileSystem
 
-    limits = aiohttp.ClientTimeout(total=None)  # each call has its own
+    limits = aiohttp.ClientTimeout(total=None)  # each call has its own timeout
     options = {"timeout": limits, "trust_env": True, "auto_decompress": False}
     return HTTPFileSystem(skip_instance_cache=True, client_kwargs=options)
 
 
 def _repeated(url: str, task: Callable[[], T]) -> T:
-    """Return what `task` returns; it is tried four times. No text that may hold a token goes into an error."""
+    """Return the result of `task`, with up to four attempts. Errors contain no text that may contain a token."""
     for wait in (*_WAITS_S, None):
         try:
             return task()
@@ -241,26 +241,26 @@ def _repeated(url: str, task: Callable[[], T]) -> T:
             raise _refused(url) from None
         except ValueError as error:
             raise UsageError(f"the URL cannot be opened: {_reason(error)}", where=shown(url)) from None
-        except Exception as error:  # every store's library has errors of its own
+        except Exception as error:  # the libraries of stores raise their own errors
             if wait is None:
                 raise ResourceError(
                     f"the remote store failed {len(_WAITS_S) + 1} times in a row: {_reason(error)}",
                     where=shown(url),
-                    hint="check the network, then run again; MMVIT_REMOTE_TIMEOUT_S is the limit for an answer",
+                    hint="check the network, then run again; MMVIT_REMOTE_TIMEOUT_S sets the timeout",
                 ) from None
         time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer for {timeout_s():g} s"
+        return f"no response for {timeout_s():g} s"
     return _SECRET.sub("...", f"{type(error).__name__}: {error}" if type(error) is not OSError else str(error))
 
 
 def _whole(data: bytes, size: int) -> bytes:
     if len(data) != size:
-        raise OSError(f"{len(data)} of {size} bytes came")
+        raise OSError(f"received {len(data)} of {size} bytes")
     return data
 
 
@@ -281,4 +281,4 @@ def _does_not_exist(url: str) -> DataError:
 
 def _refused(url: str, detail: str = "") -> DataError:
     hint = "check the URL and the credentials; signed URLs expire"
-    return DataError(f"the server refuses the shard{detail}", where=shown(url), hint=hint)
+    return DataError(f"the server denies access to the shard{detail}", where=shown(url), hint=hint)

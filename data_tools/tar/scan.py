@@ -1,8 +1,8 @@
-"""Reads a tar from end to end and groups its members into samples; whatever would be lost is told as a `Problem`.
+"""Reads a whole tar and groups its members into samples; everything that would be lost is reported as a `Problem`.
 
-What no scan of a tar can see is a change inside a member's bytes, a whole header in place of another, or a last sample
-that was overwritten with zeros from its header on; only an index made before shows these. Of the sample at a cut, it
-cannot know fields that fewer than half of the samples have.
+A scan cannot detect a change inside a member's bytes, a header replaced by another intact one, or a last sample that
+was overwritten with zeros from its header on; only an earlier index reveals these. In the sample at a truncation, it
+cannot detect missing fields that fewer than half of the samples have.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from data_tools.tar.open import open_file
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 FIELDS = (*IMAGE_FIELDS, "txt", "json", "cls")
 
-# Problems that cost no sample; those that do are named in `errors.CAUSES`.
+# Problems that lose no sample; those that do are listed in `errors.CAUSES`.
 NOTICES = {
-    "non-adjacent": "members of a sample lie apart; they are joined here, but webdataset would tear the sample",
+    "non-adjacent": "members of a sample are not adjacent; they are joined here, but webdataset would split the sample",
     "copy": "a member is stored twice with the same bytes; one is used",
-    "missing-field": "the sample lacks a field that most of the shard's samples have",
-    "ignored-dotted": "a dot inside a file's name makes a field of it that is not read",
-    "unsafe": "a pickle, a link, a device, or a name that leaves the archive; never opened, followed or written",
+    "missing-field": "the sample lacks a field that most samples of the shard have",
+    "ignored-dotted": "a dot inside a file name turns it into a field that is not read",
+    "unsafe": "a pickle, a link, a device, or a path outside the archive; never opened, followed or written",
 }
 
 _NAME_RULE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset 1.0: tariterators.base_plus_ext
 _META_RULE = re.compile(r"__[^/]*__($|/)")  # webdataset 1.0: tar_file_iterator(skip_meta=...)
 _LINKS = (b"1", b"2", b"3", b"4", b"6")  # and devices
-_IMAGE = "image"  # one of IMAGE_FIELDS, whichever
+_IMAGE = "image"  # any of IMAGE_FIELDS
 _PICKLE = "is a pickle, which runs code when it is loaded"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib", "dill")
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
 
 class Member(NamedTuple):
-    """Where one member's bytes lie in the tar, and their SHA-256."""
+    """Position of a member's bytes in the tar, and their SHA-256."""
 
     offset: int
     size: int
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something that is lost (a cause of `errors.CAUSES`) or noteworthy (`NOTICES`); key "" where it is not known."""
+    """A loss (cause in `errors.CAUSES`) or a notice (cause in `NOTICES`); key "" if unknown."""
 
     cause: str
     offset: int
@@ -67,13 +67,13 @@ class ScannedTar(NamedTuple):
 
 
 def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = False) -> ScannedTar:
-    """Read the tar once, from `file` where it is open already; return its samples and all that is wrong with it.
+    """Read the tar once, from `file` if it is already open; return its samples and problems.
 
-    After damage the scan goes on at the next whole header, so that a fault costs the one or two samples it lies in.
+    After damage the scan continues at the next intact header, so that only the one or two damaged samples are lost.
     Members whose suffix is not in `FIELDS`, links and files without a suffix are ignored and counted by suffix.
 
     Raises:
-        DataError: missing, compressed, unreadable, or no sample at all unless it `may_be_empty`.
+        DataError: the tar is missing, compressed, unreadable, or has no sample, unless it `may_be_empty`.
     """
     file = file or open_file(tar)
     grouping = _Grouping()
@@ -92,7 +92,7 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
         ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.most_common(5)) or "none"
         first = f"; {grouping.problems[0].detail}" if grouping.problems else ""
         raise DataError(
-            f"the shard holds no sample (files of other kinds: {ignored}){first}",
+            f"the shard contains no sample (other files: {ignored}){first}",
             where=shown(tar),
             hint=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or make the shard again",
         )
@@ -101,13 +101,13 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
 
 
 class _Run:
-    """Neighbouring members of one key."""
+    """Adjacent members with the same key."""
 
     def __init__(self, key: str, offset: int):
         self.key = key
         self.offset = offset
         self.members: dict[str, Member] = {}
-        self.conflict = ""  # the field that is there twice with different bytes
+        self.conflict = ""  # a field that occurs twice with different bytes
         self.dotted = ""  # an ignored field such as v2.jpg
         self.near_damage = False
 
@@ -122,7 +122,7 @@ class _Grouping:
         self._after_damage = False
 
     def add_damage(self, damage: Damage) -> None:
-        """Note the damage and that its neighbours may have lost members."""
+        """Record the damage, and that adjacent runs may have lost members."""
         cause = "truncated" if damage.truncated else "damaged"
         detail = f"{damage.detail}: bytes {damage.offset} to {damage.stop} are lost"
         self.problems.append(Problem(cause, damage.offset, "", detail))
@@ -130,15 +130,15 @@ class _Grouping:
             run = self.runs[-1]
             run.near_damage = True
             for field in [field for field, member in run.members.items() if member.offset > damage.offset]:
-                del run.members[field]  # its own header is what is damaged
+                del run.members[field]  # its own header is damaged
         self._after_damage = True
 
     def add(self, entry: Entry) -> None:
-        """Add one member to the run it belongs to."""
-        name = entry.name.decode("utf-8", "backslashreplace")  # a key is always valid text
+        """Add one member to its run."""
+        name = entry.name.decode("utf-8", "backslashreplace")  # keys are always valid text
         if entry.kind in (b"5", b"V") or ("__" in name and _META_RULE.match(name)):
             return
-        hidden = name.startswith(".", name.rfind("/") + 1)  # as "._a.jpg", which tar adds on macOS
+        hidden = name.startswith(".", name.rfind("/") + 1)  # such as "._a.jpg", which tar adds on macOS
         match = None if hidden else _NAME_RULE.match(name)
         key, suffix = match.groups() if match else ("", "")
         field = suffix.lower()
@@ -170,34 +170,34 @@ class _Grouping:
             run.conflict = field
 
     def finish(self) -> dict[str, dict[str, Member]]:
-        """Join the runs to samples, in the order of their first members."""
+        """Join the runs into samples, in the order of their first members."""
         samples: dict[str, dict[str, Member]] = {}
         near_damage = set()
         for run in self.runs:
             if run.near_damage:
                 near_damage.add(run.key)
             if run.conflict:
-                detail = f".{run.conflict} is there twice, with different content"
+                detail = f".{run.conflict} occurs twice, with different content"
                 self.problems.append(Problem("double-field", run.offset, run.key, detail))
             elif not run.members:
                 if run.dotted:
-                    detail = f"its files end in .{run.dotted}: a key ends at the first dot of a file's name"
+                    detail = f"its files end in .{run.dotted}: a key ends at the first dot of a file name"
                     self.problems.append(Problem("dotted-name", run.offset, run.key, detail))
             else:
                 if run.dotted:
                     self.problems.append(Problem("ignored-dotted", run.offset, run.key, f".{run.dotted} is not read"))
                 self._join(samples, run)
-        self._tell_missing(samples, near_damage)
+        self._report_missing(samples, near_damage)
         return samples
 
     def _join(self, samples: dict[str, dict[str, Member]], run: _Run) -> None:
-        """Add a run to the samples: to one of the same key only where nothing contradicts."""
+        """Add a run to the samples; to an existing one of the same key only if their content does not conflict."""
         have = samples.setdefault(run.key, run.members)
         if have is run.members:
             return
         first = min(member.offset for member in have.values())
         if any(have[field].sha256 != run.members[field].sha256 for field in have.keys() & run.members.keys()):
-            detail = f"a sample with the same key and other content is at byte {first}; that one is used"
+            detail = f"a sample with the same key and different content is at byte {first}; that one is used"
             self.problems.append(Problem("double-key", run.offset, run.key, detail))
         elif run.members.keys() <= have.keys():
             self.problems.append(Problem("copy", run.offset, run.key, f"the same is at byte {first}"))
@@ -205,8 +205,8 @@ class _Grouping:
             self.problems.append(Problem("non-adjacent", run.offset, run.key, f"its other members are at byte {first}"))
             samples[run.key] = run.members | have
 
-    def _tell_missing(self, samples: dict[str, dict[str, Member]], near_damage: set[str]) -> None:
-        """Tell which samples lack what most have; beside damage it may have been lost, so leave them out there."""
+    def _report_missing(self, samples: dict[str, dict[str, Member]], near_damage: set[str]) -> None:
+        """Report samples that lack a field most samples have; next to damage it may be lost, so they are removed."""
         kinds = {key: {_IMAGE if field in IMAGE_FIELDS else field for field in samples[key]} for key in samples}
         counts = Counter(kind for of_sample in kinds.values() for kind in of_sample)
         usual = {kind for kind, count in counts.items() if 2 * count > len(samples)}
@@ -215,18 +215,18 @@ class _Grouping:
                 offset = min(member.offset for member in samples[key].values())
                 detail = f"it has no {' '.join(sorted(missing))}"
                 if key in near_damage:
-                    self.problems.append(Problem("damaged", offset, key, f"{detail}, lost in the damage beside it"))
+                    self.problems.append(Problem("damaged", offset, key, f"{detail}, lost in the damage next to it"))
                     del samples[key]
                 else:
                     self.problems.append(Problem("missing-field", offset, key, detail))
 
 
 def _unsafe(kind: bytes, name: str, field: str) -> str:
-    """Return why a member must not be touched, "" where it is harmless."""
+    """Return why a member is unsafe, "" if it is safe."""
     if kind in _LINKS:
         return "is a link or a device"
     if name.startswith("/") or (".." in name and ".." in name.split("/")):
-        return "would leave the folder that it is unpacked into"
+        return "would be extracted outside the target folder"
     return _PICKLE if field not in FIELDS and field.rpartition(".")[2] in _PICKLES else ""
 
 
@@ -236,6 +236,6 @@ def _refuse_compressed(tar: Place, head: bytes) -> None:
             raise DataError(
                 "a compressed tar cannot be read by offset",
                 where=shown(tar),
-                note="images are compressed already, a plain tar is hardly larger",
+                note="images are already compressed, so a plain tar is hardly larger",
                 hint=f"{program} {shown(tar)}",
             )

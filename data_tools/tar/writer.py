@@ -1,4 +1,4 @@
-"""Writes samples into shards that appear whole, with their index, and are equal byte for byte for equal samples."""
+"""Writes samples to shards, atomically and with their index; equal samples result in byte-identical shards."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _KEY = re.compile(r"^(?!/)(?!__[^/]*__($|/))(?:[^/\0\n]+/)*[^./\0\n]+$")
 class ShardWriter:
     """Writes `PREFIX-00000.tar`, `PREFIX-00001.tar`, ... and the index of each; use it in a `with` block.
 
-    A shard is built under a temporary name, synced, indexed and renamed. When the block ends with an exception, the
-    shard that was being written is removed and the finished ones stay.
+    A shard is written under a temporary name, synced, indexed and renamed. If the block ends with an exception, the
+    unfinished shard is removed and the finished ones are kept.
 
     Args:
-        folder: made when it does not exist.
-        prefix: of the shards' names.
-        max_samples: samples a shard, at least 1.
-        first_number: of the first shard, so that several processes can write the shards of one data set.
+        folder: output folder, created if it does not exist.
+        prefix: prefix of the shards' names.
+        max_samples: maximum number of samples per shard, at least 1.
+        first_number: number of the first shard, so that several processes can write the shards of one data set.
 
     Raises:
-        UsageError: bad arguments, or a shard of this name exists already; nothing is overwritten.
+        UsageError: arguments are invalid, or a shard of this name already exists; nothing is overwritten.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ShardWriter:
         if max_samples < 1:
             raise UsageError(f"a shard needs at least 1 sample, got max_samples={max_samples}")
         if not prefix or "/" in prefix:
-            raise UsageError(f"{prefix!r} cannot begin the name of a shard")
+            raise UsageError(f"{prefix!r} is not a valid prefix of shard names")
         self.folder = Path(folder)
         self.prefix = prefix
         self.max_samples = max_samples
@@ -59,7 +59,7 @@ class ShardWriter:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples written so far."""
+        """Return the number of samples written so far."""
         return len(self._keys)
 
     def __enter__(self) -> ShardWriter:
@@ -74,21 +74,22 @@ class ShardWriter:
             self._abandon()
 
     def write(self, key: str, fields: Mapping[str, object]) -> None:
-        """Add one sample: an image as bytes (`jpg jpeg png webp`), `txt` a str, `json` an object, `cls` an int or str.
+        """Write one sample: an image as bytes (`jpg jpeg png webp`), `txt` a str, `json` an object, `cls` an int or str.
 
         Raises:
-            DataError: a key that was written before or that would be read back differently, an empty caption, no field.
-            UsageError: an unknown field or a value of the wrong type.
+            DataError: the key was already written or would be read back differently, the caption is empty, or there is
+                no field.
+            UsageError: a field is unknown or a value has the wrong type.
         """
         self._check_key(key)
         encoded = {name: _encode(key, name, value) for name, value in fields.items()}
         self._add(key, encoded)
 
     def copy(self, key: str, fields: Mapping[str, bytes]) -> None:
-        """Add one sample of another shard: its bytes are written as they are.
+        """Copy one sample of another shard: its bytes are written unchanged.
 
         Raises:
-            DataError: as `write`.
+            DataError: as for `write`.
         """
         self._check_key(key)
         self._add(key, fields)
@@ -112,18 +113,18 @@ class ShardWriter:
     def _check_key(self, key: str) -> None:
         if not _KEY.match(key):
             raise DataError(
-                "the key would be read back as another one",
+                "the key would be read back as a different one",
                 where=f"key {key!r}",
-                hint="use a name without dots, not of the form __x__; folders may be part of it",
+                hint="use a name without dots, not of the form __x__; it may contain folders",
             )
         if key in self._keys:
-            raise DataError("the key was written before", where=f"key {key!r}", hint="give each sample its own key")
+            raise DataError("the key was already written", where=f"key {key!r}", hint="use a unique key per sample")
 
     def _next_path(self) -> Path:
         path = self.folder / f"{self.prefix}-{self.first_number + len(self.shards):05d}.tar"
         if path.exists():
             raise UsageError(
-                "the folder already holds a shard of this name",
+                "the folder already contains a shard of this name",
                 where=str(path),
                 note="nothing was overwritten",
                 hint="choose another folder or another prefix",
@@ -148,7 +149,7 @@ class ShardWriter:
             self._file.close()
             index = index_bytes(scan_tar(temporary))
             rename_synced(temporary, final)
-            write_atomic(index_path(final), index)  # until now the tar is one without an index, which is valid
+            write_atomic(index_path(final), index)  # a tar without an index, as before this line, is valid
         except BaseException:
             self._abandon()
             raise
@@ -158,7 +159,7 @@ class ShardWriter:
 
     def _abandon(self) -> None:
         if self._file is not None and self._tar is not None:
-            with contextlib.suppress(OSError, ValueError):  # the disk is full, or the file is closed already
+            with contextlib.suppress(OSError, ValueError):  # the disk is full, or the file is already closed
                 self._tar.close()
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -167,7 +168,7 @@ class ShardWriter:
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)  # its time is 0: equal samples give equal bytes
+    member = tarfile.TarInfo(name)  # its modification time is 0: equal samples result in equal bytes
     member.size = size
     member.mode = 0o644
     member.uname = member.gname = "mmvit"
@@ -181,7 +182,7 @@ def _encode(key: str, field: str, value: object) -> bytes:
         return value
     if field == "txt" and isinstance(value, str):
         if not value.strip():
-            raise DataError("the caption is empty", where=f"key {key!r}", hint="leave the sample out")
+            raise DataError("the caption is empty", where=f"key {key!r}", hint="skip the sample")
         return value.encode()
     if field == "json":
         return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
@@ -190,7 +191,7 @@ def _encode(key: str, field: str, value: object) -> bytes:
     if field == "cls" and isinstance(value, str) and value.strip():
         return value.encode()
     raise UsageError(
-        f"a {type(value).__name__} cannot be the field {field!r}",
+        f"a {type(value).__name__} is not a valid value of the field {field!r}",
         where=f"key {key!r}",
-        hint="images are bytes that are not empty, txt is a str, cls a class name or an int that is not negative",
+        hint="images are non-empty bytes, txt is a str, cls a class name or a non-negative int",
     )

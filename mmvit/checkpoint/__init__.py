@@ -1,4 +1,4 @@
-"""Folders that survive a crash: training checkpoints and model folders, each with the SHA-256 of its files."""
+"""Crash-safe folders: training checkpoints and model folders, each with the SHA-256 of its files."""
 
 from mmvit.checkpoint.checkpoints import (
     Checkpoint,

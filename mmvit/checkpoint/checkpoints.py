@@ -1,4 +1,4 @@
-"""Training checkpoints, which survive a crash."""
+"""Crash-safe training checkpoints."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint read back: `tensors` by file stem ("model", "optimizer", "ema"), `state` as it was given."""
+    """A loaded checkpoint: `tensors` by file stem ("model", "optimizer", "ema"), `state` as it was saved."""
 
     folder: Path
     step: int
@@ -47,19 +47,19 @@ def save_checkpoint(
     keep_last: int,
     keep_every: int | None = None,
 ) -> Path:
-    """Write `run/checkpoints/step-NNNNNNNN` and only then remove those that are no longer wanted.
+    """Write `run/checkpoints/step-NNNNNNNN`, then remove checkpoints that are no longer kept.
 
-    Wanted are the newest `keep_last`, and all whose step is a multiple of `keep_every`. The folder is built beside its
-    final name, synced and renamed; its manifest is written last. A crash leaves either no such folder or a whole one.
-    Removed too are later steps, which this run could not read and repeats, and what a killed save left. A whole
-    checkpoint of this very step stays as it is.
+    The newest `keep_last` are kept, and all whose step is a multiple of `keep_every`. The folder is built under a
+    temporary name, synced and renamed; its manifest is written last. A crash leaves either no folder or an intact one.
+    Checkpoints of later steps, which could not be read and are repeated, and leftovers of killed saves are removed too.
+    An intact checkpoint of this step is not rewritten.
 
     Raises:
-        ResourceError: the disk is full or fails; what was saved before is as it was.
+        ResourceError: the disk is full or fails; earlier checkpoints are unchanged.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
     remove_leftovers(final.parent, "step-*")
-    if not (final.exists() and _is_whole(final)):
+    if not (final.exists() and _is_intact(final)):
         with disk_for(tensors.values(), final):
             if final.exists():
                 remove_folder(final)
@@ -75,12 +75,12 @@ def save_checkpoint(
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """Read the newest whole checkpoint, None where there is none; what is passed over, and why, is told in the log.
+    """Return the newest intact checkpoint, or None if there are none; damaged ones are skipped with a warning.
 
     Raises:
-        OtherVersionError: the newest is of another format version; going on without it would destroy it.
-        ResourceError: the disk does not give one; it may be whole.
-        CheckpointError: there are some, and none is whole.
+        OtherVersionError: the newest has another format version; to continue without it would destroy it.
+        ResourceError: the disk cannot read one, which may be intact.
+        CheckpointError: there are checkpoints, but all are damaged.
     """
     damaged: list[tuple[int, CheckpointError]] = []
     found = None
@@ -93,22 +93,22 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
         except CheckpointError as error:
             damaged.append((step, error))
     if damaged and found is None:
-        whats = "; ".join(error.what for _, error in damaged)
+        reasons = "; ".join(error.what for _, error in damaged)
         raise CheckpointError(
-            f"none of the checkpoints of this run is whole: {whats}",
+            f"all checkpoints of this run are damaged: {reasons}",
             where=str(run / "checkpoints"),
             note="nothing was changed",
-            hint="move that folder away to start the run anew",
+            hint="move this folder away to restart the run from step 0",
         )
     start = found.step if found else 0
     for step, why in damaged:
-        instead = f"going on at step {start}, {step - start} steps are repeated"
-        logger.warning("%s; %s\n  where: %s", why.what, instead, why.where)
+        resumed = f"resuming at step {start}, {step - start} steps are repeated"
+        logger.warning("%s; %s\n  where: %s", why.what, resumed, why.where)
     return found
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read one checkpoint; raises CheckpointError where a file is missing, cut or changed."""
+    """Read one checkpoint; raises CheckpointError if a file is missing, truncated or changed."""
     manifest = verify_folder(folder)
     names = [name for name in manifest["files"] if name.endswith(".safetensors")]
     try:
@@ -122,9 +122,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_leaves(checkpoint: Checkpoint, groups: Collection[str], state: Collection[str]) -> None:
-    """Raise CheckpointError unless the checkpoint holds just these groups of tensors, and no other entry of `state`.
+    """Raise CheckpointError unless the checkpoint holds exactly these groups of tensors, and no other `state` entries.
 
-    What a run does not take up again it would lose silently; entries that an older version did not write may lack.
+    State that a run does not restore would be lost silently; `state` entries that older versions did not write may be
+    missing.
     """
     unknown = sorted({*checkpoint.tensors} - {*groups} | {*checkpoint.state} - {*state})
     missing = sorted({*groups} - {*checkpoint.tensors})
@@ -133,19 +134,19 @@ def check_leaves(checkpoint: Checkpoint, groups: Collection[str], state: Collect
         raise CheckpointError(
             f"{checkpoint.folder.name} {what}",
             where=str(checkpoint.folder),
-            note="going on would lose a part of the state; nothing was changed",
-            hint="use the version of mmvit and the config that wrote it, or start anew with another out=FOLDER",
+            note="resuming would lose a part of the state; nothing was changed",
+            hint="use the version of mmvit and the config that wrote it, or start a new run with another out=FOLDER",
         )
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
-    """Hold every file against the folder's manifest and return it; raises CheckpointError naming the file."""
+    """Verify every file against the folder's manifest and return the manifest; raises CheckpointError with the file."""
     manifest = read_sealed(folder / MANIFEST, {"format_version": int, "step": int, "files": dict})
     verify_files(folder, manifest["files"], STATE)
     return manifest
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         verify_folder(folder)
     except OtherVersionError:
@@ -156,16 +157,16 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _checkpoint_folders(run: Path) -> dict[int, Path]:
-    """Return the folders by step, the oldest first."""
+    """Return the folders by step, oldest first."""
     steps = {path: path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")}
     return dict(sorted((int(step), path) for path, step in steps.items() if step.isdecimal()))
 
 
 def _prune(run: Path, step: int, keep_last: int, keep_every: int | None) -> None:
     folders = _checkpoint_folders(run)
-    wanted = {each for each in folders if each <= step and keep_every and each % keep_every == 0}
-    wanted.update([each for each in folders if each <= step][-max(keep_last, 1) :])
-    for each in folders.keys() - wanted:
+    kept = {each for each in folders if each <= step and keep_every and each % keep_every == 0}
+    kept.update([each for each in folders if each <= step][-max(keep_last, 1) :])
+    for each in folders.keys() - kept:
         try:
             remove_folder(folders[each])
         except OSError as error:  # the next save tries again

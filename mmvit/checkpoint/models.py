@@ -1,4 +1,4 @@
-"""Model folders, which survive a crash and need nothing else to be used."""
+"""Crash-safe, self-contained model folders."""
 
 import shutil
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ from mmvit.models.image_towers import build_image_tower
 from mmvit.towers.contract import Tower, TowerConfig
 
 DESCRIPTION = "mmvit.json"
-DUAL_ENCODER, CLASSIFIER, TOWER = "dual_encoder", "classifier", "image_tower"  # what a model folder can hold
+DUAL_ENCODER, CLASSIFIER, TOWER = "dual_encoder", "classifier", "image_tower"  # kinds of model in a model folder
 _KEYS = {"format_version": int, "kind": str, "model": dict, "preprocess": dict, "files": dict}
 _KINDS = {DUAL_ENCODER: _KEYS | {"tokenizer": dict}, CLASSIFIER: _KEYS | {"class_names": list}, TOWER: _KEYS}
 
 
 class LoadedClassifier(NamedTuple):
-    """The model folder of a classifier read back; `fingerprint` is the SHA-256 of the weights file."""
+    """The loaded model folder of a classifier; `fingerprint` is the SHA-256 of the weights file."""
 
     model: ImageClassifier
     preprocess: PreprocessConfig
@@ -48,7 +48,7 @@ class LoadedClassifier(NamedTuple):
 
 
 class LoadedTower(NamedTuple):
-    """The image tower of a model folder read back."""
+    """The loaded image tower of a model folder."""
 
     tower: Tower
     preprocess: PreprocessConfig
@@ -56,7 +56,7 @@ class LoadedTower(NamedTuple):
 
 
 class LoadedModel(NamedTuple):
-    """The model folder of a dual encoder read back; `fingerprint` is the SHA-256 of the weights file."""
+    """The loaded model folder of a dual encoder; `fingerprint` is the SHA-256 of the weights file."""
 
     model: DualEncoder
     tokenizer: Tokenizer
@@ -72,7 +72,7 @@ def save_model(
     preprocess: PreprocessConfig,
     tokenizer: TokenizerConfig,
 ) -> None:
-    """Write a model folder that `load_model` reads with nothing else; an older model folder is replaced."""
+    """Write a self-contained model folder for `load_model`; an existing model folder is replaced."""
     files = {}
     if tokenizer.kind == "file":
         tokenizer = resolve_tokenizer(tokenizer)
@@ -89,7 +89,7 @@ def save_model(
 def save_classifier(
     folder: Path, model: ImageClassifier, config: ClassifierConfig, preprocess: PreprocessConfig
 ) -> None:
-    """Write a model folder that `load_classifier` reads with nothing else; an older model folder is replaced."""
+    """Write a self-contained model folder for `load_classifier`; an existing model folder is replaced."""
     description = {
         "kind": CLASSIFIER,
         "model": asdict(config),
@@ -100,10 +100,10 @@ def save_classifier(
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """Read the model folder of a dual encoder.
+    """Load the model folder of a dual encoder.
 
     Raises:
-        CheckpointError: it is none, damaged, or of another format version.
+        CheckpointError: not a model folder, damaged, or another format version.
         UsageError: it holds a classifier.
     """
     folder, description = _open_folder(folder, DUAL_ENCODER)
@@ -125,10 +125,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
 
 
 def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> LoadedClassifier:
-    """Read the model folder of a classifier.
+    """Load the model folder of a classifier.
 
     Raises:
-        CheckpointError: it is none, damaged, or of another format version.
+        CheckpointError: not a model folder, damaged, or another format version.
         UsageError: it holds a dual encoder.
     """
     folder, description = _open_folder(folder, CLASSIFIER)
@@ -141,10 +141,10 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> L
 
 
 def load_tower(folder: str | Path) -> LoadedTower:
-    """Read the image tower of a model folder of any kind.
+    """Load the image tower of a model folder of any kind.
 
     Raises:
-        CheckpointError: it is no model folder, damaged, or of another format version.
+        CheckpointError: not a model folder, damaged, or another format version.
     """
     kind = model_kind(folder)
     if kind != TOWER:
@@ -159,20 +159,20 @@ def load_tower(folder: str | Path) -> LoadedTower:
 
 
 def model_kind(folder: str | Path) -> str:
-    """Tell what a model folder holds: DUAL_ENCODER, CLASSIFIER or TOWER; raises CheckpointError where it is none."""
+    """Return the kind of a model folder: DUAL_ENCODER, CLASSIFIER or TOWER; raises CheckpointError if it is not one."""
     return str(_description(_model_folder(folder))["kind"])
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """Return the SHA-256 of a model folder's weights file; raises CheckpointError where it is none."""
+    """Return the SHA-256 of a model folder's weights file; raises CheckpointError if it is not a model folder."""
     return str(_description(_model_folder(folder))["files"][WEIGHTS])
 
 
 def image_settings(folder: str | Path) -> dict[str, Any]:
-    """Return the `kind` of a model folder and its settings for images, `model` and `preprocess`, as configs have them.
+    """Return the `kind` of a model folder and its image settings, `model` and `preprocess`, in the form of configs.
 
     Raises:
-        CheckpointError: it is no model folder, damaged, or of another format version.
+        CheckpointError: not a model folder, damaged, or another format version.
     """
     description = _description(_model_folder(folder))
     model = {"image": description["model"]} if description["kind"] == TOWER else description["model"]
@@ -180,15 +180,17 @@ def image_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def save_tower(folder: Path, tower: Tower, config: TowerConfig, preprocess: PreprocessConfig) -> None:
-    """Write a model folder with an image tower alone, which runs can start from."""
+    """Write a model folder with only an image tower, from which runs can start."""
     description = {"kind": TOWER, "model": asdict(config), "preprocess": asdict(preprocess)}
     _save_folder(folder, tower, description, {})
 
 
 def check_place(folder: Path) -> None:
-    """Raise UsageError where a model folder would take the place of something that is none."""
+    """Raise UsageError if writing a model folder would replace something that is not a model folder."""
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UsageError("the output folder holds something else", where=str(folder), hint="name another folder")
+        raise UsageError(
+            "the output folder is not empty and not a model folder", where=str(folder), hint="choose another folder"
+        )
 
 
 def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:
@@ -198,7 +200,7 @@ def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], fi
     remove_leftovers(folder.parent, fresh.name)
     with disk_for([weights], folder):
         if fresh.exists() and not folder.exists():
-            fresh.rename(folder)  # a killed run got no further
+            fresh.rename(folder)  # a run was killed just before this rename
         elif fresh.exists():
             remove_folder(fresh)
         with atomic_folder(fresh) as building:
@@ -216,10 +218,10 @@ def _open_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
     description = _description(folder)
     found = description["kind"]
     if found != kind:
-        called = {DUAL_ENCODER: "a dual encoder", CLASSIFIER: "a classifier", TOWER: "an image tower"}
+        names = {DUAL_ENCODER: "a dual encoder", CLASSIFIER: "a classifier", TOWER: "an image tower"}
         verbs = {DUAL_ENCODER: "zero-shot", CLASSIFIER: "classify", TOWER: "finetune CONFIG train.init=FOLDER"}
-        what = f"the model folder holds {called[found]}, and this needs {called[kind]}"
-        raise UsageError(what, where=str(folder), hint=f"mmvit {verbs[found]} works with it")
+        what = f"the model folder holds {names[found]}, but {names[kind]} is needed"
+        raise UsageError(what, where=str(folder), hint=f"use it with mmvit {verbs[found]}")
     verify_files(folder, description["files"], WEIGHTS)
     return folder, description
 
@@ -228,33 +230,33 @@ def _description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     description = read_sealed(path, *_KINDS.values())
     if description.keys() != _KINDS.get(description["kind"], {}).keys():
-        raise CheckpointError(f"{folder.name} is damaged ({DESCRIPTION} is cut or changed)", where=str(path))
+        raise CheckpointError(f"{folder.name} is damaged ({DESCRIPTION} is truncated or changed)", where=str(path))
     return description
 
 
 def _model_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.exists() and _successor(folder).is_dir():
-        folder = _successor(folder)  # a run was killed as it put this one in the place of an older one
+        folder = _successor(folder)  # a run was killed while it replaced an older model folder
     if not (folder / DESCRIPTION).is_file():
         raise CheckpointError(
-            f"this is not a model folder{'' if folder.exists() else ', there is nothing'}",
+            f"not a model folder{'' if folder.exists() else ': it does not exist'}",
             where=str(folder),
-            note=f"a model folder holds {DESCRIPTION} and {WEIGHTS}",
-            hint="give the model/ folder that a run writes",
+            note=f"a model folder contains {DESCRIPTION} and {WEIGHTS}",
+            hint="pass the model/ folder that a run writes",
         )
     return folder
 
 
 def _successor(folder: Path) -> Path:
-    """Where a whole model folder stands just before it takes the place of `folder`."""
+    """Return the temporary path of a finished model folder, just before it replaces `folder`."""
     return folder.with_name(f".{folder.name}.new")
 
 
 def _replace_folder(fresh: Path, final: Path) -> None:
-    """Put `fresh` in the place of `final`, which no rename can do at once when `final` is full.
+    """Replace `final` by `fresh`, which is not possible in one rename if `final` is not empty.
 
-    In between there is only `fresh`, which `load_model` and the next `save_model` know.
+    In between only `fresh` exists, where `load_model` and the next `save_model` find it.
     """
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)

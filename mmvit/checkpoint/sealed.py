@@ -1,4 +1,4 @@
-"""Folders whose files are sealed by their SHA-256, written last, and read back only where all is whole."""
+"""Folders with the SHA-256 of their files, written last and verified on reading."""
 
 import contextlib
 import errno
@@ -19,39 +19,39 @@ from data_tools.core.files import make_folder
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
-SLACK = 2**16  # bytes of the small files beside the tensors
+SLACK = 2**16  # bytes, for the small files next to the tensors
 _NO_DIGEST = "0" * 64
 
 
 class OtherVersionError(CheckpointError):
-    """A folder of another format version: whole, but not for this version to read."""
+    """An intact folder of another format version, which this version cannot read."""
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights into the model; raises CheckpointError naming the first that is missing, left over or misshapen."""
+    """Copy weights into the model; raises CheckpointError with the first missing, unexpected or misshapen one."""
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(
-            f"weights do not fit the model: {str(error).splitlines()[1].strip()}",
+            f"the weights do not fit the model: {str(error).splitlines()[1].strip()}",
             where=where,
-            note="they belong to another architecture",
+            note="they are those of another architecture",
             hint="use the config that the weights were trained with",
         ) from error
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's bytes."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def disk_for(groups: Iterable[Mapping[str, Tensor]], final: Path) -> Iterator[None]:
-    """Make the folder that `final` stands in, for a block that writes the tensors there.
+    """Create the parent folder of `final` and check its free space, for a block that writes the tensors there.
 
     Raises:
-        ResourceError: they do not fit there, or the block could not write them.
+        ResourceError: there is not enough space, or the block could not write them.
     """
     needed = sum(tensor.nbytes for group in groups for tensor in group.values()) + SLACK
     free = 0
@@ -65,34 +65,35 @@ def disk_for(groups: Iterable[Mapping[str, Tensor]], final: Path) -> Iterator[No
         raise ResourceError(
             f"{final.name} cannot be written: {error}",
             where=str(final),
-            note=f"it needs {needed:,} bytes, and {free:,} are free there; nothing that was saved before is lost",
-            hint="make room and run the same command again",
+            note=f"it needs {needed:,} bytes, and {free:,} are free; nothing saved earlier is lost",
+            hint="free some space and run the same command again",
         ) from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; what shares its memory is written once for each name."""
-    whole: dict[str, Tensor] = {}
+    """Write a safetensors file; tensors that share memory are written once per name."""
+    separate: dict[str, Tensor] = {}
     places: set[int] = set()
     for key, value in tensors.items():
         place = value.untyped_storage().data_ptr()
-        whole[key] = value.clone() if place in places else value.contiguous()
+        separate[key] = value.clone() if place in places else value.contiguous()
         places.add(place)
-    save_file(whole, path)
-    with contextlib.suppress(OSError):  # there are file systems without modes
-        path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets nobody but the owner read it
+    save_file(separate, path)
+    with contextlib.suppress(OSError):  # some file systems have no modes
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it readable by the owner only
 
 
 def write_sealed(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write JSON that holds the SHA-256 of its own text, taken with zeros in the digest's place."""
+    """Write JSON that contains the SHA-256 of its own text, computed with zeros in place of the digest."""
     text = json.dumps({**tree, "sha256": _NO_DIGEST}, indent=1)
     path.write_text(text.replace(_NO_DIGEST, hashlib.sha256(text.encode()).hexdigest()))
 
 
 def read_sealed(path: Path, *kinds: Mapping[str, type]) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, with exactly the keys of one of `kinds`; the oldest folders have no seal.
+    """Read a file that `write_sealed` wrote, with exactly the keys of one of `kinds`; the oldest have no digest.
 
-    Every version seals in this way: what is damaged must not look like another version, nor the other way round.
+    Every version computes the digest in this way, so that a damaged file is not mistaken for one of another version,
+    nor the other way round.
     """
     folder = path.parent.name
     try:
@@ -116,21 +117,21 @@ def read_sealed(path: Path, *kinds: Mapping[str, type]) -> dict[str, Any]:
         )
     if not intact or {key: type(value) for key, value in tree.items()} not in kinds:
         raise CheckpointError(
-            f"{folder} is damaged ({path.name} is cut or changed)",
+            f"{folder} is damaged ({path.name} is truncated or changed)",
             where=str(path),
-            hint='to change it by hand, remove its line "sha256" too' if not intact else None,
+            hint='if it was edited by hand, remove its line "sha256" too' if not intact else None,
         )
     return cast(dict[str, Any], tree)
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name."""
+    """Return the SHA-256 of each file by name."""
     return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
 
 
-def verify_files(folder: Path, digests: Mapping[str, str], wanted: str) -> None:
-    """Hold files against their SHA-256, `wanted` among them; raises CheckpointError naming the first that differs."""
-    for name, digest in {wanted: None, **digests}.items():
+def verify_files(folder: Path, digests: Mapping[str, str], required: str) -> None:
+    """Verify files, including `required`, against their SHA-256; raises CheckpointError with the first that differs."""
+    for name, digest in {required: None, **digests}.items():
         path = folder / name
         try:
             intact = Path(name).name == name and file_sha256(path) == digest  # no file of another folder
@@ -139,14 +140,14 @@ def verify_files(folder: Path, digests: Mapping[str, str], wanted: str) -> None:
         except OSError as error:
             raise unreadable(path, error) from error
         if not intact:
-            raise CheckpointError(f"{folder.name} is damaged ({name} is cut or changed)", where=str(path))
+            raise CheckpointError(f"{folder.name} is damaged ({name} is truncated or changed)", where=str(path))
 
 
 def unreadable(path: Path, error: OSError) -> ResourceError:
-    """What a disk does not give may be whole: to pass it over would be to lose it."""
+    """Return the error for a file that the disk cannot read: it may be intact, so it must not be skipped."""
     return ResourceError(
         f"{path.name} cannot be read: {error.strerror or error}",
         where=str(path),
         note="nothing was changed",
-        hint="look at the disk, then run again",
+        hint="check the disk, then run again",
     )

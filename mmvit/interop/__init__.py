@@ -1,1 +1,1 @@
-"""Weights to and from the formats of other libraries."""
+"""Import and export of weights in the formats of other libraries."""

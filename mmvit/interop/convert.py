@@ -1,4 +1,4 @@
-"""Models of other libraries to model folders."""
+"""Converts models of other libraries to model folders."""
 
 import logging
 from collections import Counter
@@ -40,22 +40,22 @@ LIBRARIES: dict[str, Callable[[str], list[Imported]]] = {
     "open_clip": load_open_clip,
     "timm": load_timm,
 }
-TOLERANCE = 1e-4  # of the largest number of an answer, float32
+TOLERANCE = 1e-4  # relative to the largest output value, float32
 _HEADS = ("head.", "distillation_head.")
 
 
 class ImportedModel(NamedTuple):
-    """What an import has written.
+    """Result of an import.
 
     Args:
         out: the model folder.
         kind: DUAL_ENCODER, CLASSIFIER or TOWER.
         tower: kind of its image tower.
         image_size: px.
-        parameters: their number.
-        classes: their number; 0 where it is no classifier.
-        their_resizing: how the other library brings pictures to that size; ours is by the shorter side, then cut.
-        largest_difference: between the answers of both models, as a share of the largest number in them.
+        parameters: number of parameters.
+        classes: number of classes; 0 if it is not a classifier.
+        their_resizing: how the other library resizes images; here the shorter side is resized, then a center crop.
+        largest_difference: between the outputs of both models, relative to the largest output value.
     """
 
     out: str
@@ -69,31 +69,31 @@ class ImportedModel(NamedTuple):
 
 
 def import_model(source: str, out: Path, class_names: Sequence[str] | None = None) -> ImportedModel:
-    """Turn a model of another library into a model folder, if both give the same answers to the same pixels.
+    """Convert a model of another library to a model folder, after checking that the outputs of both agree.
 
     Args:
-        source: hf:NAME, timm:NAME or open_clip:ARCH/TAG, whose published weights are downloaded, or the same with a
-            folder that the library wrote.
+        source: hf:NAME, timm:NAME or open_clip:ARCH/TAG, whose published weights are downloaded, or the same prefix
+            with a folder that the library wrote.
         out: the model folder.
-        class_names: of a classifier, for its own.
+        class_names: class names of a classifier; default: its own.
 
     Raises:
-        UsageError: there is no such model, none of this kind here, or `out` holds something else.
-        CheckpointError: its weights do not fit, or compute something else here.
+        UsageError: the model does not exist or is not supported, or `out` is not empty.
+        CheckpointError: its weights do not fit, or its outputs differ here.
     """
     library, _, name = source.partition(":")
     if library not in LIBRARIES or not name:
         hint = did_you_mean(library, LIBRARIES) if name else ""
         forms = "hf:NAME, timm:NAME or open_clip:ARCH/TAG; a folder as hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
-        raise UsageError(f"{source!r} does not say which library has the model", where="SOURCE", hint=hint or forms)
+        raise UsageError(f"{source!r} does not name the library of the model", where="SOURCE", hint=hint or forms)
     check_place(out)
     if (out / DESCRIPTION).is_file():
-        raise UsageError("there is a model already", where=str(out), hint="remove it, or name another folder")
+        raise UsageError("the output folder already holds a model", where=str(out), hint="remove it, or choose another")
     logger.info("opening %s", source)
     candidates = LIBRARIES[library](name)
     for imported in candidates:
         try:
-            logger.info("comparing the answers of both models")
+            logger.info("comparing the outputs of both models")
             model, difference = _compared(imported, class_names, source)
             break
         except MmvitError:
@@ -108,7 +108,7 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
 
 
 def _compared(imported: Imported, class_names: Sequence[str] | None, source: str) -> tuple[nn.Module, float]:
-    """Build the model, and compare its answers to noise with those of the other library."""
+    """Build the model and compare its outputs for random inputs with those of the other library."""
     model = _build(imported, class_names, source).eval()
     config, generator = imported.config, torch.Generator().manual_seed(0)
     size = config.image_size if isinstance(config, TowerConfig) else config.image.image_size
@@ -128,9 +128,10 @@ def _compared(imported: Imported, class_names: Sequence[str] | None, source: str
     difference = max(share.item() for share in shares)
     if not difference <= TOLERANCE:
         raise CheckpointError(
-            f"the imported model's answers differ by {difference:.1e} of the largest from those of its library",
+            f"the outputs of the imported model differ from the original's by {difference:.1e} of the largest value",
             where=source,
-            note=f"it is built otherwise than any tower here; at most {TOLERANCE} is rounding; nothing was written",
+            note=f"no tower of this library matches its architecture; rounding explains at most {TOLERANCE}; "
+            "nothing was written",
         )
     return model, difference
 
@@ -138,16 +139,16 @@ def _compared(imported: Imported, class_names: Sequence[str] | None, source: str
 def _check_tokenizer(tokenizer: TokenizerConfig, text: TextConfig, source: str) -> None:
     end = build_tokenizer(tokenizer, text.context_length).end_of_text
     if end != text.end_of_text:
-        what = f"the tokenizer ends texts with {end}, and the text tower pools at {text.end_of_text}"
-        raise CheckpointError(what, where=source, note="one of them belongs to another model")
+        what = f"the tokenizer's end-of-text id is {end}, but the text tower pools at {text.end_of_text}"
+        raise CheckpointError(what, where=source, note="one of them is that of another model")
 
 
 def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -> nn.Module:
     config, weights, mean, std = imported.config, imported.weights, imported.preprocess.mean, imported.preprocess.std
-    names = _told_apart(imported.class_names or []) if class_names is None else list(class_names)
+    names = _unique_names(imported.class_names or []) if class_names is None else list(class_names)
     if len(names) != len(imported.class_names or []):
         num = len(imported.class_names or [])
-        raise UsageError(f"{len(names)} class names were given, and the model has {num} classes", where=source)
+        raise UsageError(f"got {len(names)} class names, but the model has {num} classes", where=source)
     model: nn.Module
     try:
         if isinstance(config, DualEncoderConfig):
@@ -159,20 +160,21 @@ def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -
             model = build_image_tower(config)
         load_weights(model, weights, source)
     except ValueError as error:  # sizes
-        raise UsageError(f"no tower here is like this model: {error}", where=source) from error
+        raise UsageError(f"no tower of this library matches the model: {error}", where=source) from error
     except CheckpointError as error:
-        raise CheckpointError(error.what, where=source, note="no tower here is built like this model") from error
+        note = "no tower of this library matches the model's architecture"
+        raise CheckpointError(error.what, where=source, note=note) from error
     return model
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """Return names of which no two are equal, as ImageNet's two cranes: the second becomes "crane (2)"."""
+def _unique_names(names: Sequence[str]) -> list[str]:
+    """Return unique names: of ImageNet's two cranes, the second becomes "crane (2)"."""
     seen: Counter[str] = Counter()
-    told = []
+    unique = []
     for name in names:
         seen[name] += 1
-        told.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return told
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
 
 
 def _answer(model: nn.Module, images: Tensor) -> Tensor:
@@ -183,7 +185,7 @@ def _answer(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _save(out: Path, model: nn.Module, imported: Imported) -> str:
-    """Write the model folder and return what it holds."""
+    """Write the model folder and return its kind."""
     config, preprocess = imported.config, imported.preprocess
     if isinstance(config, DualEncoderConfig):
         assert isinstance(model, DualEncoder)

@@ -1,4 +1,4 @@
-"""What a model of another library is to the import."""
+"""Common form of models of other libraries, for the import."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,24 +15,25 @@ from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.contract import TowerConfig
 
 Names = Mapping[str, str | Callable[["re.Match[str]"], str]]
-# What others call an activation, in their configs or as a class.
+# Names of activations in other libraries, in their configs or as a class.
 _ACTIVATIONS = {"gelu": "gelu", "GELU": "gelu", "quick_gelu": "quick_gelu", "QuickGELU": "quick_gelu"}
 _ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "GELUTanh"), "gelu_tanh")
 
 
 class Imported(NamedTuple):
-    """A model of another library as ours: config, weights under our names, and the library's own answers beside it.
+    """A model of another library: config and weights in our form, and functions that compute its original outputs.
 
     Args:
-        config: its type tells what the model is: a dual encoder, a classifier, or an image tower.
-        weights: of a classifier or tower, under the names of the tower, and "head.", "distillation_head.".
-        preprocess: of its pictures.
-        resizing: in words, how that library brings pictures to their size; here they are resized to it by their shorter
-            side (bicubic) and cut in the middle.
-        answer: normalised images [B, 3, H, W] to the unit-length embeddings, logits or pooled vectors of that library.
-        class_names: of a classifier.
-        tokenizer: of a dual encoder.
-        answer_text: ids [B, L] to its unit-length text embeddings.
+        config: its type is the kind of model: a dual encoder, a classifier, or an image tower.
+        weights: weights under our names; of a classifier, those of the tower, and "head.", "distillation_head.".
+        preprocess: image preprocessing.
+        resizing: description of the other library's resizing; here the shorter side is resized (bicubic), followed by
+            a center crop.
+        answer: maps normalised images [B, 3, H, W] to the other library's unit-length embeddings, logits or pooled
+            vectors.
+        class_names: class names of a classifier.
+        tokenizer: tokenizer of a dual encoder.
+        answer_text: maps ids [B, L] to the other library's unit-length text embeddings.
     """
 
     config: DualEncoderConfig | ClassifierConfig | TowerConfig
@@ -46,14 +47,14 @@ class Imported(NamedTuple):
 
 
 def rename_weights(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Return weights under other names.
+    """Return the weights under our names.
 
-    Packed "qkv" become three, and tokens and tables lose the axis of the batch.
+    Packed "qkv" are split into three, and tokens and tables lose their batch dimension.
 
     Args:
-        state: weights by the names that another library gives them.
-        names: regular expressions and what takes the place of what they find, one after the other. A weight whose name
-            becomes empty is left out.
+        state: weights by their names in the other library.
+        names: regular expressions and their replacements, applied in order. A weight whose name becomes empty is
+            dropped.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -72,12 +73,12 @@ def rename_weights(state: Mapping[str, Tensor], names: Names) -> dict[str, Tenso
 
 
 def activation_name(theirs: str | nn.Module, where: str) -> str:
-    """Return our name of an activation; raises UsageError for one that no tower has."""
+    """Return our name of an activation; raises UsageError if it is not supported."""
     if isinstance(theirs, nn.GELU):
         return "gelu_tanh" if theirs.approximate == "tanh" else "gelu"
     name = theirs if isinstance(theirs, str) else type(theirs).__name__
     if name not in _ACTIVATIONS:
-        raise UsageError(f"no tower here has the activation {name}", where=where)
+        raise UsageError(f"the activation {name} is not supported", where=where)
     return _ACTIVATIONS[name]
 
 
@@ -86,5 +87,5 @@ def cannot_open(source: str, error: Exception) -> UsageError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(error, KeyError):
         reason = f"its config has no {reason}"
-    hint = "check the name, and that all its files are there or can be downloaded, the weights as safetensors"
+    hint = "check the name, and that all files exist or can be downloaded, with the weights as safetensors"
     return UsageError(f"{source} cannot be opened: {reason}", where=source, hint=hint)

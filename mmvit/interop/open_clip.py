@@ -1,4 +1,4 @@
-"""open_clip's models: CLIP with a ViT or a modified ResNet."""
+"""Import of open_clip models: CLIP with a ViT or a modified ResNet."""
 
 import logging
 from collections.abc import Mapping
@@ -49,28 +49,28 @@ _RESNET_NAMES: Names = {
     r"^visual\.attnpool\.([qkv])_proj": r"image_tower.pool.\1",
     r"^visual\.attnpool\.c_proj": "image_tower.pool.out",
 }
-_PROJECTIONS = ("image_projection.weight", "text_projection.weight")  # open_clip multiplies from the right
+_PROJECTIONS = ("image_projection.weight", "text_projection.weight")  # transposed in open_clip
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of an open_clip `CLIP` to those of a `DualEncoder`; a name that is not known stays."""
+    """Rename the weights of an open_clip `CLIP` to those of a `DualEncoder`; unknown names are kept."""
     is_resnet = any(name.startswith("visual.attnpool.") for name in state)
     weights = rename_weights(state, {**(_RESNET_NAMES if is_resnet else _VIT_NAMES), **_NAMES})
     return weights | {name: weights[name].T.contiguous() for name in _PROJECTIONS if name in weights}
 
 
 def load_open_clip(name: str) -> list[Imported]:
-    """Open ARCH/TAG with its published weights, or a folder that open_clip wrote.
+    """Load ARCH/TAG with its published weights, or a folder that open_clip wrote.
 
     Raises:
-        UsageError: there is no such model, or it is built otherwise than CLIP.
+        UsageError: the model does not exist, or its architecture is not CLIP's.
     """
     import open_clip
 
     source = f"open_clip:{name}"
     is_folder = (Path(name) / "open_clip_config.json").is_file()
     options = {} if is_folder else _tag_options(name, source)
-    logging.disable(logging.WARNING)  # it tells each of its steps, in the name of the program
+    logging.disable(logging.WARNING)  # open_clip logs each of its steps on the root logger
     try:
         opened = f"local-dir:{name}" if is_folder else name.rpartition("/")[0]
         model: Any = open_clip.create_model(opened, require_pretrained=True, **options)
@@ -81,7 +81,7 @@ def load_open_clip(name: str) -> list[Imported]:
         logging.disable(logging.NOTSET)
     visual = type(model.visual).__name__
     if type(model) is not open_clip.CLIP or visual not in ("VisionTransformer", "ModifiedResNet"):
-        raise UsageError(f"a {type(model).__name__} with a {visual} is built otherwise than CLIP", where=source)
+        raise UsageError(f"a {type(model).__name__} with a {visual} is not supported: it is not CLIP", where=source)
     config = config_of(model.eval(), source)
     _check_tokenizer(tokenizer, config.text, source)
     image = open_clip.get_model_preprocess_cfg(model)
@@ -99,20 +99,20 @@ def load_open_clip(name: str) -> list[Imported]:
 
 
 def _tag_options(name: str, source: str) -> dict[str, Any]:
-    """Return what opens ARCH/TAG with the activation that its weights were trained with."""
+    """Return the options that load ARCH/TAG with the activation that its weights were trained with."""
     import open_clip
 
     arch, _, tag = name.rpartition("/")
     settings: Any = open_clip.get_model_config(arch)
     if settings is None:
-        hint = did_you_mean(arch, open_clip.list_models()) or "ARCH/TAG of open_clip.list_pretrained(), or a folder"
+        hint = did_you_mean(arch, open_clip.list_models()) or "use ARCH/TAG of open_clip.list_pretrained(), or a folder"
         raise UsageError(f"open_clip has no model {arch!r}", where=source, hint=hint)
     published = open_clip.get_pretrained_cfg(arch, tag)
     if not published:
         tags = open_clip.list_pretrained_tags_by_model(arch)
         hint = did_you_mean(tag, tags) or f"choose from {', '.join(tags)}"
         raise UsageError(f"open_clip has no weights {tag!r} of {arch}", where=source, hint=hint)
-    # The name of the architecture does not tell: OpenAI's weights are listed under those without -quickgelu too.
+    # The name of the architecture is not enough: OpenAI's weights are also listed under names without -quickgelu.
     quick = bool(published.get("quick_gelu", False))
     if settings.get("quick_gelu", False) and not quick:
         what = "these weights were trained without QuickGELU"
@@ -130,12 +130,12 @@ def _check_tokenizer(tokenizer: Any, text: TextConfig, source: str) -> None:
 
 
 def config_of(model: Any, where: str) -> DualEncoderConfig:
-    """Return the config of an open_clip `CLIP`."""
+    """Return our config of an open_clip `CLIP`."""
     width = model.token_embedding.embedding_dim
     text = TextConfig(
         vocab_size=model.vocab_size,
         context_length=model.context_length,
-        end_of_text=model.vocab_size - 1,  # the largest id of a text, where open_clip pools
+        end_of_text=model.vocab_size - 1,  # open_clip pools at the largest id
         width=width,
         **_blocks(model.transformer.resblocks, width, where),
     )

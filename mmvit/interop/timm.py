@@ -1,4 +1,4 @@
-"""timm's models: ViT, hybrid ViT, DeiT and Swin as our own towers, any other as it is."""
+"""Import of timm models: ViT, hybrid ViT, DeiT and Swin as native towers, any other as a `TimmTower`."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -44,8 +44,8 @@ VIT_NAMES: Names = {
 
 
 def swin_names(depths: list[int]) -> Names:
-    """Return the names of a Swin, whose blocks are counted through here; `depths` are those of its stages."""
-    first = [0, *accumulate(depths)]  # block of each stage
+    """Return the names of a Swin, whose blocks are numbered across stages here; `depths` are those of its stages."""
+    first = [0, *accumulate(depths)]  # number of each stage's first block
     return {
         r"^layers\.(\d)\.blocks\.(\d+)\.": lambda m: f"blocks.{first[int(m[1])] + int(m[2])}.",
         r"^layers\.(\d)\.downsample\.": lambda m: f"blocks.{first[int(m[1])]}.merge.",
@@ -59,10 +59,10 @@ def swin_names(depths: list[int]) -> Names:
 
 
 def load_timm(name: str) -> list[Imported]:
-    """Open a model of timm with its published weights, or a folder that timm wrote: as our own tower, and as timm's.
+    """Load a timm model with its published weights, or a folder that timm wrote: as a native tower and as a timm tower.
 
     Raises:
-        UsageError: there is no such model, or its head is not a linear map.
+        UsageError: the model does not exist, or its head is not a linear layer.
     """
     import timm
     from timm.data.config import resolve_data_config
@@ -80,7 +80,7 @@ def load_timm(name: str) -> list[Imported]:
     size = int(built_for[-1] if built_for else data["input_size"][-1])
     resizing = f"{data['crop_mode']} {data['crop_pct']:.1%}, {data['interpolation']}"
     class_names = _class_names(model, is_published=not is_folder) if model.num_classes else None
-    towers = [_as_our_own(model, size), _as_it_is(model, size)]
+    towers = [_as_native(model, size), _as_timm_tower(model, size)]
     found = [
         Imported(
             ClassifierConfig(tower[0]) if class_names else tower[0],
@@ -90,12 +90,12 @@ def load_timm(name: str) -> list[Imported]:
         if tower is not None
     ]
     if not found:
-        raise UsageError(f"a {type(model).__name__} of timm with this head has no counterpart here", where=source)
+        raise UsageError(f"timm's {type(model).__name__} is not supported: its head is not linear", where=source)
     return found
 
 
-def _as_our_own(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | None:
-    """Return what makes one of our own towers of it; None where it has other parts."""
+def _as_native(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | None:
+    """Return config and weights of the equivalent native tower; None if the model has other parts."""
     kind, state = type(model).__name__, model.state_dict()
     try:
         if kind == "SwinTransformer":
@@ -107,16 +107,16 @@ def _as_our_own(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] 
         if hasattr(model.patch_embed, "backbone") and not hasattr(model.patch_embed.backbone, "stages"):
             return None
         config, weights = vit_config(model, size), rename_weights(state, VIT_NAMES)
-    except UsageError:  # an activation of its own
+    except UsageError:  # an activation that is not supported
         return None
     num_first = len(weights.get("positions", ())) - (size // config.patch_size) ** 2
-    if num_first == 0 and "class_token" in weights:  # timm adds nothing to the class token: a row of zeros
+    if num_first == 0 and "class_token" in weights:  # timm's class token has no position: add a row of zeros
         weights["positions"] = nn.functional.pad(weights["positions"], (0, 0, 1 + config.distilled, 0))
     return config, weights
 
 
 def vit_config(model: Any, size: int) -> ViTConfig:
-    """Return the config of a ViT of timm, as far as there is one; the answers show what it leaves out."""
+    """Return our config of a timm ViT, as far as supported; comparing outputs reveals what it does not cover."""
     embed, block = model.patch_embed, model.blocks[0]
     backbone = getattr(embed, "backbone", None)
     return ViTConfig(
@@ -141,7 +141,7 @@ def vit_config(model: Any, size: int) -> ViTConfig:
 
 
 def swin_config(model: Any, size: int) -> SwinConfig:
-    """Return the config of a Swin of timm; the answers show what it leaves out."""
+    """Return our config of a timm Swin; comparing outputs reveals what it does not cover."""
     block = model.layers[0].blocks[0]
     return SwinConfig(
         image_size=size,
@@ -160,8 +160,8 @@ def _depths(model: Any) -> list[int]:
     return [len(stage.blocks) for stage in model.layers]
 
 
-def _as_it_is(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | None:
-    """Return what makes a `TimmTower` of it; None where the head is no linear map."""
+def _as_timm_tower(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | None:
+    """Return config and weights of a `TimmTower`; None if the head is not a linear layer."""
     head = model.get_classifier() if model.num_classes else None
     if not isinstance(head, nn.Linear | None):
         return None
@@ -174,11 +174,11 @@ def _as_it_is(model: Any, size: int) -> tuple[TowerConfig, dict[str, Tensor]] | 
 
 
 def _class_names(model: Any, is_published: bool) -> list[str]:
-    """Return the names that the model's own config has, for published weights those of ImageNet, else numbers."""
+    """Return the class names of the model's own config, else ImageNet's for published weights, else numbers."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     named = model.pretrained_cfg.get("label_names")
-    subset = infer_imagenet_subset(model)  # by their number: of other people's models it would be a guess
+    subset = infer_imagenet_subset(model)  # by the number of classes: for other people's models only a guess
     if not named and is_published and subset:
         named = ImageNetInfo(subset).label_descriptions()
     return list(named or map(str, range(model.num_classes)))

@@ -1,4 +1,4 @@
-"""Models of transformers: ViT, DeiT, Swin and CvT, with their heads or without, and CLIP."""
+"""Import of transformers models: ViT, DeiT, Swin and CvT, with or without their heads, and CLIP."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -21,8 +21,8 @@ from mmvit.towers.swin import SwinConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
-_UNUSED = ("pooler.", "mask_token")  # in names of weights that a tower has no use for
-_WITHOUT = {"DeiTForImageClassification": "its head sees one of the two tokens alone"}
+_UNUSED = ("pooler.", "mask_token")  # in names of weights that towers do not use
+_UNSUPPORTED = {"DeiTForImageClassification": "its head uses only one of the two tokens"}
 _BLOCKS: Names = {
     r"attention\.o_proj\.": "attention.out.",
     r"attention\.([qkv])_proj\.": r"attention.\1.",
@@ -85,8 +85,8 @@ CLIP_NAMES: Names = {
 
 
 def swin_names(depths: list[int]) -> Names:
-    """Return the names of a Swin, whose blocks are counted through here; `depths` are those of its stages."""
-    first = [0, *accumulate(depths)]  # block of each stage
+    """Return the names of a Swin, whose blocks are numbered across stages here; `depths` are those of its stages."""
+    first = [0, *accumulate(depths)]  # number of each stage's first block
     return {
         r"^swin\.": "",
         r"^encoder\.layers\.(\d)\.blocks\.(\d+)\.": lambda m: f"blocks.{first[int(m[1])] + int(m[2])}.",
@@ -103,10 +103,10 @@ def swin_names(depths: list[int]) -> Names:
 
 
 def load_transformers(name: str) -> list[Imported]:
-    """Open a model of the Hugging Face hub, or a folder that transformers wrote.
+    """Load a model of the Hugging Face Hub, or a folder that transformers wrote.
 
     Raises:
-        UsageError: there is no such model, it is of another kind, or transformers is not installed.
+        UsageError: the model does not exist or is not supported, or transformers is not installed.
     """
     source = f"hf:{name}"
     try:
@@ -117,15 +117,15 @@ def load_transformers(name: str) -> list[Imported]:
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         processor: Any = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # of many kinds, as that library, its hub and its checks have them
+    except Exception as error:  # transformers, the hub client and config validation raise many kinds
         raise cannot_open(source, error) from error
     kind, architecture = config.model_type, (config.architectures or [""])[0]
     is_classifier = "ImageClassification" in architecture
     if kind != "clip" and kind not in _KINDS:
-        what = f"models of the kind {kind!r} have no tower here; there are clip, {', '.join(_KINDS)}"
-        raise UsageError(what, where=source, hint="of many models timm has the same weights: timm:NAME")
-    if architecture in _WITHOUT or (kind == "cvt" and not is_classifier):
-        what = f"a {architecture} has no tower here: {_WITHOUT.get(architecture, 'it lacks the last norm')}"
+        what = f"model type {kind!r} is not supported; supported are clip, {', '.join(_KINDS)}"
+        raise UsageError(what, where=source, hint="timm has the same weights for many models: timm:NAME")
+    if architecture in _UNSUPPORTED or (kind == "cvt" and not is_classifier):
+        what = f"a {architecture} is not supported: {_UNSUPPORTED.get(architecture, 'it has no last norm')}"
         raise UsageError(what, where=source)
     preprocess, resizing = _preprocess(processor, source), _resizing(processor)
     try:
@@ -137,14 +137,14 @@ def load_transformers(name: str) -> list[Imported]:
         raise cannot_open(source, error) from error
     missing = [weight for weight in info["missing_keys"] if not any(part in weight for part in _UNUSED)]
     if missing:
-        what = f"the checkpoint lacks weights that a {architecture} has: {missing[0]}, {len(missing)} in all"
+        what = f"the checkpoint lacks weights of a {architecture}: {missing[0]}, {len(missing)} in total"
         raise CheckpointError(what, where=source)
     model.eval()
     if kind == "clip":
         return [_clip(model, preprocess, resizing, tokenizer, source)]
     tower_config, names = _KINDS[kind]
     tower, weights = tower_config(config, source), rename_weights(model.state_dict(), names(config))
-    if kind == "cvt":  # whose config has none
+    if kind == "cvt":  # its config has no image size
         tower.image_size = processor.size.get("shortest_edge") or processor.size["height"]
     if is_classifier:
         class_names = [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
@@ -154,21 +154,21 @@ def load_transformers(name: str) -> list[Imported]:
 
 
 def _check_folder(folder: Path, source: str) -> None:
-    if not folder.exists() and folder.parent != Path() and folder.parent.exists():  # else it may be one of the hub's
-        raise UsageError("there is no such folder", where=source, hint="check the path")
+    if not folder.exists() and folder.parent != Path() and folder.parent.exists():  # else it may be a name on the Hub
+        raise UsageError("the folder does not exist", where=source, hint="check the path")
     if folder.exists() and not (folder / "preprocessor_config.json").is_file():
-        what = "preprocessor_config.json is missing, which says how pixels are normalised"
-        hint = "let transformers' image processor of the model write it there: processor.save_pretrained(FOLDER)"
+        what = "preprocessor_config.json is missing, which defines the normalisation of pixels"
+        hint = "write it with the model's image processor in transformers: processor.save_pretrained(FOLDER)"
         raise UsageError(what, where=source, hint=hint)
 
 
 def _pooled(output: Any, kind: str) -> Tensor:
-    """Return the vector that a head would see."""
+    """Return the input of a classification head."""
     return output.pooler_output if kind == "swin" else output.last_hidden_state[:, 0]
 
 
 def vit_config(config: Any, where: str) -> ViTConfig:
-    """Return the config of a ViT or of a DeiT, which has its distillation token there with any head."""
+    """Return our config of a ViT, or of a DeiT, which has a distillation token in transformers with any head."""
     return ViTConfig(
         image_size=_side(config.image_size),
         patch_size=_side(config.patch_size),
@@ -181,7 +181,7 @@ def vit_config(config: Any, where: str) -> ViTConfig:
 
 
 def swin_config(config: Any, where: str) -> SwinConfig:
-    """Return the config of a Swin."""
+    """Return our config of a Swin."""
     return SwinConfig(
         image_size=_side(config.image_size),
         patch_size=_side(config.patch_size),
@@ -196,7 +196,7 @@ def swin_config(config: Any, where: str) -> SwinConfig:
 
 
 def cvt_config(config: Any, where: str) -> CvTConfig:
-    """Return the config of a CvT; transformers' has no size of pictures, and no use for its own epsilon."""
+    """Return our config of a CvT; that of transformers has no image size, and its epsilon is not used."""
     return CvTConfig(
         widths=list(config.embed_dim),
         depths=list(config.depth),
@@ -218,7 +218,7 @@ _KINDS: dict[str, tuple[Callable[[Any, str], TowerConfig], Callable[[Any], Names
 
 def _clip(model: Any, preprocess: PreprocessConfig, resizing: str, tokenizer: str, where: str) -> Imported:
     image, text = model.config.vision_config, model.config.text_config
-    # Checkpoints with the id 2 are older than the key; their texts are pooled at the largest id.
+    # Checkpoints with id 2 predate this key; their texts are pooled at the largest id.
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     config = DualEncoderConfig(
         model.config.projection_dim,
@@ -239,7 +239,7 @@ def _clip(model: Any, preprocess: PreprocessConfig, resizing: str, tokenizer: st
 
 
 def _tokenizer_folder(name: str) -> str:
-    """Return the folder of a model's tokenizer.json, where downloaded files stand."""
+    """Return the folder of a model's tokenizer.json, downloading it if necessary."""
     from transformers.utils.hub import cached_file
 
     found: Any = cached_file(name, TOKENIZER_FILE)
@@ -268,18 +268,18 @@ def _preprocess(processor: Any, where: str) -> PreprocessConfig:
         not getattr(processor, "do_rescale", True)
         or abs(getattr(processor, "rescale_factor", 1 / 255) - 1 / 255) > 1e-9
     ):
-        raise UsageError("its pixels are not rescaled to the range from 0 to 1", where=where)
+        raise UsageError("the image processor does not rescale pixels to [0, 1]", where=where)
     if not getattr(processor, "do_normalize", True):
         return PreprocessConfig([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     if processor.image_mean is None or processor.image_std is None:
-        raise UsageError("it does not say by which mean and deviation its pixels are normalised", where=where)
+        raise UsageError("the image processor has no mean and standard deviation for pixels", where=where)
     return PreprocessConfig(list(processor.image_mean), list(processor.image_std))
 
 
 def _resizing(processor: Any) -> str:
     size = dict(processor.size or {})
     how = "shorter side" if "shortest_edge" in size else "squash"
-    crop = ", then cut" if getattr(processor, "do_center_crop", False) else ""
+    crop = ", then center crop" if getattr(processor, "do_center_crop", False) else ""
     return (
         f"{how} to {next(iter(size.values()), '?')} px{crop}, {PIL.Image.Resampling(processor.resample).name.lower()}"
     )

@@ -1,1 +1,1 @@
-"""Building blocks of the towers: one concept a file, numbers and tensors in, tensors out."""
+"""Building blocks of the towers, one concept per file; they take numbers and tensors and return tensors."""

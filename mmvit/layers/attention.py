@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from mmvit.layers.rotary import rotate
 
-# Bool: True where a query sees a key. Float: added to the scores. 2 to 4 dimensions, broadcast to [B, H, N, M].
+# Bool: True where a query attends to a key. Float: added to the scores. 2 to 4 dimensions, broadcast to [B, H, N, M].
 Mask = Bool[Tensor, "..."] | Float[Tensor, "..."] | None
 
 
 class Attention(nn.Module):
     """Multi-head attention, softmax(Q K^T / sqrt(d_h)) V (Vaswani et al. 2017, section 3.2).
 
-    Query, key and value are three linear maps and not one packed matrix, so that low-rank adapters,
-    freezing by name and matrix optimisers can reach each of them. Without a context the tokens attend to themselves;
-    `context_width` is that of the context where it is another. With `qk_norm` the queries and keys of each head are
-    normalised (ViT-22B, Dehghani et al. 2023, section 2). A query that sees no key at all gets zeros.
+    Query, key and value are three linear layers rather than one packed matrix, so that low-rank adapters,
+    freezing by name and matrix optimisers can address each of them. Without a context this is self-attention;
+    `context_width` is the width of the context where it differs from `width`. With `qk_norm` the queries and keys of
+    each head are normalised (ViT-22B, Dehghani et al. 2023, section 2). A query whose keys are all masked gets zeros.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         context: Float[Tensor, "B M C"] | None = None,
         rotary: Float[Tensor, "#B P d"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Attend within each row; `rotary` is the table by which the last P queries and keys are turned."""
+        """Attend within each row; `rotary` is the table that rotates the last P queries and keys."""
         q, k = self._queries_and_keys(x, context, rotary)
         v = self._heads(self.v(x if context is None else context))
         mask = self._full_mask(mask, q, k)
@@ -65,12 +65,12 @@ class Attention(nn.Module):
         context: Float[Tensor, "B M C"] | None = None,
         rotary: Float[Tensor, "#B P d"] | None = None,
     ) -> Float[Tensor, "B H N M"]:
-        """Return the share of each key in each query's result, to look at; arguments as of `forward`."""
+        """Return the attention weights, for visualisation; the arguments are those of `forward`."""
         q, k = self._queries_and_keys(x, context, rotary)
         mask = self._full_mask(torch.tensor(True, device=x.device) if mask is None else mask, q, k)
         scores = q @ k.mT * q.shape[3] ** -0.5
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return scores.softmax(dim=3).nan_to_num(0.0)  # not a number: no key is seen
+        return scores.softmax(dim=3).nan_to_num(0.0)  # NaN: all keys of a query are masked
 
     def _queries_and_keys(self, x: Tensor, context: Tensor | None, rotary: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k = self._heads(self.q(x)), self._heads(self.k(x if context is None else context))  # [B, H, N, d_h]
@@ -79,13 +79,13 @@ class Attention(nn.Module):
         return (q, k) if rotary is None else (rotate(q, rotary), rotate(k, rotary))
 
     def _full_mask(self, mask: Any, q: Tensor, k: Tensor) -> Any:
-        """Fit a mask to the scores, in a causal layer joined with its own; no mask stays none."""
+        """Convert a mask to the dtype of the scores and combine it with the causal mask, if any; None stays None."""
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
         if mask is None or not self.causal:
             return mask
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        return mask & seen if mask.dtype == torch.bool else mask.where(seen, -torch.inf)
+        causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        return mask & causal if mask.dtype == torch.bool else mask.where(causal, -torch.inf)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -10,7 +10,7 @@ from mmvit.layers.feed_forward import FeedForward
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch (CaiT, Touvron et al. 2021, equation 4)."""
+    """Learned scale per channel of a residual branch (CaiT, Touvron et al. 2021, equation 4)."""
 
     def __init__(self, width: int, initial: float):
         super().__init__()
@@ -24,8 +24,8 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm block: z' = MSA(LN(z)) + z, z'' = MLP(LN(z')) + z' (ViT, equations 2 and 3).
 
-    With a `context_width` it attends to a context in between, as a decoder does (Vaswani et al. 2017, section 3.1).
-    Of the options that follow, which the original has not, `layer_scale` is the factors' initial value, None for none.
+    With a `context_width` it has cross-attention in between, as a decoder does (Vaswani et al. 2017, section 3.1).
+    The options after it are not in the original; `layer_scale` is the initial value of the scales, None for no scaling.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Block(nn.Module):
         context_mask: Mask = None,
         rotary: Float[Tensor, "#B P d"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Mix the tokens of each row, then with the context where there is one, then transform each token."""
+        """Apply self-attention, cross-attention if there is a context, and the feed-forward network."""
         x = self._add(x, self.attention(self.attention_norm(x), mask, rotary=rotary), self.attention_scale)
         if context is not None:
             mixed = self.context_attention(self.context_norm(x), context_mask, context)
@@ -81,10 +81,10 @@ class Block(nn.Module):
 
 
 def start_as_identity(module: nn.Module) -> None:
-    """Zero the output maps of all blocks in `module`, so that each block starts as the identity.
+    """Zero the output layers of all blocks in `module`, so that each block starts as the identity.
 
-    Gradients then reach every layer at full strength from the first step on (Goyal et al. 2017, section 5.1; Zhang
-    et al. 2019). In the quickstart's first 20,000 samples it doubles the accuracy, 16 % against 8 %.
+    Gradients then reach every layer undiminished from the first step (Goyal et al. 2017, section 5.1; Zhang
+    et al. 2019). After the quickstart's first 20,000 samples the accuracy is doubled, 16 % instead of 8 %.
     """
     for block in module.modules():
         if isinstance(block, Block):

@@ -1,4 +1,4 @@
-"""A small convolutional stem in place of the patch embedding."""
+"""A small convolutional stem that replaces the patch embedding."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ResidualConv(nn.Module):
-    """x + conv(GELU(norm(conv(x)))), 3x3 (He et al. 2016, figure 2); zero at the start, so that it is the identity."""
+    """x + conv(GELU(norm(conv(x)))), 3x3 (He et al. 2016, figure 2); zero-initialised, so it starts as the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -18,16 +18,16 @@ class ResidualConv(nn.Module):
         self.last = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Add what the neighbourhoods tell."""
+        """Apply the residual block."""
         return x + self.last(self.activation(self.norm(self.first(x))))
 
 
 class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions, then a 1x1 projection: the hybrid ViT in small (ViT, section 3.1; Xiao et al. 2021).
+    """Stride-2 3x3 convolutions, then a 1x1 projection: a small hybrid ViT (ViT, section 3.1; Xiao et al. 2021).
 
-    `channels` are those of the n convolutions, which give tokens of 2^n px; `num_residuals`, equally many numbers or
-    none, says how many residual blocks follow each. Normalisation is GroupNorm, 16 channels a group, and not BatchNorm,
-    because its result does not depend on how a batch is split over processes.
+    `channels` lists the channels of the n convolutions, so a token covers 2^n px; `num_residuals`, of the same length
+    or empty, lists how many residual blocks follow each. Normalisation is GroupNorm with 16 channels per group rather
+    than BatchNorm, because its result does not depend on how a batch is split over ranks.
     """
 
     def __init__(self, channels: Sequence[int], width: int, num_residuals: Sequence[int] = ()):
@@ -44,7 +44,7 @@ class ConvStem(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw kernels as He et al. 2015 do, and make each residual block the identity."""
+        """Initialise kernels as in He et al. 2015 and each residual block as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -53,7 +53,7 @@ class ConvStem(nn.Module):
                 nn.init.zeros_(module.last.weight)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Embed overlapping neighbourhoods; the sides must be multiples of 2^n px."""
+        """Embed overlapping patches; height and width must be multiples of 2^n px."""
         x = images.contiguous(
             memory_format=torch.channels_last
         )  # 7 % faster training of the quickstart's model on a CPU

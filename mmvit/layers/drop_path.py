@@ -6,19 +6,19 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for a share `rate` of the samples and scale it up for the others, in training alone.
+    """Drop a residual branch for a fraction `rate` of the samples and scale it up for the others; training only.
 
-    Stochastic depth (Huang et al. 2016), one draw a sample from torch's random state. The paper scales down in
+    Stochastic depth (Huang et al. 2016), one draw per sample from torch's RNG state. The paper scales down in
     evaluation instead; the expectation is the same.
 
     Raises:
-        ValueError: a rate that is not in [0, 1).
+        ValueError: `rate` is not in [0, 1).
     """
 
     def __init__(self, rate: float):
         super().__init__()
         if not 0 <= rate < 1:
-            raise ValueError(f"drop_path {rate} is not a share from 0 to below 1")
+            raise ValueError(f"drop_path {rate} is not in [0, 1)")
         self.rate = rate
 
     def forward(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:

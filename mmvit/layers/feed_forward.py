@@ -1,4 +1,4 @@
-"""The position-wise feed-forward network with its named activations."""
+"""The position-wise feed-forward network and its activations."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the GELU approximation that OpenAI's CLIP weights were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation element by element."""
+        """Apply the activation element-wise."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -20,12 +20,12 @@ class TanhGELU(nn.GELU):
         super().__init__(approximate="tanh")
 
 
-# Three different functions that are often taken for one: swapping them moves CLIP embeddings by 3e-3.
+# Three different functions that are often confused: swapping them changes CLIP embeddings by 3e-3.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "gelu_tanh": TanhGELU, "quick_gelu": QuickGELU}
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around an activation: W2 act(W1 x) (ViT, Dosovitskiy et al. 2021, section 3.1)."""
+    """Two linear layers around an activation: W2 act(W1 x) (ViT, Dosovitskiy et al. 2021, section 3.1)."""
 
     def __init__(self, width: int, hidden_width: int, activation: str = "gelu"):
         super().__init__()
@@ -36,5 +36,5 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden_width, width)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Transform each token by itself."""
+        """Transform each token independently."""
         return self.down(self.activation(self.up(x)))

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens."""
+"""Patch embedding: pixels to patch tokens."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,21 @@ class Patches(NamedTuple):
     """A batch of images of different shapes as flat patches, padded with zeros to the longest (NaFlex, SigLIP 2).
 
     Attributes:
-        pixels: [B, N, F] in the order of `patchify`, F = P*P*3; uint8, or floats that are normalised.
-        grids: [B, 2], rows and columns of patches. On the CPU they are read without waiting for the device.
+        pixels: [B, N, F] in the order of `patchify`, F = P*P*3; uint8, or normalised floats.
+        grids: [B, 2], rows and columns of patches; kept on the CPU, they are read without a device synchronisation.
     """
 
     pixels: Tensor
     grids: Tensor
 
     def mask(self) -> Bool[Tensor, "B N"]:
-        """Tell the patches of the images from what fills up."""
+        """Return True for the patches of images, False for padding."""
         num_patches = self.grids.prod(dim=1).to(self.pixels.device)
         return torch.arange(self.pixels.shape[1], device=self.pixels.device) < num_patches[:, None]
 
 
 def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """Return rows and columns of patches; raises ValueError where the patch size does not divide the image."""
+    """Return the rows and columns of patches; raises ValueError if the patch size does not divide the image size."""
     if height % patch_size or width % patch_size:
         fits = [max(side // patch_size, 1) * patch_size for side in (height, width)]
         raise ValueError(
@@ -44,7 +44,7 @@ def patchify(images: Shaped[Tensor, "B C H W"], patch_size: int) -> Shaped[Tenso
 
 
 def unpatchify(patches: Shaped[Tensor, "B N F"], patch_size: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:
-    """Invert `patchify` bit for bit; `grid` is (rows, columns) of patches."""
+    """Invert `patchify` exactly; `grid` is (rows, columns) of patches."""
     pixels = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, grid)  # [B, h, w, P, P, C]
     return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
@@ -58,11 +58,11 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Embed each patch; raises ValueError where the patch size does not divide the image."""
+        """Embed each patch; raises ValueError if the patch size does not divide the image size."""
         patch_grid(images.shape[2], images.shape[3], self.patch_size)
         return self.projection(images).flatten(2).transpose(1, 2)
 
     def embed_patches(self, patches: Float[Tensor, "B N F"]) -> Float[Tensor, "B N D"]:
-        """Do the same with images that `patchify` has cut."""
+        """Embed patches cut by `patchify`."""
         weight = self.projection.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P*P*3]
         return F.linear(patches, weight, self.projection.bias)

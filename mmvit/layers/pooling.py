@@ -1,4 +1,4 @@
-"""From a row of tokens to one vector."""
+"""Pooling: a sequence of tokens to one vector."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -7,24 +7,24 @@ from torch import Tensor, nn
 from mmvit.layers.attention import Attention
 from mmvit.layers.feed_forward import FeedForward
 
-Mask = Bool[Tensor, "B N"] | None  # False for tokens that only fill up
+Mask = Bool[Tensor, "B N"] | None  # False for padding
 
 
 def pool_class(tokens: Float[Tensor, "B N D"], mask: Mask = None) -> Float[Tensor, "B D"]:
-    """Take the class token, which stands first (ViT, equation 4)."""
+    """Return the class token, which comes first (ViT, equation 4)."""
     return tokens[:, 0]
 
 
 def pool_mean(tokens: Float[Tensor, "B N D"], mask: Mask = None) -> Float[Tensor, "B D"]:
-    """Average all tokens."""
+    """Return the mean of all tokens."""
     if mask is None:
         return tokens.mean(dim=1)
     return (tokens * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 def pool_end_of_text(tokens: Float[Tensor, "B L D"], ids: Int[Tensor, "B L"], end_of_text: int) -> Float[Tensor, "B D"]:
-    """Take the token at each row's first end-of-text id (Radford et al. 2021, section 2.4)."""
-    # CLIP's code takes argmax(ids), which is this position because end-of-text has its vocabulary's largest id.
+    """Return the token at each row's first end-of-text id (Radford et al. 2021, section 2.4)."""
+    # CLIP's code uses argmax(ids), which is the same position because end-of-text is its vocabulary's largest id.
     position = (ids == end_of_text).int().argmax(dim=1)
     return tokens[torch.arange(len(ids), device=ids.device), position]
 
@@ -47,4 +47,4 @@ class AttentionPool(nn.Module):
         return (x + self.feed_forward(self.norm(x)))[:, 0]
 
 
-POOLS = {"class": pool_class, "mean": pool_mean}  # those without parameters
+POOLS = {"class": pool_class, "mean": pool_mean}  # pooling without parameters

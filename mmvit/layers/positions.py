@@ -14,10 +14,10 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 def resample_positions(table: Float[Tensor, "N D"], old: Grid, new: Grid) -> Float[Tensor, "M D"]:
-    """Stretch a position table to another grid; a row before those of the grid, the class token's, stays as it is.
+    """Resample a position table to another grid; rows before those of the grid (class token) stay unchanged.
 
-    Bicubic with antialiasing (ViT, section 3.2, has bilinear; the field has settled on this). Written as one matrix for
-    each axis, whose gradient is the same in each run; that of torch's own resampling is not on a GPU.
+    Bicubic with antialiasing (ViT, section 3.2, uses bilinear; bicubic is common practice today). Implemented as one
+    matrix per axis, whose gradient is deterministic; that of torch's own resampling is not on a GPU.
     """
     if old == new:
         return table
@@ -30,18 +30,18 @@ def resample_positions(table: Float[Tensor, "N D"], old: Grid, new: Grid) -> Flo
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Keep products in float32; the meta device, where operations are counted, knows no autocast."""
+    """Disable autocast; the meta device, used to count FLOPs, does not support it."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _axis(old: int, new: int) -> Float[Tensor, "new old"]:
-    """The share that each old place has in each new one, read off by resampling one-hot columns."""
+    """Return the weight of each old position in each new one, obtained by resampling one-hot columns."""
     one_hot = torch.eye(old, device="cpu")[None, None]
     return F.interpolate(one_hot, size=(new, old), mode="bicubic", antialias=True)[0, 0]
 
 
 def resample_axes(table: Float[Tensor, "N D"], old: Grid, new: Grid) -> Float[Tensor, "M D"]:
-    """Stretch a table whose left half has a row for each column of patches, and whose right half one for each row."""
+    """Resample a table whose left half has a row for each column of patches, and whose right half one for each row."""
     if old == new:
         return table
     with _no_autocast(table.device):
@@ -63,16 +63,16 @@ def _on_grid(by_column: Float[Tensor, "w d"], by_row: Float[Tensor, "h d"]) -> F
 
 
 def one_hot(table: Float[Tensor, "N D"], grid: Grid) -> Float[Tensor, "N D"]:
-    """Multiply each patch's one-hot number by the table, which picks the row: the learned table in other words."""
+    """Multiply each patch's one-hot index by the table, which selects its row: equivalent to the learned table."""
     return torch.eye(len(table), dtype=table.dtype, device=table.device) @ table
 
 
 class Learned(NamedTuple):
-    """A kind of learned table: how many rows a grid needs, how they stretch, what of them is added to the patches."""
+    """A kind of learned table: its number of rows for a grid, its resampling, and the embedding added to each patch."""
 
     num_rows: Callable[[Grid], int]
     resample: Callable[[Tensor, Grid, Grid], Tensor]  # rows, their grid, another grid
-    expand: Callable[[Tensor, Grid], Tensor]  # to one row a patch
+    expand: Callable[[Tensor, Grid], Tensor]  # to one row per patch
 
 
 LEARNED = {
@@ -83,14 +83,14 @@ LEARNED = {
 
 
 def angles(num_places: int, num_steps: int, base: float = 10000) -> Float[Tensor, "{num_places} {num_steps}"]:
-    """Return p * base^(-i / num_steps) for each place p and step i."""
+    """Return p * base^(-i / num_steps) for each position p and step i."""
     return torch.arange(num_places)[:, None] * base ** -(torch.arange(num_steps) / num_steps)
 
 
 def sinusoidal(grid: Grid, width: int) -> Float[Tensor, "N {width}"]:
-    """Number the patches p row by row; sin(p / 10000^(2i / D)) is in column 2i, the cosine in 2i + 1.
+    """Return sin(p / 10000^(2i / D)) in column 2i and the cosine in 2i + 1, for patches p numbered row by row.
 
-    (Vaswani et al. 2017, section 3.5.) Raises ValueError for an odd width.
+    (Vaswani et al. 2017, section 3.5.) Raises ValueError if the width is odd.
     """
     if width % 2:
         raise ValueError(f"sinusoidal positions need an even width, not {width}")
@@ -102,14 +102,14 @@ def sincos_2d(grid: Grid, width: int) -> Float[Tensor, "N {width}"]:
     """Return sines and cosines of the column, then of the row, D/4 of each (MoCo v3, Chen et al. 2021; MAE).
 
     Raises:
-        ValueError: a width that is no multiple of 4.
+        ValueError: the width is not a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"2-D sines and cosines need a width that is a multiple of 4, not {width}")
+        raise ValueError(f"position sincos_2d needs a width that is a multiple of 4, not {width}")
     by_row, by_column = (angles(side, width // 4) for side in grid)
     return _on_grid(*(torch.cat([waves.sin(), waves.cos()], dim=1) for waves in (by_column, by_row)))
 
 
 FIXED = {"sinusoidal": sinusoidal, "sincos_2d": sincos_2d}
-# "relative" is added to attention scores (relative_positions.py), "rotary" turns queries and keys (rotary.py).
+# "relative" is added to attention scores (relative_positions.py), "rotary" rotates queries and keys (rotary.py).
 POSITIONS = sorted([*LEARNED, *FIXED, "none", "relative", "rotary"])

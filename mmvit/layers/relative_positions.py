@@ -23,15 +23,15 @@ def relative_position_index(window: Grid) -> Int[Tensor, "N N"]:
 
 
 def resample_offsets(table: Float[Tensor, "old H"], old: Grid, new: Grid) -> Float[Tensor, "new H"]:
-    """Stretch a table with a row for each offset between patches of a grid to the offsets in another grid."""
+    """Resample a table with a row for each offset between patches of a grid to the offsets in another grid."""
     return resample_positions(table, _offsets(old), _offsets(new))
 
 
 class RelativePositions(nn.Module):
-    """What one layer adds to its attention scores: a number a head for each offset between patches (Shaw et al. 2018).
+    """Attention biases of one layer: one number per head and offset between patches (Shaw et al. 2018).
 
-    Of each of the `num_prefix` tokens before the patches it has numbers for itself to each other one of them, to any
-    patch, and from any patch, as BEiT has for the class token (Bao et al. 2022).
+    Each of the `num_prefix` tokens before the patches has a bias to every prefix token, one to all patches and
+    one from all patches, as the class token has in BEiT (Bao et al. 2022).
     """
 
     def __init__(self, grid: Grid, num_heads: int, num_prefix: int):
@@ -47,7 +47,7 @@ class RelativePositions(nn.Module):
         return resample_offsets(self.offset_bias, self.grid, grid)
 
     def forward(self, grid: Grid, index: Int[Tensor, "B K K"]) -> Float[Tensor, "B H T T"]:
-        """Return the biases, T = num_prefix + K; `index` names the rows of the table for `grid`."""
+        """Return the biases, T = num_prefix + K; `index` holds row numbers of the table for `grid`."""
         bias = self.resampled(grid)[index].movedim(3, 1)  # [B, H, K, K]
         if self.prefix_bias is None:
             return bias

@@ -1,4 +1,4 @@
-"""Rotary positions on a grid of patches."""
+"""Rotary position embedding on a grid of patches."""
 
 import torch
 from jaxtyping import Float
@@ -8,13 +8,13 @@ from mmvit.layers.positions import Grid, angles
 
 
 def rotary_table(grid: Grid, head_width: int, base: float = 100.0) -> Float[Tensor, "N {head_width}"]:
-    """Return cosines, then sines, of the angles by which the pairs of each patch's query and key are turned.
+    """Return cosines, then sines, of the angles by which the pairs of each patch's query and key are rotated.
 
-    Half of the pairs turn with the row and half with the column, in steps of base^(-4i / d_h) (RoPE-ViT, Heo et al.
-    2024, section 3.1, the axial kind).
+    Half of the pairs rotate with the row and half with the column, with frequencies base^(-4i / d_h) (RoPE-ViT, Heo et
+    al. 2024, section 3.1, axial version).
 
     Raises:
-        ValueError: a head width that is no multiple of 4.
+        ValueError: the head width is not a multiple of 4.
     """
     if head_width % 4:
         raise ValueError(f"rotary positions need heads whose width is a multiple of 4, not {head_width}")
@@ -24,12 +24,12 @@ def rotary_table(grid: Grid, head_width: int, base: float = 100.0) -> Float[Tens
 
 
 def rotate(x: Float[Tensor, "B H T d"], table: Float[Tensor, "#B N d"]) -> Float[Tensor, "B H T d"]:
-    """Turn the pairs (x_i, x_(i + d/2)) of the last N tokens; those before them have no place in the image.
+    """Rotate the pairs (x_i, x_(i + d/2)) of the last N tokens; the tokens before them have no position in the image.
 
-    The product of a query and a key then depends on the two places only through their difference (RoFormer, Su et al.
-    2021, equation 16).
+    The product of a query and a key then depends on the two positions only through their difference (RoFormer, Su et
+    al. 2021, equation 16).
     """
     prefix, patches = x.split([x.shape[2] - table.shape[1], table.shape[1]], dim=2)
     (a, b), (cosines, sines) = patches.chunk(2, dim=3), table[:, None].chunk(2, dim=3)
-    turned = torch.cat([a * cosines - b * sines, a * sines + b * cosines], dim=3)
-    return torch.cat([prefix, turned.to(x.dtype)], dim=2)
+    rotated = torch.cat([a * cosines - b * sines, a * sines + b * cosines], dim=3)
+    return torch.cat([prefix, rotated.to(x.dtype)], dim=2)

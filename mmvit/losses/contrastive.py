@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmvit.losses.gather import logsumexp_over_processes
+from mmvit.losses.gather import logsumexp_over_ranks
 from mmvit.losses.pairs import Layout, Pairs, Tile, differentiable
 
 
@@ -20,19 +20,19 @@ def contrastive_loss(
     *,
     layout: Layout = "auto",
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy over image-text cosines (Radford et al. 2021, figure 3).
+    """Return the symmetric cross-entropy over image-text cosines (Radford et al. 2021, figure 3).
 
-    The negatives are the rows of all processes. Logits are float32 even under autocast.
+    The negatives are the rows of all ranks. Logits are float32 even under autocast.
 
     Args:
-        image: This process's images, of unit length.
-        text: Its texts; without groups, row i's partner is row i.
-        logit_scale: What cosines are multiplied by.
-        image_groups: Rows of one group are positives of one another in equal parts, so that an image may have several
-            captions, and a caption that stands twice in the batch is not its own negative. Each group needs both an
-            image and a text in the global batch.
-        text_groups: Groups of the texts; those of the images where not given.
-        layout: How the pairs are walked through (see `pairs`); the numbers are the same.
+        image: Unit-length image embeddings of this rank.
+        text: Unit-length text embeddings of this rank; without groups, row i is paired with row i.
+        logit_scale: Factor that multiplies the cosines.
+        image_groups: Rows of the same group are positives of each other with equal weight, so that an image can have
+            several captions, and a caption that occurs twice in the batch is not its own negative. Each group needs
+            both an image and a text in the global batch.
+        text_groups: Groups of the texts; default: those of the images.
+        layout: How the pairs are computed (see `pairs`); the result is the same.
     """
 
     def compute(needed: bool, image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -42,7 +42,7 @@ def contrastive_loss(
 
 
 def _softmax(pairs: Pairs, needed: bool) -> tuple[Tensor, list[Tensor]]:
-    # sum_i -log softmax of row i's targets = log-normaliser of row i - the targets' logits; the same for columns.
+    # sum_i -log softmax of row i's targets = log-normaliser of row i - the targets' logits; likewise for columns.
     targets, positives = _target_weights(pairs), torch.zeros_like(pairs.logit_scale)
 
     def add_positives(tile: Tile) -> None:
@@ -64,7 +64,7 @@ def _softmax(pairs: Pairs, needed: bool) -> tuple[Tensor, list[Tensor]]:
 
 
 def _target_weights(pairs: Pairs) -> Float[Tensor, " m"]:
-    """Weight of each positive of a row: its share of the row's target and of the column's."""
+    """Return the weight of each positive of a row: its weight in the row's target plus that in the column's."""
     num_texts = _count(pairs.image_groups, pairs.all_text_groups)
     num_images = _count(pairs.image_groups, pairs.all_image_groups)
     return 0.5 / (len(pairs.image) * num_texts) + 0.5 / (pairs.num_texts * num_images)
@@ -76,20 +76,20 @@ def _count(groups: Int[Tensor, " m"], among: Int[Tensor, " N"]) -> Int[Tensor, "
 
 
 def log_normalisers(pairs: Pairs, visit: Callable[[Tile], None] | None = None) -> tuple[Tensor, Tensor]:
-    """Return log(sum(exp(logits))) of own images and of the held texts, over all pairs of the global batch."""
+    """Return log(sum(exp(logits))) of this rank's images and of the held texts, over all pairs of the global batch."""
     rows = pairs.image.new_full((len(pairs.image),), -math.inf)
     columns = pairs.text.new_full((len(pairs.text),), -math.inf)
     for tile in pairs.walk(columns):
         for sums, dim in ((rows[tile.rows], 1), (columns[tile.columns], 0)):
-            top = tile.logits.amax(dim, keepdim=True)  # exp neither overflows nor vanishes
+            top = tile.logits.amax(dim, keepdim=True)  # so that exp neither overflows nor underflows
             total = torch.sub(tile.logits, top, out=tile.space).exp_().sum(dim).log_()
             torch.logaddexp(sums, total.add_(top.squeeze(dim)), out=sums)
         if visit is not None:
             visit(tile)
-    return rows, logsumexp_over_processes(columns) if pairs.adds_over_processes else columns
+    return rows, logsumexp_over_ranks(columns) if pairs.adds_over_ranks else columns
 
 
 def add_log_weights(pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
-    """Turn normalisers into those with which exp(logit - normaliser) is a probability by its weight in the loss."""
+    """Add the loss weights to the normalisers, so that exp(logit - normaliser) is a probability times its weight."""
     rows.add_(math.log(2 * len(pairs.image)))
     columns.add_(math.log(2 * pairs.num_texts))

@@ -18,10 +18,10 @@ def distillation_loss(
     *,
     layout: Layout = "auto",
 ) -> Float[Tensor, ""]:
-    """KL(teacher || student) of each image's softmax over the texts and each text's over the images, averaged.
+    """Return the mean KL(teacher || student) of each image's softmax over the texts and each text's over the images.
 
-    The affinity mimicking of TinyCLIP (Wu et al. 2023, section 3.1) with the teacher's entropy taken off, so that it
-    is 0 where the student agrees. Takes this process's rows and pairs them with those of all processes, as
+    This is the affinity mimicking of TinyCLIP (Wu et al. 2023, section 3.1) minus the teacher's entropy, so that it
+    is 0 where the student agrees. Takes the rows of this rank and pairs them with those of all ranks, as
     `contrastive_loss` does; the teacher gets no gradient.
     """
 

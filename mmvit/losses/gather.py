@@ -1,4 +1,4 @@
-"""Rows on their way between processes; where no process group runs, everything is already at home."""
+"""Communication of rows between ranks; without a process group, there is one rank and nothing to do."""
 
 import torch
 import torch.distributed as dist
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def world() -> tuple[int, int]:
-    """Return (rank, number of processes); (0, 1) where no process group runs."""
+    """Return (rank, world size); (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def gather_rows(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "B *rest"]:
-    """Stack the equally many rows of all processes in rank order, without gradient."""
+    """Concatenate the rows of all ranks in rank order, without gradient; each rank has the same number of rows."""
     if world()[1] == 1:
         return rows.detach()
     gathered = rows.new_empty((world()[1] * len(rows), *rows.shape[1:]))
@@ -23,7 +23,7 @@ def gather_rows(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "B *rest"]:
 
 
 def scatter_sum(rows: Float[Tensor, "B *rest"]) -> Float[Tensor, "b *rest"]:
-    """Sum the processes' tensors and return this process's share of the rows: the way back of `gather_rows`."""
+    """Sum the ranks' tensors and return this rank's part of the rows: the transpose of `gather_rows`."""
     if world()[1] == 1:
         return rows
     own = rows.new_empty((len(rows) // world()[1], *rows.shape[1:]))
@@ -31,8 +31,8 @@ def scatter_sum(rows: Float[Tensor, "B *rest"]) -> Float[Tensor, "b *rest"]:
     return own
 
 
-def logsumexp_over_processes(values: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Return log(sum(exp(values))) over the processes, element by element."""
+def logsumexp_over_ranks(values: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Return log(sum(exp(values))) over the ranks, element-wise."""
     if world()[1] == 1:
         return values
     top = values.clone()
@@ -43,7 +43,7 @@ def logsumexp_over_processes(values: Float[Tensor, " B"]) -> Float[Tensor, " B"]
 
 
 def pass_on(*tensors: Tensor) -> list[Tensor]:
-    """Send the tensors to the next process of the ring and return those of the one before."""
+    """Send the tensors to the next rank of the ring and return those of the previous one."""
     rank, size = world()
     if size == 1:
         return list(tensors)

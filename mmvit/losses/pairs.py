@@ -1,15 +1,15 @@
-"""The logits of all image-text pairs of the global batch, tile by tile, and the gradients of what is made of them.
+"""Logits of all image-text pairs of the global batch, tile by tile, and the gradients of losses on them.
 
-A process scores its own images against the texts of all processes. The layout says how the texts come by:
+A rank scores its own images against the texts of all ranks. The layout chooses how:
 
-- global: every process scores every pair, its own or not
-- rows: the texts are gathered, the logits of own images are one matrix
-- tiles: the texts are gathered, no more logits than a tile are held, and gradients compute them again
-- ring: the texts travel from process to process with what is summed for them; no process holds them all
-- auto: tiles, one of which holds all logits where they are few
+- global: every rank scores all pairs of the global batch
+- rows: the texts are gathered, and the logits of this rank's images are one matrix
+- tiles: the texts are gathered, only one tile of logits is in memory, and the gradients recompute it
+- ring: the texts and their partial sums are sent from rank to rank; no rank holds all texts
+- auto: tiles; a single tile if all logits fit into one
 
-The numbers are the same in each. A loss on the pairs is this process's share, whose mean over the processes is the loss
-of the global batch; with the mean that data-parallel training takes, gradients are those of one process with all rows.
+The result is the same in each. A loss on the pairs is this rank's part, whose mean over the ranks is the loss of the
+global batch; averaged over ranks, as in data-parallel training, gradients are those of a single rank with all rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,22 +24,25 @@ from mmvit.losses.gather import gather_rows, pass_on, scatter_sum, world
 
 Layout = Literal["auto", "global", "rows", "tiles", "ring"]
 
-# Images and texts of the largest tile. On a CPU its logits stay in the cache; elsewhere what counts is a long kernel.
+# Images and texts of the largest tile. On a CPU its logits stay in the cache; a GPU needs large kernels.
 CPU_TILE, TILE = (1024, 1024), (8192, 8192)
 
 
 class Tile(NamedTuple):
-    """Some own images against some texts; the next tile overwrites the tensors."""
+    """A block of this rank's images against a block of texts; the next tile overwrites the tensors."""
 
     rows: slice
     columns: slice
     logits: Float[Tensor, "r c"]
-    space: Float[Tensor, "r c"]  # to compute in
-    positive: Float[Tensor, "r c"] | None  # 1 at positives, 0 elsewhere; None where there are none
+    space: Float[Tensor, "r c"]  # scratch memory
+    positive: Float[Tensor, "r c"] | None  # 1 at positives, 0 elsewhere; None if there are none
 
 
 class Pairs:
-    """All pairs of own images with the global batch's texts; equal groups are positives, without groups row i and i."""
+    """All pairs of this rank's images with the global batch's texts.
+
+    Pairs of equal groups are positives; without groups, row i is paired with row i.
+    """
 
     def __init__(
         self,
@@ -58,8 +61,8 @@ class Pairs:
         text_groups = image_groups if text_groups is None else text_groups
         if len(text_groups) != len(text) or (self.diagonal and text_groups is not image_groups):
             raise ValueError(
-                f"{len(image)} images and {len(text)} texts: give the groups of both, or of neither where the partner "
-                f"of row i is row i"
+                f"{len(image)} images and {len(text)} texts: pass the groups of both, or of neither if row i is paired "
+                f"with row i"
             )
         self.layout, self.logit_scale, self.image, self.text = layout, logit_scale, image, text
         self.image_groups, self.text_groups = image_groups, text_groups
@@ -70,11 +73,11 @@ class Pairs:
             self.num_texts *= size
         if layout != "ring":
             self.text, self.text_groups = gather_rows(text), self.all_text_groups
-        # What is summed for a text is complete with every image seen: here, along the ring, or added over processes.
-        self.adds_over_processes = layout not in {"global", "ring"}
+        # Sums over the images of all ranks are complete here (global), after the ring, or after a reduction over ranks.
+        self.adds_over_ranks = layout not in {"global", "ring"}
 
     def walk(self, *carried: Tensor) -> Iterator[Tile]:
-        """Yield every tile once; tensors with a row for each held text go round with the texts, in place."""
+        """Yield every tile once; `carried` tensors, a row per held text, move along the ring with the texts."""
         rank, size = world()
         height, width = self._tile_size()
         space = self.image.new_empty(2, height * width)
@@ -103,7 +106,7 @@ class Pairs:
         return (self.image_groups[rows, None] == self.text_groups[columns]).to(self.image.dtype)
 
     def gradients(self, slope: Callable[[Tile], Tensor], *carried: Tensor) -> list[Tensor]:
-        """Return the gradients of images, texts and scale, given the share's derivative by the logits of a tile."""
+        """Return the gradients of images, texts and scale, given the derivative of the loss by the logits of a tile."""
         image_grad, text_grad = torch.zeros_like(self.image), torch.zeros_like(self.text)
         for tile in self.walk(text_grad, *carried):
             slopes = slope(tile)
@@ -113,9 +116,9 @@ class Pairs:
         spans = _spans(len(self.image), CPU_TILE[0])
         scale_grad = torch.stack([(image_grad[rows] * self.image[rows]).sum() for rows in spans]).sum()
         rank, size = world()
-        if self.layout == "global":  # the mean over processes will count each row once, not once for every process
+        if self.layout == "global":  # the mean over ranks counts each row once, not once per rank
             image_grad, text_grad = (grad.chunk(size)[rank] * size for grad in (image_grad, text_grad))
-        elif self.adds_over_processes:
+        elif self.adds_over_ranks:
             text_grad = scatter_sum(text_grad)
         return [image_grad.mul_(self.logit_scale), text_grad.mul_(self.logit_scale), scale_grad]
 
@@ -127,9 +130,9 @@ def _spans(length: int, step: int) -> list[slice]:
 def differentiable(
     compute: Callable[..., tuple[Tensor, list[Tensor]]], *inputs: Float[Tensor, "..."]
 ) -> Float[Tensor, ""]:
-    """Return the value of `compute(needed, *inputs)`, which also returns the inputs' gradients where they are needed.
+    """Return the value of `compute(needed, *inputs)`, which also returns the inputs' gradients if they are needed.
 
-    It runs in float32, and nothing but the gradients is kept for the backward pass, which can run once.
+    It runs in float32, and only the gradients are kept for the backward pass, which can run once.
     """
     with torch.autocast(inputs[0].device.type, enabled=False):
         inputs = tuple(tensor.float() for tensor in inputs)
@@ -149,6 +152,6 @@ class _Computed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("this loss gave its gradients away in an earlier backward pass: compute it again")
+            raise RuntimeError("the gradients of this loss were freed by an earlier backward pass: compute it again")
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, *(gradient.mul_(slope) for gradient in gradients)

@@ -18,11 +18,11 @@ def sigmoid_loss(
     *,
     layout: Layout = "auto",
 ) -> Float[Tensor, ""]:
-    """Sum over pairs of -log sigmoid(+-(scale * cosine + bias)), by images (Zhai et al. 2023, section 3.2).
+    """Return the sum over pairs of -log sigmoid(+-(scale * cosine + bias)), per image (Zhai et al. 2023, section 3.2).
 
-    The sign is + for positives: rows of one group, or without groups row i and row i. Takes this process's unit-length
-    rows and pairs them with those of all processes, as `contrastive_loss` does. No normaliser is needed, so that value
-    and gradients come of one walk.
+    The sign is + for positives: rows of the same group, or without groups row i with row i. Takes the unit-length
+    rows of this rank and pairs them with those of all ranks, as `contrastive_loss` does. No normaliser is needed, so
+    value and gradients are computed in one pass over the pairs.
     """
 
     def compute(needed: bool, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Captions as classes: an image is classified into the tokens of its caption."""
+"""Token classification: the tokens of an image's caption are its classes."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ from mmvit.losses.gather import world
 def token_classification_loss(
     logits: Float[Tensor, "b V"], ids: Int[Tensor, "b L"], weights: Float[Tensor, " V"], count: float | int | Tensor
 ) -> Float[Tensor, ""]:
-    """Softmax cross-entropy with a caption's distinct tokens as weighted targets (SuperClass, Huang et al. 2024).
+    """Return the softmax cross-entropy with a caption's distinct tokens as weighted targets.
 
-    A caption without weighted tokens adds nothing.
+    SuperClass, Huang et al. 2024. A caption whose tokens all have weight 0 contributes nothing.
 
     Args:
-        logits: From the image, one for each token of the vocabulary.
-        ids: The captions.
-        weights: Of each token of the vocabulary, by `token_weights`.
-        count: Images of the global step by the number of processes; parts of a step add up, processes are averaged.
+        logits: One per token of the vocabulary, predicted from the image.
+        ids: Token ids of the captions.
+        weights: Weight of each token of the vocabulary, from `token_weights`.
+        count: Images of the global step divided by the number of ranks; micro-batches are summed, ranks averaged.
     """
     targets = _present(ids, logits.shape[1]) * weights
     targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=torch.finfo(targets.dtype).tiny)
@@ -30,7 +30,7 @@ def token_classification_loss(
 
 
 def count_captions(ids: Int[Tensor, "b L"], vocab_size: int) -> Float[Tensor, " V"]:
-    """Count for each token the captions of all processes that contain it; counts of parts of a step add up."""
+    """Count for each token the captions of all ranks that contain it; counts of micro-batches add up."""
     counts = _present(ids, vocab_size).sum(dim=0)
     if world()[1] > 1:
         dist.all_reduce(counts)
@@ -43,9 +43,9 @@ def token_weights(
     """Return the inverse document frequency log(D / (1 + df)) of each token, at least 0 (SuperClass, section 3.2).
 
     Args:
-        num_containing: df, by `count_captions`.
-        num_captions: D, the captions that were counted.
-        ignored: Tokens that are no words, such as padding and the ends of a text; they weigh 0.
+        num_containing: df, from `count_captions`.
+        num_captions: D, the number of captions counted.
+        ignored: Tokens that are not words, such as padding and the ends of a text; their weight is 0.
     """
     weights = (num_captions / (1 + num_containing)).log().clamp(min=0)
     for token in ignored:

@@ -1,1 +1,1 @@
-"""Models made of towers, and `build`, the only place where a config becomes modules."""
+"""Models composed of towers, and `build`, the only place where a config becomes modules."""

@@ -1,4 +1,4 @@
-"""Configs to modules."""
+"""Builds models from configs."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from mmvit.towers.vit import ViTConfig
 
 
 def build_text_tower(config: TextConfig) -> TextTransformer:
-    """Make the text tower."""
+    """Build the text tower."""
     tower = TextTransformer(
         nn.Embedding(config.vocab_size, config.width),
         config.context_length,
@@ -37,14 +37,14 @@ def build_text_tower(config: TextConfig) -> TextTransformer:
 def build_dual_encoder(
     config: DualEncoderConfig, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> DualEncoder:
-    """Make both towers with fresh weights; `mean` and `std` are the pixel statistics of the preprocessing.
+    """Build both towers, randomly initialised; `mean` and `std` are the pixel statistics of the preprocessing.
 
     Raises:
-        ValueError: sizes that do not fit, or a caption decoder over a text tower that is not causal.
+        ValueError: sizes do not fit, or a caption decoder has a text tower that is not causal.
     """
     tower, text = build_image_tower(config.image), config.text
     if config.caption_depth and not text.causal:
-        raise ValueError("a caption decoder needs a causal text tower: in another each token has seen the next one")
+        raise ValueError("a caption decoder needs a causal text tower: otherwise each token attends to the next one")
     return DualEncoder(
         tower,
         build_text_tower(text),
@@ -65,12 +65,14 @@ def build_classifier(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> ImageClassifier:
-    """Make a tower with fresh weights and a head of zeros; raises ValueError for sizes that do not fit."""
+    """Build a randomly initialised tower and a head of zeros; raises ValueError if sizes do not fit."""
     tower: Tower = build_image_tower(config.image)
     projection: nn.Module | None = None
     if config.embed_dim is not None and not config.image_projection:
         if config.embed_dim != tower.width:
-            raise ValueError(f"embed_dim {config.embed_dim} needs an image projection: the tower is {tower.width} wide")
+            raise ValueError(
+                f"embed_dim {config.embed_dim} needs an image projection: the tower has width {tower.width}"
+            )
         projection = nn.Identity()
     elif config.embed_dim is not None:
         projection = nn.Linear(tower.width, config.embed_dim, bias=False)

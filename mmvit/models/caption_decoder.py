@@ -1,4 +1,4 @@
-"""The decoder that writes captions over the tokens of both towers."""
+"""The decoder that generates captions from the tokens of both towers."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from mmvit.layers.block import Block
 
 
 class CaptionDecoder(nn.Module):
-    """Blocks over the causal text tower's tokens that also attend to the image's tokens (CoCa, Yu et al. 2022, fig. 2).
+    """Blocks over the causal text tower's tokens with cross-attention to the image's (CoCa, Yu et al. 2022, fig. 2).
 
-    Unlike CoCa it reads all image tokens, not 256 pooled ones, and no class token is added to the text. The output map
-    is not tied to the token embedding, so that each can live in a module, and on a process, of its own.
+    Unlike CoCa it attends to all image tokens, not 256 pooled ones, and no class token is added to the text. The output
+    layer is not tied to the token embedding, so that each can be in its own module, and on its own rank.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CaptionDecoder(nn.Module):
         image_tokens: Float[Tensor, "B N C"],
         image_mask: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B L vocab"]:
-        """Score the token that follows each text token; `image_mask` is False for image tokens that fill up."""
+        """Return the logits of the token after each text token; `image_mask` is False for padding image tokens."""
         mask = None if image_mask is None else image_mask[:, None, None]
         x = text_tokens
         for block in self.blocks:

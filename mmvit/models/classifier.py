@@ -1,4 +1,4 @@
-"""The image classifier, which supervised and zero-shot classification share."""
+"""The image classifier for supervised and zero-shot classification."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from mmvit.towers.vit import ViTConfig
 
 @dataclass
 class ClassifierConfig:
-    """Shape of an image classifier, besides its classes."""
+    """Architecture of an image classifier, without its classes."""
 
     image: TowerConfig = field(default_factory=ViTConfig)
     head: str = "linear"  # linear | hidden: with a tanh layer, as ViT has it in pre-training
@@ -24,21 +24,21 @@ class ClassifierConfig:
 
 
 class ClassLogits(NamedTuple):
-    """Scores of the classes, and those of the distillation head where there is one."""
+    """Logits of the class head, and those of the distillation head if there is one."""
 
     by_class: Float[Tensor, "B C"]
     by_token: Float[Tensor, "B C"] | None = None
 
     @property
     def logits(self) -> Float[Tensor, "B C"]:
-        """What is predicted: of two heads the mean (DeiT, Touvron et al. 2021, section 4)."""
+        """Return the logits to predict from: the mean of two heads (DeiT, Touvron et al. 2021, section 4)."""
         return self.by_class if self.by_token is None else (self.by_class + self.by_token) / 2
 
 
 class HiddenHead(nn.Module):
     """Linear, tanh, linear: the head of ViT's pre-training (Dosovitskiy et al. 2021, section 3.1).
 
-    The last map starts at zero, as in the released code.
+    The last layer starts at zero, as in the released code.
     """
 
     def __init__(self, width: int, num_classes: int):
@@ -47,15 +47,16 @@ class HiddenHead(nn.Module):
         self.out = zero_head(width, num_classes)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """Score the classes."""
+        """Return the class logits."""
         return self.out(self.hidden(x).tanh())
 
 
 class ImageClassifier(nn.Module):
-    """An image tower and a head over its pooled vector.
+    """An image tower and a head on its pooled vector.
 
-    With an `image_projection` the head sees unit-length embeddings: then it may be made of text embeddings, and nothing
-    else differs between the two kinds of classification. A tower with a distillation token has a head for it too.
+    With an `image_projection` the head's input is unit-length embeddings, so that its weights can be text embeddings;
+    nothing else differs between supervised and zero-shot classification. A tower with a distillation token has a head
+    for it too.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ImageClassifier(nn.Module):
         self.class_names = list(class_names)
 
     def forward(self, images: Tensor, keep: Int[Tensor, "B K"] | None = None) -> ClassLogits:
-        """Score images [B, 3, H, W], uint8 or normalised floats, against each class; `keep` as for the tower."""
+        """Return class logits of images [B, 3, H, W], uint8 or normalised floats; `keep` as for the tower."""
         output = self.image_tower(self.pixel_norm(images), keep)
         features = output.pooled
         if self.image_projection is not None:
@@ -86,7 +87,7 @@ class ImageClassifier(nn.Module):
         return ClassLogits(self.head(features), by_token)
 
     def reset_classifier(self, class_names: Sequence[str]) -> None:
-        """Give the model a linear head of zeros for other classes (ViT, section 3.2); a hidden layer goes."""
+        """Replace the head by a linear head of zeros for other classes (ViT, section 3.2), without a hidden layer."""
         self.class_names = list(class_names)
         first = next(self.head.parameters())
         self.head = zero_head(first.shape[1], len(class_names)).to(first.device)
@@ -96,7 +97,7 @@ class ImageClassifier(nn.Module):
 
 
 def zero_head(width: int, num_classes: int) -> nn.Linear:
-    """Make a linear head whose first logits are all zero."""
+    """Return a linear head initialised with zeros."""
     head = nn.Linear(width, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -104,7 +105,7 @@ def zero_head(width: int, num_classes: int) -> nn.Linear:
 
 
 def zero_shot_head(weights: Float[Tensor, "C E"], logit_scale: float) -> nn.Linear:
-    """Make the head whose rows are class embeddings times the logit scale (Radford et al. 2021, section 3.1.2)."""
+    """Return a head whose rows are class embeddings times the logit scale (Radford et al. 2021, section 3.1.2)."""
     head = nn.Linear(weights.shape[1], weights.shape[0], bias=False, device=weights.device)
     head.weight.data.copy_(weights * logit_scale)
     return head.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The dual encoder: an image tower and a text tower with a shared space."""
+"""The dual encoder: an image tower and a text tower with a shared embedding space."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from mmvit.towers.vit import ViTConfig
 
 @dataclass
 class DualEncoderConfig:
-    """Shape of a dual encoder; the defaults are CLIP ViT-B/32."""
+    """Architecture of a dual encoder; the defaults are those of CLIP ViT-B/32."""
 
     embed_dim: int = 512
     initial_logit_scale: float = 1 / 0.07  # the factor itself, not its logarithm
@@ -33,9 +33,9 @@ class DualEncoderConfig:
 
 
 class Embeddings(NamedTuple):
-    """Unit-length embeddings of a batch: V texts for each image, and what makes logits of their cosines.
+    """Unit-length embeddings of a batch, V texts for each image, and the scale and bias of their logits.
 
-    The logits of captions are those of the first text, for each of its ids but the first one.
+    `caption_logits` are those of the first text, for each of its ids except the first one.
     """
 
     image: Float[Tensor, "B E"]
@@ -50,7 +50,7 @@ class DualEncoder(nn.Module):
     """CLIP: two towers, two projections, one learned temperature (Radford et al. 2021, figure 3).
 
     With a logit bias it is SigLIP (Zhai et al. 2023, section 3.2), with a caption decoder CoCa (Yu et al. 2022); the
-    token head scores which ids the caption holds, from the pooled image (SuperClass, Huang et al. 2024).
+    token head predicts the ids of the caption from the pooled image (SuperClass, Huang et al. 2024).
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class DualEncoder(nn.Module):
             nn.init.zeros_(self.text_projection.bias)
 
     def encode_image(self, images: Tensor | Patches, normalize: bool = True) -> Float[Tensor, "B E"]:
-        """Encode images [B, 3, H, W], or `Patches`: uint8 pixels, or floats that are normalised already; float32 out.
+        """Encode images [B, 3, H, W] or `Patches`, as uint8 pixels or normalised floats; returns float32.
 
-        Any size will do that the patch size divides: positions are resampled where it is not the tower's own.
+        Any size that the patch size divides is accepted: positions are resampled if it is not the tower's own.
         """
         return self._embed_image(self.image_tower(self.pixel_norm(images), None), normalize)
 
     def encode_text(self, ids: Int[Tensor, "B L"], normalize: bool = True) -> Float[Tensor, "B E"]:
-        """Encode token ids, each row with an end-of-text id; float32 out."""
+        """Encode token ids, each row with an end-of-text id; returns float32."""
         return self._embed_text(self.text_tower(ids), normalize)
 
     def forward(
@@ -107,24 +107,24 @@ class DualEncoder(nn.Module):
         keep: Int[Tensor, "B K"] | None = None,
         heads: bool = True,
     ) -> Embeddings:
-        """Encode a training batch in one call, as wrappers such as DDP need it.
+        """Encode a training batch in one call, as wrappers such as DDP require.
 
         Args:
-            images: as for `encode_image`; or stored embeddings [B, E], which are taken as they are, at unit length.
+            images: as for `encode_image`; or stored embeddings [B, E], which are only normalised to unit length.
             ids: V texts for each image.
-            keep: the patches of each image that the tower sees, see `kept_patches`; None for all.
-            heads: whether the caption decoder and the token head, where there are some, are wanted too.
+            keep: indices of the patches of each image that the tower processes, see `kept_patches`; None for all.
+            heads: whether to run the caption decoder and the token head, if there are any.
 
         Raises:
-            ValueError: stored embeddings where patches are dropped, or for a caption decoder or a token head.
+            ValueError: stored embeddings are passed with `keep`, or to a model with a caption decoder or a token head.
         """
         text = self.text_tower(ids.flatten(0, 1))
         text_embeddings = self._embed_text(text).unflatten(0, ids.shape[:2])
-        scale = self.logit_scale.exp().sum()  # of one number: under FSDP2 it has a dimension, and a view would not do
+        scale = self.logit_scale.exp().sum()  # a scalar: under FSDP2 it has a dimension, and a view would not work
         bias = None if self.logit_bias is None else self.logit_bias.sum()
         if isinstance(images, Tensor) and images.ndim == 2:
             if keep is not None or self.caption_decoder or self.token_head:
-                raise ValueError("stored image embeddings have no patches to drop and no tokens for further heads")
+                raise ValueError("stored image embeddings support no patch dropout, caption decoder or token head")
             return Embeddings(F.normalize(images.float(), dim=-1), text_embeddings, scale, bias)
         image = self.image_tower(self.pixel_norm(images), keep)
         captions = tokens = None
@@ -136,7 +136,7 @@ class DualEncoder(nn.Module):
         return Embeddings(self._embed_image(image), text_embeddings, scale, bias, captions, tokens)
 
     def num_patches(self, images: Tensor | Patches) -> int:
-        """Count the patches that the image tower makes of an image; none of stored embeddings."""
+        """Return the number of patches of an image; 0 for stored embeddings."""
         if isinstance(images, Patches):
             return images.pixels.shape[1]
         if images.ndim == 2:
@@ -146,7 +146,7 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self, max: float | None = 100.0) -> None:
-        """Keep the factor within [1, max], as CLIP does (section 2.5); None leaves it free. Call after each update."""
+        """Clamp the scale to [1, max], as CLIP does (section 2.5); None disables it. Call after each update."""
         if max is not None:
             self.logit_scale.clamp_(0, math.log(max))
 

@@ -20,18 +20,18 @@ from mmvit.towers.swin import SwinConfig, SwinTransformer
 from mmvit.towers.timm_tower import TimmConfig, TimmTower
 from mmvit.towers.vit import VisionTransformer, ViTConfig
 
-SIZES = ("image_size", "patch_size", "width", "depth", "num_heads", "window_size")  # of the configs, where one number
-TIMM = "timm:"  # before the name of a model of timm
+SIZES = ("image_size", "patch_size", "width", "depth", "num_heads", "window_size")  # config fields of 1 or more
+TIMM = "timm:"  # prefix of the name of a timm model
 
 
 def _vit(patch_size: int, width: int, depth: int, num_heads: int, **more: Any) -> ViTConfig:
-    """Return a ViT as Dosovitskiy et al. 2021 and DeiT (Touvron et al. 2021) have it."""
+    """Return the config of a ViT as in Dosovitskiy et al. 2021 and DeiT (Touvron et al. 2021)."""
     shape: dict[str, Any] = {"patch_size": patch_size, "width": width, "depth": depth, "num_heads": num_heads}
     return ViTConfig(**shape, pre_norm=False, patch_bias=True, norm_eps=1e-6, init="vit", **more)
 
 
-# The config that belongs to each name; a run may change any value of it. Sizes: ViT, table 1; DeiT, table 1; Swin,
-# section 3.3; CvT, table 2. "vit", "swin" and "cvt" are those of CLIP ViT-B/32, Swin-T and CvT-13, to be changed.
+# Default config of each name; a run can override any value. Sizes: ViT, table 1; DeiT, table 1; Swin,
+# section 3.3; CvT, table 2. "vit", "swin" and "cvt" default to CLIP ViT-B/32, Swin-T and CvT-13, for custom sizes.
 TOWERS: dict[str, TowerConfig] = {
     "vit": ViTConfig(),
     "vit_ti16": _vit(16, 192, 12, 3),
@@ -60,10 +60,10 @@ TOWERS: dict[str, TowerConfig] = {
 
 
 def tower_config(kind: str) -> TowerConfig:
-    """Return the config of an image tower, with the values that belong to its name.
+    """Return the default config of an image tower by its name.
 
     Raises:
-        ValueError: no tower has this name; beside those of `TOWERS` there is timm:NAME.
+        ValueError: the name is neither in `TOWERS` nor timm:NAME.
     """
     if kind.startswith(TIMM):
         return TimmConfig(kind=kind)
@@ -74,7 +74,7 @@ def tower_config(kind: str) -> TowerConfig:
 
 
 def build_image_tower(config: TowerConfig) -> Tower:
-    """Make an image tower with fresh weights; raises ValueError for sizes that do not fit."""
+    """Build an image tower, randomly initialised; raises ValueError if sizes do not fit."""
     for name, value in dataclasses.asdict(config).items():
         if name in SIZES and isinstance(value, int) and value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more")
@@ -103,7 +103,7 @@ def build_image_tower(config: TowerConfig) -> Tower:
 def _build_vit(config: ViTConfig) -> VisionTransformer:
     embed: ConvStem | ResNetStem | PatchEmbedding
     if config.stem_channels and config.stem_stages:
-        raise ValueError("stem_channels and stem_stages name two stems; leave one of them empty")
+        raise ValueError("stem_channels and stem_stages exclude each other; leave one of them empty")
     if config.stem_channels:
         embed = ConvStem(config.stem_channels, config.width, config.stem_residuals)
     elif config.stem_stages:
@@ -111,7 +111,7 @@ def _build_vit(config: ViTConfig) -> VisionTransformer:
     else:
         embed = PatchEmbedding(config.patch_size, config.width, bias=config.patch_bias)
     if embed.patch_size != config.patch_size:
-        raise ValueError(f"the stem makes patches of {embed.patch_size} px, but patch_size is {config.patch_size}")
+        raise ValueError(f"the stem has patches of {embed.patch_size} px, but patch_size is {config.patch_size}")
     blocks = [
         Block(
             config.width,
@@ -147,7 +147,7 @@ def _build_vit(config: ViTConfig) -> VisionTransformer:
         num_registers=config.num_registers,
     )
     if config.init == "vit":
-        _start_as_vit(tower)
+        _init_vit(tower)
     elif config.init != "clip":
         raise ValueError(f"init {config.init!r} is unknown; choose from ['clip', 'vit']")
     if config.identity_start:
@@ -155,8 +155,8 @@ def _build_vit(config: ViTConfig) -> VisionTransformer:
     return tower
 
 
-def _start_as_vit(tower: VisionTransformer) -> None:
-    """Draw linear maps and tables from N(0, 0.02^2), cut far out, and biases of zero, as DeiT's released code does."""
+def _init_vit(tower: VisionTransformer) -> None:
+    """Initialise linear layers and tables with truncated N(0, 0.02^2), biases with zero, as in DeiT's released code."""
     for module in tower.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""A tower that learns without labels, from patches that it does not see."""
+"""Masked patch prediction: self-supervised pretraining of an image tower."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from mmvit.towers.vit import VisionTransformer
 
 
 class ColourLogits(NamedTuple):
-    """Scores of the mean colour of each patch."""
+    """Logits of the mean colour of each patch."""
 
     logits: Float[Tensor, "B N C"]
 
@@ -29,7 +29,7 @@ class MaskedPatchModel(nn.Module):
         nn.init.normal_(self.mask_embedding, std=0.02)
 
     def forward(self, images: Tensor, corruption: Corruption | None = None) -> ColourLogits:
-        """Score the colours of all patches of images [B, 3, H, W], some of which may be corrupted."""
+        """Return the colour logits of all patches of images [B, 3, H, W], some of which may be corrupted."""
 
         def change(tokens: Tensor) -> Tensor:
             return tokens if corruption is None else corrupt(tokens, corruption, self.mask_embedding)

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a tower expects, on the model's own device."""
+"""Normalisation of uint8 pixels on the model's device."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -16,21 +16,21 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PixelNorm(nn.Module):
-    """(x / 255 - mean) / std per channel for uint8 images; floats pass through as normalised already.
+    """(x / 255 - mean) / std per channel for uint8 images; floats are already normalised and pass through.
 
-    Images travel to the device as uint8: a quarter of the bytes of float32.
+    Images are copied to the device as uint8: a quarter of the bytes of float32.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.scale: Tensor
         self.shift: Tensor
-        # One multiply-add; not persistent, because the model folder's preprocessing block is where they are stored.
+        # One multiply-add; not persistent, because the values are stored in the model folder's `preprocess` block.
         self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Images) -> Images:
-        """Normalise images [B, 3, H, W], or `Patches`, in which the channel varies fastest."""
+        """Normalise images [B, 3, H, W] or `Patches`, in which the channel varies fastest."""
         if isinstance(images, Patches):
             if images.pixels.dtype != torch.uint8:
                 return images

@@ -1,1 +1,1 @@
-"""The main job in one call."""
+"""The whole pipeline in one call."""

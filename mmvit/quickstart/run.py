@@ -1,4 +1,4 @@
-"""The main job in one call: data, training, zero-shot accuracy on unseen drawings, embeddings, search, report."""
+"""The whole pipeline in one call: data, training, zero-shot accuracy on unseen drawings, embeddings, search, report."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from mmvit.train.device.precision import choose_precision
 from mmvit.train.loop import measure_step_time, pretrain
 from mmvit.train.record.run_log import read_log
 
-LANGUAGES = {"en": "emoji", "ko": "emoji-korean"}  # language: its templates
+LANGUAGES = {"en": "emoji", "ko": "emoji-korean"}  # language -> prompt templates
 QUERIES = ("a red fruit", "smiling cat", "broken heart", "\ub545\ucf69")  # the last is Korean for peanut
 MIN_STEPS = 20
 MARK = "quickstart.json"
@@ -41,18 +41,18 @@ logger = logging.getLogger(__name__)
 
 
 def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """Train on emoji drawings and report on the vendor that training never saw; returns the report.
+    """Train on emoji drawings, evaluate on a vendor that is not in the training data, and return the report.
 
-    Run again with the same folder it goes on where it was, or shows the finished report.
+    A second call with the same folder resumes, or shows the finished report.
 
     Raises:
-        UsageError: the folder holds something else, or the extra packages are missing.
+        UsageError: the folder is not empty and not a quickstart, or the extra packages are missing.
     """
     _check_extra()
     _claim(out, {"minutes": minutes, "seed": seed})
     if (out / "report.json").exists():
         report = json.loads((out / "report.json").read_text())
-        logger.info("%s is done already; remove the folder to start anew", out)
+        logger.info("%s is already finished; remove the folder to start again", out)
         _show(report, out)
         return report
     clock = StageClock(out / "seconds.json")
@@ -60,13 +60,13 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
         logger.info("1/5 drawings and their names")
         write_emoji(out / "data", EmojiOptions(seed=seed))
     with clock.stage("plan"):
-        logger.info("2/5 measuring this machine")
+        logger.info("2/5 measuring the speed of this machine")
         config = _planned_config(out, minutes, seed)
     with clock.stage("train"):
         logger.info("3/5 training for about %g minutes", minutes)
         pretrain(config)
     with clock.stage("evaluate"):
-        logger.info("4/5 naming drawings of an unseen vendor")
+        logger.info("4/5 classifying drawings of an unseen vendor")
         encoder = load(out / "model")
         results = _evaluate(encoder, out)
     with clock.stage("embed"):
@@ -83,7 +83,7 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
 
 
 class StageClock:
-    """Seconds of each stage, summed over interruptions in a small file."""
+    """Seconds of each stage, summed over interruptions and stored in a file."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -91,7 +91,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block, also when it ends with an error."""
+        """Add the time of the block, even if it ends with an error."""
         start = time.perf_counter()
         try:
             yield
@@ -101,7 +101,7 @@ class StageClock:
 
 
 def _check_extra() -> None:
-    """Raise UsageError now, not after minutes of training, where a package of the [demo] extra is missing."""
+    """Raise UsageError before any work if a package of the [demo] extra is missing."""
     missing = missing_modules("demo")
     if missing:
         what = f"the quickstart needs {', '.join(missing)}"
@@ -109,7 +109,7 @@ def _check_extra() -> None:
 
 
 def _claim(out: Path, arguments: dict[str, Any]) -> None:
-    """Mark the folder as this quickstart's; raises UsageError where it is something else's."""
+    """Mark the folder as one of this quickstart; raises UsageError if it contains anything else."""
     mark = out / MARK
     if mark.is_file():
         if json.loads(mark.read_text()) != arguments:
@@ -117,19 +117,19 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
                 f"the folder holds a quickstart with other arguments: {mark.read_text()}",
                 where=str(out),
                 note="nothing was changed",
-                hint="give the same --minutes and --seed, or another --out",
+                hint="use the same --minutes and --seed, or another --out",
             )
         return
     if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):  # hidden: a killed write
-        raise UsageError("the folder is not empty and holds no quickstart", where=str(out), hint="give another --out")
+        raise UsageError("the folder is not empty and not a quickstart", where=str(out), hint="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(mark, json.dumps(arguments).encode())
 
 
 def _planned_config(out: Path, minutes: float, seed: int) -> PretrainConfig:
-    """Fill configs/quickstart.yaml in for this folder, with the number of steps that fits the minutes here.
+    """Return configs/quickstart.yaml with the paths of this folder and the number of steps for the given minutes.
 
-    The number is decided once: an interrupted run goes on with the same plan, and so ends with the same weights.
+    The number of steps is measured once: an interrupted run resumes with the same plan and ends with the same weights.
     """
     plan, data = out / "config.yaml", out / "data"
     planned = plan.exists()
@@ -140,7 +140,7 @@ def _planned_config(out: Path, minutes: float, seed: int) -> PretrainConfig:
     config.zero_shot.class_names = str(data / "names.en.txt")
     config.tokenizer.path = str(out / "tokenizer.json")
     if planned:
-        return config  # with the paths as they are seen from here: the folder may have moved
+        return config  # with the current paths: the folder may have been moved
     prepare_tokenizer(config, data, Path(config.tokenizer.path))
     seconds = measure_step_time(config)
     config.train.steps = max(MIN_STEPS, round(minutes * 60 / seconds))
@@ -150,7 +150,7 @@ def _planned_config(out: Path, minutes: float, seed: int) -> PretrainConfig:
 
 
 def prepare_tokenizer(config: PretrainConfig, data: Path, path: Path) -> None:
-    """Train a tokenizer on the texts that the config makes of the names in `data`, and fit the text tower to it."""
+    """Train a tokenizer on the captions that the config makes from the names in `data`; set the text tower's sizes."""
     texts = [
         fill(template, name)
         for caption in config.data.captions
@@ -191,7 +191,7 @@ def _report(
 
 
 def _write_example(out: Path) -> None:
-    """Put one unseen drawing beside the report, as a picture to try the model on."""
+    """Write one unseen drawing next to the report, as an image to try the model on."""
     shards, label = _shards(out, "val"), _names(out, "en").index("dog face")
     sample = next(i for i in range(len(shards)) if shards.label(i) == label)
     write_atomic(out / EXAMPLE, shards.read(sample).image)
@@ -199,13 +199,13 @@ def _write_example(out: Path) -> None:
 
 def _show(report: dict[str, Any], out: Path) -> None:
     print(
-        f"\n{report['num_images']} drawings of a vendor that training never saw, {report['num_classes']} names; "
+        f"\n{report['num_images']} drawings of a vendor not in the training data, {report['num_classes']} names; "
         f"trained on {report['samples_seen']} samples at {report['samples_per_s']:.0f}/s in {report['precision']}"
     )
     print_accuracies(report["zero_shot"])
     for query, hits in report["searches"].items():
         print(f'search "{query}": {", ".join(hit["caption"] for hit in hits)}')
-    print(f"\nreport: {out / 'report.json'}, picture: {out / 'report.png'}\n\nTry next:")
+    print(f"\nreport: {out / 'report.json'}, figure: {out / 'report.png'}\n\nTry next:")
     print(f'  mmvit search {out}/embeddings --text "smiling cat" -k 5')
     print(f'  mmvit zero-shot {out}/model {out}/{EXAMPLE} --classes "dog face,cat face,red apple"')
     print(f"  mmvit pretrain {out}/config.yaml out=longer train.steps={4 * report['steps']}")

@@ -1,4 +1,4 @@
-"""What every tower is and returns."""
+"""Interface of all towers: base classes and output."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 @dataclass
 class TowerConfig:
-    """What all image towers have; `kind` is a name in TOWERS, whose values are the defaults of the others."""
+    """Fields of all image towers; `kind` is a name in TOWERS, which sets the defaults of the other fields."""
 
     kind: str = ""
     image_size: int = 224  # px
 
     @property
     def stride(self) -> int:
-        """Return the px of which the sides of an image must be multiples."""
+        """Return the number of px of which an image's height and width must be multiples."""
         raise NotImplementedError
 
 
 class TowerOutput(NamedTuple):
-    """One vector a sample and the normalised tokens that it was pooled from; `mask` is False for those that fill up.
+    """One vector per sample and the normalised tokens that it was pooled from; `mask` is False for padding.
 
-    `distilled` is the normalised distillation token, where a tower has one.
+    `distilled` is the normalised distillation token, if a tower has one.
     """
 
     pooled: Float[Tensor, "B D"]
@@ -33,16 +33,16 @@ class TowerOutput(NamedTuple):
 
 
 class Tower(nn.Module):
-    """An encoder of images or texts; `width` is the D of its output.
+    """An encoder of images or texts; `width` is the dimension D of its output.
 
-    An image tower is called with images and with the patches to keep, or None; `stride` is the px of which the sides
-    of an image must be multiples.
+    An image tower is called with images and with the patches to keep, or None; `stride` is the number of px of which
+    an image's height and width must be multiples.
     """
 
     width: int
     stride: int
-    grid: tuple[int, int] | None = None  # that learned positions are for, in patches
+    grid: tuple[int, int] | None = None  # of the learned positions, in patches
 
     def resampled_tables(self, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """Return the learned position tables for another grid, by their names in the state dict."""
+        """Return the learned position tables resampled to another grid, keyed by their names in the state dict."""
         return {}

@@ -18,7 +18,7 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
 @dataclass
 class CvTConfig(TowerConfig):
-    """Shape of a CvT, a number a stage in each list; the defaults are those of CvT-13."""
+    """Architecture of a CvT, one number per stage in each list; the defaults are those of CvT-13."""
 
     kind: str = "cvt"
     widths: list[int] = field(default_factory=lambda: [64, 192, 384])
@@ -39,16 +39,16 @@ class CvTConfig(TowerConfig):
 
 
 class ConvolutionalEmbedding(nn.Module):
-    """Overlapping patches to tokens by a convolution, then LayerNorm over channels (Wu et al. 2021, section 3.1).
+    """Convolutional embedding of overlapping patches, then LayerNorm over channels (Wu et al. 2021, section 3.1).
 
-    The padding is half of what patches overlap, rounded up: 2 for 7 px every 4, 1 for 3 every 2, as released. A side of
-    n strides thus becomes n tokens, and any other side floor((side + 2 * padding - patch) / stride) + 1.
+    The padding is half of the overlap of patches, rounded up: 2 for 7 px with stride 4, 1 for 3 with stride 2, as in
+    the released code. A side of n strides becomes n tokens, any other floor((side + 2 * padding - patch) / stride) + 1.
     """
 
     def __init__(self, channels: int, width: int, *, patch_size: int, stride: int, norm_eps: float):
         super().__init__()
         if not 1 <= stride <= patch_size:
-            raise ValueError(f"a patch size of {patch_size} does not cover strides of {stride}")
+            raise ValueError(f"stride {stride} must be between 1 and patch_size {patch_size}")
         padding = (patch_size - stride + 1) // 2
         self.projection = nn.Conv2d(channels, width, patch_size, stride=stride, padding=padding)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
@@ -60,12 +60,13 @@ class ConvolutionalEmbedding(nn.Module):
 
 
 class ConvolutionalAttention(nn.Module):
-    """Attention whose query, key and value see their neighbourhood first (Wu et al. 2021, section 3.2, equation 2).
+    """Attention with convolutional projections of query, key and value (Wu et al. 2021, section 3.2, equation 2).
 
-    Each of them is a depthwise 3x3 convolution, BatchNorm and a linear map, together a separable convolution. That of
-    key and value has stride 2, which leaves a quarter of them. The class token bypasses the convolutions.
+    Each projection is a depthwise 3x3 convolution, BatchNorm and a linear layer, together a separable convolution.
+    Those of key and value have stride 2, which keeps a quarter of the tokens. The class token skips the convolutions.
 
-    Scores are divided by the root of the whole width and not of a head's, in the released code and in transformers.
+    As in the released code and in transformers, scores are divided by the square root of the whole width, not of the
+    head's.
     """
 
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True):
@@ -83,7 +84,7 @@ class ConvolutionalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B N D"]:
-        """Attend within each row: the cells of a map, with or without a class token before them."""
+        """Attend within each row: the positions of a feature map, with or without a class token before them."""
         maps = as_map(x, grid)
         class_token = x[:, : x.shape[1] - grid[0] * grid[1]]  # [B, 1 or 0, D]
         q, k, v = (
@@ -120,13 +121,13 @@ class CvTBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B N D"]:
-        """Mix the tokens of each row, then transform each token."""
+        """Apply self-attention, then the feed-forward network."""
         x = x + self.drop_path(self.attention(self.attention_norm(x), grid))
         return x + self.drop_path(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class CvTStage(nn.Module):
-    """A convolutional embedding and blocks, with a class token or without."""
+    """A convolutional embedding and blocks, with or without a class token."""
 
     def __init__(self, embed: ConvolutionalEmbedding, blocks: Sequence[CvTBlock], class_token: nn.Parameter | None):
         super().__init__()
@@ -135,7 +136,7 @@ class CvTStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, maps: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Grid]:
-        """Return tokens, the class token first, and the rows and columns of the others."""
+        """Return the tokens, class token first, and the rows and columns of the others."""
         x = self.embed(maps)
         grid = (x.shape[2], x.shape[3])
         x = as_tokens(x)
@@ -147,19 +148,19 @@ class CvTStage(nn.Module):
 
 
 class CvT(Tower):
-    """CvT: stages of ever fewer and wider tokens, without positions (Wu et al. 2021, section 3 and table 2).
+    """CvT: stages with fewer and wider tokens each, without positions (Wu et al. 2021, section 3 and table 2).
 
-    Lists have a number a stage; the last stage alone has a class token, which is what is pooled. `stride` is the
-    product of the strides. Any larger image is taken: what overhangs is treated as each convolution's floor has it.
+    Lists have one number per stage. Only the last stage has a class token, which is the pooled output. `stride` is the
+    product of the strides; any image of at least that size is accepted, since each convolution rounds its output down.
 
-    Drop path rises linearly from 0 to `drop_path` over the blocks of the last stage; the others have none, as in the
-    released configs. transformers gives all blocks of a stage one rate.
+    Drop path increases linearly from 0 to `drop_path` over the blocks of the last stage; the others have none, as in
+    the released configs. transformers uses one rate for all blocks of a stage.
 
-    The convolutional projections have BatchNorm, as the paper and the released weights do. In training mode an
-    embedding therefore depends on the other images of the batch that the process holds: on its size, on how it is
-    split over processes, parts that are embedded one by one, and accumulation. In evaluation mode it depends on its
-    image alone. `nn.SyncBatchNorm.convert_sync_batchnorm` makes processes share their statistics and keeps all names;
-    BatchNorm modules that are set to `eval()` keep those they have while the rest trains.
+    The convolutional projections have BatchNorm, like the paper and the released weights. In training mode an
+    embedding therefore depends on the other images of the rank's batch: on the batch size and on the split into ranks,
+    micro-batches and gradient-cache chunks. In evaluation mode it depends on its image alone.
+    `nn.SyncBatchNorm.convert_sync_batchnorm` synchronises the statistics over ranks and keeps all parameter names;
+    BatchNorm modules in `eval()` mode keep their statistics while the rest trains.
     """
 
     def __init__(
@@ -180,8 +181,8 @@ class CvT(Tower):
         lists = {"widths": widths, "depths": depths, "num_heads": num_heads}
         lists |= {"patch_sizes": patch_sizes, "strides": strides}
         if len({len(numbers) for numbers in lists.values()}) > 1 or not widths:
-            told = ", ".join(f"{name} {list(numbers)}" for name, numbers in lists.items())
-            raise ValueError(f"a CvT needs one number a stage in each list: {told}")
+            shown = ", ".join(f"{name} {list(numbers)}" for name, numbers in lists.items())
+            raise ValueError(f"a CvT needs one number per stage in each list: {shown}")
         self.width = widths[-1]
         self.stride = math.prod(strides)
         self.stages = nn.ModuleList()
@@ -206,9 +207,9 @@ class CvT(Tower):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw matrices and the class token from a normal of 0.02 cut at 2; kernels keep torch's own start.
+        """Initialise matrices and the class token with N(0, 0.02^2) truncated at 2; kernels keep torch's default.
 
-        As the released code does. A norm follows every kernel, so that its scale does not matter at first.
+        As in the released code. A norm follows every kernel, so its initial scale does not matter.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -224,14 +225,14 @@ class CvT(Tower):
         """Encode normalised images of one size.
 
         Raises:
-            ValueError: a side shorter than `stride`; `Patches`, or patches to keep.
+            ValueError: a side is shorter than `stride`, or `Patches` or `keep` are passed.
         """
         if isinstance(images, Patches) or keep is not None:
-            raise ValueError("patches cannot be dropped or come alone: this tower sees whole images, by convolutions")
+            raise ValueError("a CvT needs whole images: it supports neither patch dropout nor packed patches")
         height, width = images.shape[2:]
         if min(height, width) < self.stride:
             raise ValueError(
-                f"an image of {height}x{width} px is too small for this tower; sides of {self.stride} px or more fit"
+                f"an image of {height}x{width} px is too small for this tower; use sides of {self.stride} px or more"
             )
         maps = images.to(self.norm.weight.dtype)
         for stage in self.stages:
@@ -242,12 +243,12 @@ class CvT(Tower):
 
 
 def as_map(tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B D h w"]:
-    """Lay tokens out in rows and columns, without a class token before them; a view whose channels stand last."""
+    """Arrange tokens in rows and columns, without the class token before them; a view in channels-last format."""
     return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
 
 
 def as_tokens(maps: Float[Tensor, "B D h w"]) -> Float[Tensor, "B N D"]:
-    """Lay the cells of a map out in one row; a view where channels stand last."""
+    """Flatten a feature map into a sequence of tokens; a view if it is in channels-last format."""
     return maps.flatten(2).transpose(1, 2)
 
 
@@ -258,4 +259,4 @@ def _depthwise(width: int, stride: int) -> nn.Sequential:
 
 def _join(class_token: Float[Tensor, "B one D"], maps: Float[Tensor, "B D h w"]) -> Float[Tensor, "B N D"]:
     tokens = as_tokens(maps)
-    return torch.cat([class_token, tokens], dim=1) if class_token.shape[1] else tokens  # joining copies
+    return torch.cat([class_token, tokens], dim=1) if class_token.shape[1] else tokens  # torch.cat would copy

@@ -15,7 +15,7 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
 @dataclass
 class ResNetConfig(TowerConfig):
-    """Shape of a modified ResNet; the defaults are those of CLIP RN50."""
+    """Architecture of a modified ResNet; the defaults are those of CLIP RN50."""
 
     kind: str = "resnet"
     width: int = 1024  # of the output, which is CLIP's embedding: leave out the image projection to have the same
@@ -25,14 +25,14 @@ class ResNetConfig(TowerConfig):
 
     @property
     def stride(self) -> int:
-        """Return 4 px of the stem, doubled by each stage after the first."""
+        """Return 4 px for the stem, doubled by each stage after the first."""
         return 2 ** (len(self.depths) + 1)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut (He et al. 2016, section 4.1), with stride 1 all of them.
+    """1x1, 3x3 and 1x1 convolutions, all with stride 1, and a shortcut (He et al. 2016, section 4.1).
 
-    Where the map shrinks, averages of neighbours do it and no pixel is skipped (anti-aliasing, Zhang 2019).
+    Average pooling reduces the feature map, so that no pixel is skipped (anti-aliasing, Zhang 2019).
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int):
@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(self.pool, conv, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ _ _"]:
-        """Add what the neighbourhoods tell."""
+        """Apply the residual block."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(self.pool(y)))
@@ -59,16 +59,16 @@ class Bottleneck(nn.Module):
 
 
 class MapAttentionPool(nn.Module):
-    """One layer of attention from the mean of a map to its places (Radford et al. 2021, section 2.4).
+    """Attention pooling: the mean of a feature map attends to its positions (Radford et al. 2021, section 2.4).
 
-    Positions are added to mean and places alike; `grid` is the rows and columns that they are made for. The output map
-    is part of it, so that the result has `out_width` and not the map's width.
+    Position embeddings are added to the mean and to the feature map; `grid` is their rows and columns. The output
+    projection is included, so that the result has `out_width` and not the feature map's width.
     """
 
     def __init__(self, grid: Grid, width: int, num_heads: int, out_width: int):
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"the last map's {width} channels are not divisible by num_heads {num_heads}")
+            raise ValueError(f"the last feature map's {width} channels are not divisible by num_heads {num_heads}")
         self.grid: Grid = grid
         self.num_heads = num_heads
         self.positions = nn.Parameter(torch.empty(1 + grid[0] * grid[1], width))
@@ -78,7 +78,7 @@ class MapAttentionPool(nn.Module):
         self.out = nn.Linear(width, out_width)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> TowerOutput:
-        """Pool a map; the tokens are its places, each as if it had got all the attention: out(v(x))."""
+        """Pool a feature map; the tokens are out(v(x)) of each position, as if it had attention weight 1."""
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)  # [B, N, C]
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
@@ -94,14 +94,14 @@ class MapAttentionPool(nn.Module):
 
 
 class ModifiedResNet(Tower):
-    """ResNet with a stem of three convolutions, averages for strides, attention pooling (Radford et al. 2021, 2.4).
+    """ResNet with a three-convolution stem, average pooling and attention pooling (Radford et al. 2021, section 2.4).
 
-    `grid` is the rows and columns of the last map that the positions are made for; for any other they are resampled.
-    The tokens are what the pooling could choose from (see `MapAttentionPool`; Zhou et al. 2022, section 3.2, read
-    segments of CLIP's images off them); none of them is the class token's or the mean's.
+    `grid` is the rows and columns of the last feature map, for which the positions are made; for any other they are
+    resampled. The tokens are those that the pooling attends to (see `MapAttentionPool`; Zhou et al. 2022, section 3.2,
+    use them to segment images with CLIP); there is no token for the mean and no class token.
 
-    BatchNorm takes its statistics from each process's own part of the batch, so that the result of training depends on
-    how a batch is split over processes; a ViT or the hybrid's GroupNorm do not.
+    BatchNorm computes its statistics from each rank's own part of the batch, so that the result of training depends on
+    how a batch is split over ranks; that of a ViT or of the hybrid's GroupNorm does not.
     """
 
     def __init__(self, grid: Grid, width: int, depths: Sequence[int], stem_width: int, num_heads: int):
@@ -130,7 +130,7 @@ class ModifiedResNet(Tower):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as OpenAI's CLIP does: the pooling by its width, and each block's last norm at zero."""
+        """Initialise as OpenAI's CLIP does: the pooling by its width, each block's last norm with zero."""
         std = self.pool.q.in_features**-0.5
         for tensor in (self.pool.positions, *(getattr(self.pool, name).weight for name in ("q", "k", "v", "out"))):
             nn.init.normal_(tensor, std=std)
@@ -144,14 +144,14 @@ class ModifiedResNet(Tower):
         """Encode normalised images of one size.
 
         Raises:
-            ValueError: a size that the stride does not divide; `Patches` or `keep`, which a convolution cannot take.
+            ValueError: the stride does not divide the image size, or `Patches` or `keep` are passed.
         """
         if isinstance(images, Patches) or keep is not None:
-            raise ValueError("patches can be neither packed nor dropped for a ResNet: this tower sees whole images")
+            raise ValueError("a ResNet needs whole images: it supports neither patch dropout nor packed patches")
         patch_grid(images.shape[2], images.shape[3], self.stride)
         return self.pool(self.stages(self.stem(images.to(self.pool.positions.dtype))))
 
     @torch.no_grad()
     def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:
-        """Return the position table as a tower for another grid has it, by its name in the state dict."""
+        """Return the position table resampled to another grid, keyed by its name in the state dict."""
         return {"pool.positions": resample_positions(self.pool.positions, self.grid, grid)}

@@ -18,14 +18,14 @@ from mmvit.layers.positions import Grid
 from mmvit.layers.relative_positions import relative_position_index, resample_offsets
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
-# Added to the scores of pairs that do not see each other, as in the released code. It is finite so that no row of
-# scores is empty, and exp(-100) is 4e-44.
+# Added to the scores of masked pairs, as in the released code. It is finite so that softmax is defined for every row;
+# exp(-100) is 4e-44.
 HIDDEN = -100.0
 
 
 @dataclass
 class SwinConfig(TowerConfig):
-    """Shape of a Swin; the defaults are those of Swin-T."""
+    """Architecture of a Swin Transformer; the defaults are those of Swin-T."""
 
     kind: str = "swin"
     patch_size: int = 4  # px
@@ -40,29 +40,29 @@ class SwinConfig(TowerConfig):
 
     @property
     def stride(self) -> int:
-        """Return the px that a place of the last map stands for."""
+        """Return the stride of the last feature map, in px."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
 
 def window_partition(x: Shaped[Tensor, "B h w C"], window_size: int) -> Shaped[Tensor, "Bn N C"]:
-    """Cut maps into windows of M x M, N = M*M, row by row; `window_size` M divides the sides."""
+    """Partition feature maps into windows of M x M, N = M*M, row by row; `window_size` M must divide their sides."""
     windows = x.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))  # [B, h/M, M, w/M, M, C]
     return windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def window_reverse(windows: Shaped[Tensor, "Bn N C"], window_size: int, grid: Grid) -> Shaped[Tensor, "B h w C"]:
-    """Invert `window_partition`; `grid` is the rows and columns of the map."""
+    """Invert `window_partition`; `grid` is the rows and columns of the feature map."""
     counts = (-1, grid[0] // window_size, grid[1] // window_size)
     x = windows.unflatten(1, (window_size, window_size)).unflatten(0, counts)  # [B, h/M, w/M, M, M, C]
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def shift_masks(window_size: int, shift: int) -> Float[Tensor, "4 N N"]:
-    """Make the masks of shifted windows (Liu et al. 2021, figure 4), which hide from each other what lay apart.
+    """Return the attention masks of shifted windows (Liu et al. 2021, figure 4), which separate non-adjacent regions.
 
-    The cyclic shift brings the first rows below the last ones, so only the last row and column of windows mix what
-    were not neighbours. There are thus four masks, whatever the size of the map: for a window that is neither in the
-    last row nor in the last column, in the last column alone, in the last row alone, and in both.
+    The cyclic shift moves the first rows below the last ones, so only the last row and column of windows contain
+    patches that were not adjacent. There are thus four masks, whatever the size of the feature map: for a window in
+    neither the last row nor the last column, in the last column only, in the last row only, and in both.
     """
     wrapped = torch.arange(window_size) >= window_size - shift
     rows, columns = (side.flatten() for side in torch.meshgrid(wrapped, wrapped, indexing="ij"))
@@ -72,7 +72,7 @@ def shift_masks(window_size: int, shift: int) -> Float[Tensor, "4 N N"]:
 
 
 class PatchMerging(nn.Module):
-    """Every 2x2 patches become one of twice the width: LayerNorm over the four, then a linear map (section 3.1).
+    """Merge every 2x2 patches into one of twice the width: LayerNorm over the four, then a linear layer (section 3.1).
 
     The order is [00, 10, 01, 11] in (row, column), as in the released weights.
     """
@@ -83,19 +83,19 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h2 w2 C2"]:
-        """Halve both sides."""
+        """Halve height and width."""
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [B, h/2, 2, w/2, 2, C]
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
 class SwinBlock(nn.Module):
-    """Attention within windows, then the feed-forward network, both with a norm before (Liu et al. 2021, equation 3).
+    """Pre-norm block with attention within windows (Liu et al. 2021, equation 3).
 
     Scores have a learned bias for each offset between two patches: softmax(Q K^T / sqrt(d) + B) V (equation 4). With a
-    `shift` the windows lie that many patches further down and right; along a side that one window spans they do not.
-    A map that the window does not divide is padded with zeros at the bottom and right before it is shifted, as
-    torchvision, transformers and the authors' detection code do (timm shifts first); other patches see the padding.
-    With `merges` the block begins with patch merging and takes maps of half its width: it is a stage's first.
+    `shift` the windows are moved by that many patches down and right, except along a side that one window spans.
+    A feature map that the window does not divide is padded with zeros at the bottom and right before the shift, as in
+    torchvision, transformers and the authors' detection code (timm shifts first); the padding is attended to.
+    With `merges`, for the first block of a stage, the block begins with patch merging and its input has half its width.
     """
 
     shift_masks: Tensor
@@ -128,13 +128,13 @@ class SwinBlock(nn.Module):
         self.register_buffer("shift_masks", shift_masks(window_size, shift), persistent=False)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h2 w2 C2"]:
-        """Merge where it is told to, mix the patches of each window, then transform each patch."""
+        """Apply patch merging (first block of a stage), windowed self-attention and the feed-forward network."""
         x = self.merge(x)
         x = x + self.drop_path(self.attend(self.attention_norm(x)))
         return x + self.drop_path(self.feed_forward(self.feed_forward_norm(x)))
 
     def attend(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
-        """Attend within the windows, W-MSA or SW-MSA."""
+        """Apply self-attention within windows, W-MSA or SW-MSA."""
         height, width = x.shape[1:3]
         pad = (-height % self.window_size, -width % self.window_size)
         if any(pad):
@@ -147,10 +147,10 @@ class SwinBlock(nn.Module):
         return x[:, :height, :width]
 
     def _moves(self, grid: Grid, device: torch.device) -> tuple[Int[Tensor, " places"], Int[Tensor, " places"]]:
-        """Return where the windows take each place from, and where the map then takes it from.
+        """Return the indices that gather windows from a feature map, and those that gather it from windows.
 
-        It is the cyclic shift with the partition, and their inverses. Done to indices, they cost one copy of the map
-        each way and not three.
+        They combine the cyclic shift with the partition, and their inverses. Applied as indices, they cost one copy of
+        the feature map in each direction instead of three.
         """
         shift = tuple(self.shift if side > self.window_size else 0 for side in grid)
         places = torch.arange(grid[0] * grid[1], device=device)
@@ -159,7 +159,7 @@ class SwinBlock(nn.Module):
         return there.flatten(), back.flatten()
 
     def score_bias(self, batch_size: int, grid: Grid) -> Float[Tensor, "Bn H N N"]:
-        """Return what is added to the scores: one bias for all windows, or with the mask of each where they shift."""
+        """Return the bias added to the scores: one for all windows, or if shifted, with the mask of each window."""
         bias = F.embedding(self.index, self.relative_positions).permute(2, 0, 1)  # [H, N, N]
         rows, columns = (side // self.window_size for side in grid)
         if not self.shift or rows == columns == 1:
@@ -172,10 +172,10 @@ class SwinBlock(nn.Module):
 
 
 class SwinTransformer(Tower):
-    """Stages of windowed attention over maps that shrink: 1/4, 1/8, 1/16, 1/32 of the image (Liu et al. 2021).
+    """Windowed attention over feature maps at 1/4, 1/8, 1/16 and 1/32 of the image size (Liu et al. 2021).
 
-    Between stages, each of a depth and a number of heads, 2x2 patches merge and the width doubles. Every second block
-    of a stage shifts its windows by half. The result is the mean of the last map's normalised tokens.
+    `depths` and `num_heads` have one number per stage. Between stages 2x2 patches merge and the width doubles. Every
+    second block of a stage shifts its windows by half. The output is the mean of the last stage's normalised tokens.
     """
 
     def __init__(
@@ -193,7 +193,9 @@ class SwinTransformer(Tower):
     ):
         super().__init__()
         if len(depths) != len(num_heads) or min(depths, default=0) < 1:
-            raise ValueError(f"depths {list(depths)} and num_heads {list(num_heads)} must name blocks for equal stages")
+            raise ValueError(
+                f"depths {list(depths)} and num_heads {list(num_heads)} need one number per stage, depths of 1 or more"
+            )
         self.width = width * 2 ** (len(depths) - 1)
         self.stride = patch_size * 2 ** (len(depths) - 1)
         self.patch_size = patch_size
@@ -222,7 +224,7 @@ class SwinTransformer(Tower):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw linear maps and biases of scores from N(0, 0.02^2), cut far out at 2, as the released code does."""
+        """Initialise linear layers and position biases with N(0, 0.02^2) truncated at 2, as in the released code."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -233,9 +235,9 @@ class SwinTransformer(Tower):
 
     @torch.no_grad()
     def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:
-        """Return the biases of all blocks for windows of another size, stretched as the released code does for 384 px.
+        """Return the position biases of all blocks, resampled to another window size as the released code does.
 
-        Its bicubic kernel is a little sharper than the one that all tables have here.
+        The released code's bicubic kernel is slightly sharper than the one used here for all tables.
         """
         names = (f"blocks.{i}.relative_positions" for i in range(len(self.blocks)))
         return {name: resample_offsets(self.get_parameter(name), self.grid, grid) for name in names}
@@ -243,14 +245,18 @@ class SwinTransformer(Tower):
     def forward(
         self, images: Float[Tensor, "B 3 H W"] | Patches, keep: Int[Tensor, "B K"] | None = None
     ) -> TowerOutput:
-        """Encode normalised images of one size; raises ValueError for what `grids` refuses, and for patches."""
+        """Encode normalised images of one size.
+
+        Raises:
+            ValueError: the size does not fit (see `grids`), or `Patches` or `keep` are passed.
+        """
         if isinstance(images, Patches) or keep is not None:
-            raise ValueError("patches cannot be given or left out one by one: this tower sees whole images")
+            raise ValueError("a Swin needs whole images: it supports neither patch dropout nor packed patches")
         tokens = self.norm(self.pyramid(images)[-1]).flatten(1, 2)  # [B, N, D]
         return TowerOutput(tokens.mean(dim=1), tokens)
 
     def pyramid(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B h w C"]]:
-        """Return the map of each stage, before the last norm: strides 4, 8, 16, 32, widths C, 2C, 4C, 8C."""
+        """Return the feature map of each stage, before the last norm: strides 4, 8, 16, 32, widths C, 2C, 4C, 8C."""
         first = self.grids(images.shape[2], images.shape[3])[0]
         x = self.pre_norm(self.embed(images.to(self.norm.weight.dtype))).unflatten(1, first)
         maps = []
@@ -261,10 +267,10 @@ class SwinTransformer(Tower):
         return maps
 
     def grids(self, height: int, width: int) -> list[Grid]:
-        """Return rows and columns of each stage's map for images of that many px.
+        """Return the rows and columns of each stage's feature map for an image of `height` x `width` px.
 
         Raises:
-            ValueError: the stride does not divide the sides, or a window is larger than a map.
+            ValueError: the stride does not divide the sides, or a window is larger than a feature map.
         """
         image = f"an image of {height}x{width} px"
         if height % self.stride or width % self.stride:
@@ -277,8 +283,8 @@ class SwinTransformer(Tower):
         for stage, grid in enumerate(grids, 1):
             if min(grid) < self.window_size:
                 raise ValueError(
-                    f"{image} has a map of {grid[0]}x{grid[1]} in stage {stage}, less than window_size "
-                    f"{self.window_size}; sides of {self.window_size * self.stride} px or more fit, "
+                    f"{image} has a feature map of {grid[0]}x{grid[1]} in stage {stage}, less than window_size "
+                    f"{self.window_size}; use sides of {self.window_size * self.stride} px or more, "
                     f"or a window_size of at most {min(grids[-1])}"
                 )
         return grids

@@ -16,7 +16,7 @@ from mmvit.towers.contract import Tower, TowerOutput
 
 @dataclass
 class TextConfig:
-    """Shape of a text tower; the defaults are those of CLIP ViT-B."""
+    """Architecture of a text tower; the defaults are those of CLIP ViT-B."""
 
     vocab_size: int = 49408
     context_length: int = 77  # tokens
@@ -35,12 +35,13 @@ class TextConfig:
 class TextTransformer(Tower):
     """Transformer over token ids (Radford et al. 2021, section 2.4; SigLIP, Zhai et al. 2023, section 4).
 
-    Nothing that follows end-of-text can change the result, so that callers may cut the ids to the longest text of the
-    batch and fill up shorter ones with any id:
+    Ids after end-of-text do not change the result, so callers can truncate the ids to the longest text of the
+    batch and pad shorter ones with any id:
 
-    - pooled at end-of-text, a causal tower does not see it, and in one that is not it is masked;
-    - pooled at the last position, it becomes end-of-text ids up to the context length, which all tokens see: SigLIP is
-      trained so, with one id that ends texts and fills up. Such a tower always works on the whole context length.
+    - with pooling at end-of-text, a causal tower does not attend to them, and a bidirectional one masks them;
+    - with pooling at the last position, they are replaced by end-of-text ids up to the context length, which all tokens
+      attend to: SigLIP is trained this way, with one id for end-of-text and padding. Such a tower always processes the
+      whole context length.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class TextTransformer(Tower):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as OpenAI's CLIP does: tables 0.02 and 0.01, matrices by width and depth."""
+        """Initialise as OpenAI's CLIP does: tables with std 0.02 and 0.01, matrices by width and depth."""
         width, depth = self.width, max(len(self.blocks), 1)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
@@ -91,7 +92,7 @@ class TextTransformer(Tower):
                 nn.init.normal_(module.down.weight, std=width**-0.5 * (2 * depth) ** -0.5)
 
     def forward(self, ids: Int[Tensor, "B L"]) -> TowerOutput:
-        """Encode ids; each row holds an end-of-text id, and L is at most the context length."""
+        """Encode token ids; each row contains an end-of-text id, and L is at most the context length."""
         ends = (ids == self.end_of_text).long()
         follows = ends.cumsum(dim=1) > ends  # [B, L], True after the first end-of-text
         mask = None

@@ -1,4 +1,4 @@
-"""Any image model of timm as a tower."""
+"""An image tower that wraps any timm model."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,7 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
 @dataclass
 class TimmConfig(TowerConfig):
-    """A model of timm; `kind` is "timm:" and the name that it has there."""
+    """A timm model; `kind` is "timm:" and its name in timm."""
 
     kind: str = "timm:resnet18"
 
@@ -26,23 +26,23 @@ class TimmConfig(TowerConfig):
 
     @property
     def stride(self) -> int:
-        """Return the px of a token or of a place in the last map; raises ValueError for a name that timm has not."""
+        """Return the stride of tokens or of the last feature map, px; raises ValueError for a name not in timm."""
         return _sizes(self.name)[0]
 
     @property
     def takes_any_size(self) -> bool:
-        """Tell whether it takes images whose sides are no multiples of the stride, as convolutional models do."""
+        """Return whether images may have sides that are not multiples of the stride, as for convolutional models."""
         return not _sizes(self.name)[1]
 
 
 class TimmTower(Tower):
-    """A model of timm (Wightman 2019, PyTorch Image Models) without its classifier, with fresh weights.
+    """A timm model (Wightman 2019, PyTorch Image Models) without its classifier, randomly initialised.
 
-    `pooled` is what its classifier would see. The tokens are its last features: a map's places row by row, or all
-    tokens of a transformer, its class token among them; where those have another width because a hidden layer follows
-    the pooling, as in MobileNetV3, or where there are several maps, as in CoaT, the one token is `pooled`.
+    `pooled` is the input of its classifier. The tokens are its last features: the positions of a feature map row by
+    row, or all tokens of a transformer, including its class token. If they have another width because a hidden layer
+    follows the pooling, as in MobileNetV3, or if there are several feature maps, as in CoaT, the one token is `pooled`.
 
-    Models with position tables or windows take images of `image_size` only, convolutional ones of any size.
+    Models with position tables or windows accept images of `image_size` only, convolutional ones of any size.
     """
 
     def __init__(self, name: str, image_size: int):
@@ -60,16 +60,14 @@ class TimmTower(Tower):
         """Encode normalised images.
 
         Raises:
-            ValueError: a size that the model was not built for; `Patches` or `keep`.
+            ValueError: the model was not built for this image size, or `Patches` or `keep` are passed.
         """
         if isinstance(images, Patches) or keep is not None:
-            raise ValueError(
-                "patches can be neither packed nor dropped for a model of timm: this tower sees whole images"
-            )
+            raise ValueError("a timm model needs whole images: it supports neither patch dropout nor packed patches")
         height, width = images.shape[2:]
         if self.takes_one_size and (height, width) != (self.image_size, self.image_size):
             size = f"{self.image_size}x{self.image_size}"
-            raise ValueError(f"timm's {self.name} was built for images of {size} px, these have {height}x{width} px")
+            raise ValueError(f"timm's {self.name} was built for images of {size} px, got {height}x{width} px")
         features = self.model.forward_features(images.to(next(self.model.parameters()).dtype))
         pooled = self.model.forward_head(features)  # [B, D]
         if isinstance(features, Tensor) and features.ndim == 4:
@@ -79,14 +77,14 @@ class TimmTower(Tower):
 
 
 def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
-    """Make the model, and tell whether it takes images of one size only; without a size it has the model's own."""
+    """Create the model, and return it with whether its image size is fixed; the default size is the model's own."""
     try:
         import timm
     except ImportError as error:
         raise ValueError(f"the image tower timm:{name} needs timm; pip install timm") from error
     names = timm.list_models(exclude_filters="*_enc")  # encoders of language models, which do not pool
     if name not in names:
-        # A tag such as .a1_in1k names weights, and not another model.
+        # A tag such as .a1_in1k names weights, not another architecture.
         hint = did_you_mean(name.partition(".")[0], names) or "timm.list_models() lists all"
         raise ValueError(f"timm has no model {name!r}; {hint}")
     settings = timm.get_pretrained_cfg(name)
@@ -97,7 +95,7 @@ def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
 
 @cache
 def _sizes(name: str) -> tuple[int, bool]:
-    """Return the stride, and whether the model takes images of one size only."""
+    """Return the stride, and whether the model's image size is fixed."""
     with torch.device("meta"):
         model, takes_one_size = _create(name, None)
     return int(model.feature_info[-1]["reduction"]), takes_one_size

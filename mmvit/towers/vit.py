@@ -22,7 +22,7 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
 @dataclass
 class ViTConfig(TowerConfig):
-    """Shape of a ViT; the defaults are those of CLIP ViT-B/32."""
+    """Architecture of a ViT; the defaults are those of CLIP ViT-B/32."""
 
     kind: str = "vit"
     patch_size: int = 32  # px
@@ -57,23 +57,24 @@ class VisionTransformer(Tower):
     """ViT: patch tokens, class token, positions, pre-norm blocks (Dosovitskiy et al. 2021, section 3.1).
 
     With `pre_norm` it is CLIP's image tower (Radford et al. 2021, section 2.4), with an `AttentionPool` SigLIP's, with
-    a distillation token DeiT (Touvron et al. 2021, section 4). Registers (Darcet et al. 2024) are not among the tokens
-    that it returns. The mean and the attention pool are those of the patches.
+    a distillation token DeiT (Touvron et al. 2021, section 4). Registers (Darcet et al. 2024) are not among the
+    returned tokens. Mean and attention pooling are over the patches.
 
     Args:
-        embed: maps images [B, 3, H, W] to tokens [B, N, D]; a stem makes the hybrid ViT.
-        grid: rows and columns of patches that the positions are made for; for any other they are resampled.
+        embed: maps images [B, 3, H, W] to tokens [B, N, D]; a stem makes it a hybrid ViT.
+        grid: rows and columns of patches for which the positions are made; for any other they are resampled.
         width: D.
-        blocks: in their order.
-        position: a name in `POSITIONS`. Tokens other than patches have rows in learned tables alone, registers never.
-        norm_eps: of the norms before and after the blocks.
+        blocks: transformer blocks, in order.
+        position: a name in `POSITIONS`. Class and distillation tokens have positions only in learned tables, registers
+            never.
+        norm_eps: epsilon of the norms before and after the blocks.
         pool: a name in `POOLS`, or a module; only "class" adds a class token.
         pre_norm: whether there is a norm before the blocks.
         distilled: whether a distillation token follows the class token.
-        num_registers: how many there are.
+        num_registers: number of register tokens.
 
     Raises:
-        ValueError: an unknown name, a width that does not fit the positions, or a distillation token without class.
+        ValueError: a name is unknown, the width does not fit the positions, or a distillation token has no class token.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class VisionTransformer(Tower):
         if position not in POSITIONS:
             raise ValueError(f"position {position!r} is unknown; choose from {POSITIONS}")
         if distilled and pool != "class":
-            raise ValueError("a distillation token stands beside a class token: it needs pool 'class'")
+            raise ValueError("a distillation token needs a class token: use pool 'class'")
         self.width = width
         self.patch_size = self.stride = embed.patch_size
         self.grid: Grid = grid
@@ -118,11 +119,11 @@ class VisionTransformer(Tower):
             self.relative = nn.ModuleList(RelativePositions(grid, b.attention.num_heads, num_others) for b in blocks)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.pool: Callable[..., Tensor] = POOLS[pool] if isinstance(pool, str) else pool
-        self.position_table(grid), self._rotary_table(grid)  # complain of a width that does not fit
+        self.position_table(grid), self._rotary_table(grid)  # raise for a width that does not fit
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw tokens and positions from N(0, 1/width), as OpenAI's CLIP does."""
+        """Initialise tokens and positions with N(0, 1/width), as OpenAI's CLIP does."""
         for table in (self.positions, self.class_token, self.distillation_token, self.registers):
             if table is not None:
                 nn.init.normal_(table, std=self.width**-0.5)
@@ -136,13 +137,13 @@ class VisionTransformer(Tower):
         """Encode normalised images.
 
         Args:
-            images: of one size, any that the patch size divides, or `Patches` of several.
-            keep: the patches of each image that the blocks see; None for all.
-            change: what is done to the embedded patches [B, N, D] before they get their positions.
+            images: images of one size that the patch size divides, or `Patches` of several sizes.
+            keep: indices of the patches of each image that the blocks process; None for all.
+            change: function applied to the embedded patches [B, N, D] before positions are added.
 
         Raises:
-            ValueError: a size that the patch size does not divide; `Patches` for a stem, with relative positions, or
-                with `keep`.
+            ValueError: the patch size does not divide the image size, or `Patches` are passed to a stem, with relative
+                positions, or with `keep`.
         """
         x, mask = self._embed(images, keep)
         x = x if change is None else change(x)
@@ -155,8 +156,8 @@ class VisionTransformer(Tower):
             x = torch.cat([first.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
             mask = None if mask is None else F.pad(mask, (len(first), 0), value=True)
         x = self.pre_norm(x)
-        for block, seen in zip(self.blocks, self._masks(images, keep, mask), strict=False):
-            x = block(x, seen, rotary=rotary)
+        for block, block_mask in zip(self.blocks, self._masks(images, keep, mask), strict=False):
+            x = block(x, block_mask, rotary=rotary)
         if self.registers is not None:
             x, mask = x[:, len(self.registers) :], None if mask is None else mask[:, len(self.registers) :]
         tokens = self.norm(x)
@@ -164,7 +165,7 @@ class VisionTransformer(Tower):
         return TowerOutput(self.pool(tokens, mask), tokens, mask, distilled)
 
     def position_table(self, grid: Grid) -> Float[Tensor, "N D"] | None:
-        """Return what is added to the patches of a grid; None where nothing is."""
+        """Return the position embeddings that are added to the patches of a grid; None if nothing is added."""
         if self.positions is not None:
             kind = LEARNED[self.position]
             return kind.expand(kind.resample(self.positions[self.num_prefix :], self.grid, grid), grid)
@@ -173,7 +174,7 @@ class VisionTransformer(Tower):
 
     @torch.no_grad()
     def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:
-        """Return the learned position tables as a tower for another grid has them, by their names in its state dict."""
+        """Return the learned position tables resampled to another grid, keyed by their names in the state dict."""
         tables = {}
         if self.positions is not None:
             first, patches = self.positions[: self.num_prefix], self.positions[self.num_prefix :]
@@ -192,20 +193,20 @@ class VisionTransformer(Tower):
     ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
         dtype = self.norm.weight.dtype
         if isinstance(images, Tensor):
-            patch_grid(images.shape[2], images.shape[3], self.patch_size)  # a stem does not look
+            patch_grid(images.shape[2], images.shape[3], self.patch_size)  # a stem does not check
             return self.embed(images.to(dtype)), None
         if not isinstance(self.embed, PatchEmbedding):
-            raise ValueError("a convolutional stem needs whole images, not patches: it looks beyond their borders")
+            raise ValueError("a convolutional stem needs whole images: it does not support packed patches")
         if self.relative is not None:
-            raise ValueError("relative positions need images of one size, not patches: each shape has its own table")
+            raise ValueError("relative positions need images of one size: they do not support packed patches")
         if keep is not None:
-            raise ValueError("patches are dropped from images of one size; shapes that differ have a patch budget")
+            raise ValueError("patch dropout needs images of one size; packed patches have a patch budget instead")
         return self.embed.embed_patches(images.pixels.to(dtype)), images.mask()
 
     def _at_patches(
         self, table: Callable[[Grid], Tensor | None], images: Tensor | Patches
     ) -> Float[Tensor, "#B N D"] | None:
-        """Return each patch's row of the table for its image's grid."""
+        """Return the row for each patch of the table for its image's grid."""
         if isinstance(images, Tensor):
             rows = table(patch_grid(images.shape[2], images.shape[3], self.patch_size))
             return None if rows is None else rows[None]
@@ -218,7 +219,7 @@ class VisionTransformer(Tower):
         return padded[which.to(padded.device)]
 
     def _first_tokens(self) -> Float[Tensor, "T D"] | None:
-        """Return what stands before the patches: registers, class token, distillation token."""
+        """Return the tokens before the patches: registers, class token, distillation token."""
         tokens: list[Tensor] = [token for token in (self.class_token, self.distillation_token) if token is not None]
         parts: list[Tensor] = [] if self.registers is None else [self.registers]
         if tokens:
@@ -227,7 +228,7 @@ class VisionTransformer(Tower):
         return torch.cat(parts) if parts else None
 
     def _masks(self, images: Tensor | Patches, keep: Tensor | None, mask: Tensor | None) -> Iterable[Tensor | None]:
-        """Return what each block's attention takes as its mask."""
+        """Return the attention mask of each block."""
         if self.relative is None or not isinstance(images, Tensor):
             return repeat(None if mask is None else mask[:, None, None])
         grid = patch_grid(images.shape[2], images.shape[3], self.patch_size)

@@ -1,4 +1,4 @@
-"""A run takes up all that was saved: what it does not know, or does not find, is an error and never left out."""
+"""A run restores everything in a checkpoint: unknown or missing state is an error and never ignored."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ Leaves = dict[str, Tensor]
 
 
 def change(name: str, how: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """Change one file of a checkpoint, or remove it where `how` returns None, and describe the folder anew."""
+    """Change one file of a checkpoint, or remove it if `how` returns None, and rewrite the manifest."""
 
     def changed(folder: Path) -> None:
         path = folder / name

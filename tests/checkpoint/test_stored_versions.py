@@ -1,4 +1,4 @@
-"""What every earlier format version wrote still works. The folders are kept for ever; none is ever written anew.
+"""Folders of every earlier format version still work. They are kept forever and never rewritten.
 
 version1: a run of six steps, stopped after four, the data that it resumes with, the model of its end, and the outputs
 of that model for an image and two texts on that day.
@@ -37,7 +37,7 @@ def test_stored_model_gives_the_stored_outputs(version: str):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_stored_run_goes_on_to_its_end(version: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch):
+def test_stored_run_resumes(version: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(shutil.copytree(STORED / version, tmp_path / version))
     assert latest_checkpoint(Path("run")).step == 4
     code, _, err = told("pretrain", "run/config.yaml")
@@ -72,7 +72,7 @@ def test_stored_index_is_read_as_it_is(tmp_path: Path):
 
 
 def test_first_version_has_no_seal():
-    """Or these tests would not show that such folders are read."""
+    """Otherwise these tests would not prove that such folders are read."""
     assert VERSIONS[0] == "version1"
     for name in ("run/checkpoints/step-00000004/manifest.json", "model/mmvit.json"):
         assert "sha256" not in json.loads((STORED / "version1" / name).read_text())

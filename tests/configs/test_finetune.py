@@ -1,4 +1,4 @@
-"""Each shipped supervised run is a run: it parses, is checked, has the stated size, rates, decay and changes."""
+"""Each shipped fine-tuning config loads and has the stated size, learning rates, decay and augmentation."""
 
 import re
 import shlex
@@ -84,7 +84,7 @@ def head_of(name: str) -> str:
 
 
 def load(name: str) -> FinetuneConfig:
-    """Load a config as the command in its head does."""
+    """Load a config with the command in its head comment."""
     command = re.search(rf"# Command: .*?finetune/{name}((?:[^\n\\]|\\\n#)*)", head_of(name))
     assert command
     return load_config(FinetuneConfig, f"finetune/{name}", shlex.split(command[1].replace("\\\n#", "")))
@@ -159,7 +159,7 @@ def test_the_head_of_a_small_one_names_its_data_and_its_teacher(name: str):
     ],
 )
 def test_epochs_and_warm_up_are_those_of_the_papers(name: str, epochs: int | None, warmup: int, whole: bool):
-    """`whole` ones drop the last batch of an epoch, where it is not full."""
+    """`whole` ones drop the last incomplete batch of an epoch."""
     config = load(name)
     assert config.optim.warmup_share * config.train.steps == pytest.approx(warmup, rel=2e-3)
     if epochs is not None:
@@ -169,7 +169,7 @@ def test_epochs_and_warm_up_are_those_of_the_papers(name: str, epochs: int | Non
 
 
 @pytest.mark.parametrize("name", ["deit_s16", "deit_b16_distilled"])
-def test_deit_changes_its_pictures_as_released(name: str):
+def test_deit_augmentation_matches_the_released_code(name: str):
     config = load(name)
     assert config.data.augment == AugmentConfig(
         crop_area=[0.08, 1.0], flip=0.5, timm_augment="rand-m9-mstd0.5-inc1", erase=0.25
@@ -189,7 +189,7 @@ def test_the_distilled_deit_has_the_released_teacher():
     assert timm.get_pretrained_cfg("regnety_160.deit_in1k").num_classes == 1000
 
 
-def test_swin_and_cvt_change_their_pictures_as_deit_but_once():
+def test_swin_and_cvt_augmentation_is_that_of_deit_without_repeats():
     deit = load("deit_s16")
     for name, drop_path, clip_norm in (("swin_t", 0.2, 5.0), ("swin_b_384", 0.5, 5.0), ("cvt_13", 0.1, None)):
         config = load(name)

@@ -1,4 +1,4 @@
-"""Each shipped pre-training is a run: it parses, is checked, has the stated size, rates and stages."""
+"""Each shipped pre-training config loads and has the stated size, learning rates and stages."""
 
 from fnmatch import fnmatch
 from functools import partial
@@ -149,7 +149,7 @@ def test_lit_trains_the_text_side_alone():
     ],
 )
 def test_patches_and_tokens_of_each_stage(name: str, stages: dict[int, tuple[int, int, int | None]]):
-    """From a step on: the patches of a picture, those that the tower sees, and the longest text."""
+    """From a step on: the patches of an image, the patches kept, and the longest text."""
     config = load(name)
     model = build(config)
     for step, expected in stages.items():

@@ -96,7 +96,7 @@ def test_without_an_index_the_tar_is_read_once_and_the_log_says_so(
     with caplog.at_level(logging.INFO):
         index = open_index(f"{server.url}/{tar.name}?sig=t0ken")
     assert tar.stat().st_size < server.bytes_sent < 1.2 * tar.stat().st_size
-    assert f"{server.url}/{tar.name} has no index beside it: its 0.0 MiB are read once" in caplog.text
+    assert f"{server.url}/{tar.name} has no index next to it: its 0.0 MiB are read once" in caplog.text
     assert "t0ken" not in caplog.text
     path = index_path(index.tar)
     assert path.parent == Path(os.environ["XDG_CACHE_HOME"]) / "mmvit" / "indexes"
@@ -152,11 +152,11 @@ def test_a_failure_that_passes_is_not_noticed(shards: Path, serve: Serve, fault:
         ("503", ResourceError, "4 times in a row: HTTP status 503"),
         ("drop", ResourceError, "4 times in a row: Client"),
         ("reset", ResourceError, "4 times in a row: ServerDisconnectedError"),
-        ("stall", ResourceError, "4 times in a row: no answer for 0.05 s"),
+        ("stall", ResourceError, "4 times in a row: no response for 0.05 s"),
         ("404", DataError, "the shard does not exist"),
-        ("403", DataError, r"refuses the shard \(HTTP status 403\)"),
-        ("401", DataError, r"refuses the shard \(HTTP status 401\)"),
-        ("other", UnindexableError, "no byte ranges"),
+        ("403", DataError, r"denies access to the shard \(HTTP status 403\)"),
+        ("401", DataError, r"denies access to the shard \(HTTP status 401\)"),
+        ("other", UnindexableError, "does not support byte ranges"),
         ("to:/loop?sig=t0ken", ResourceError, "TooManyRedirects"),
         ("to:ftp://user:hunter2@127.0.0.1/x?t0ken", ResourceError, "NonHttpUrlRedirect"),
     ],
@@ -186,7 +186,7 @@ def test_a_server_without_ranges_is_not_made_to_send_the_file(shards: Path, serv
     file = open_file(f"{server.url}/large.tar")
     server.ranges = False
     for call in (lambda: open_file(f"{server.url}/large.tar"), lambda: file.read(1 << 20, 1000)):
-        with pytest.raises(UnindexableError, match="no byte ranges"):
+        with pytest.raises(UnindexableError, match="does not support byte ranges"):
             call()
     assert server.bytes_sent < 20 << 20  # what fits into the buffers of two sockets
 
@@ -289,7 +289,7 @@ def test_an_index_in_the_cache_is_compared_when_the_shard_changed(
     os.utime(tar, (2e9, 2e9))
     with pytest.raises(DataError, match="hash"):
         IndexedShards([url]).read(3)
-    assert "1 of 9 samples are gone or differ" in caplog.text
+    assert "1 of 9 samples are missing or differ" in caplog.text
 
 
 def test_what_stands_beside_the_shard_and_is_no_index(bare: Path, serve: Serve):

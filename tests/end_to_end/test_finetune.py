@@ -303,7 +303,7 @@ def test_wise_ft_wants_the_model_that_it_started_from(
     stop_after(config, 3)
     other = weights(moved / "model")
     (moved / "model").rename(moved / "gone")
-    with pytest.raises(CheckpointError, match="this is not a model folder"):
+    with pytest.raises(CheckpointError, match="not a model folder"):
         finetune(config)
     loaded = load_model(moved / "gone")
     torch.nn.init.zeros_(loaded.model.logit_scale)
@@ -481,7 +481,7 @@ def test_what_cannot_be_is_told(configure: Configure, tmp_path: Path, override: 
 @pytest.mark.parametrize(
     ("kind", "stage", "message"),
     [
-        ("swin", "patch_dropout: 0.5", "this tower sees whole images"),
+        ("swin", "patch_dropout: 0.5", "needs whole images"),
         ("swin", "image_size: 8", "less than window_size"),
         ("timm:test_vit", "image_size: 32", "image"),
     ],

@@ -145,7 +145,7 @@ def test_stopped_run_goes_on_with_another_number_of_processes(
     assert max(path.name for path in (run / "checkpoints").glob("step-*")) == f"step-{stopped_at:08d}"
     assert f"stopped at step {stopped_at} with the state saved" in (tmp_path / "output.txt").read_text()
     finish(pretrain(spoiled_config, run, one_thread, launch[after]), run)
-    assert f"going on at step {stopped_at}" in (tmp_path / "output.txt").read_text()
+    assert f"resuming at step {stopped_at}" in (tmp_path / "output.txt").read_text()
     assert_same_course(one_process, run)
 
 

@@ -38,8 +38,8 @@ def fill(name: str, folder: Path, num_budgets: int) -> None:
         with Disk(run, room=room).mounted(), pytest.raises(ResourceError) as error:
             scene.act(run)
         assert error.value.exit_code == 5
-        assert re.search(r"it needs [\d,]+ bytes, and [\d,]+ are free there; nothing .* is lost", error.value.note)
-        assert "make room" in error.value.hint
+        assert re.search(r"it needs [\d,]+ bytes, and [\d,]+ are free; nothing .* is lost", error.value.note)
+        assert "free some space" in error.value.hint
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
         assert scene.seen(run) == scene.old
         scene.after(run)
@@ -70,7 +70,7 @@ def test_nothing_is_begun_that_does_not_fit(name: str, tmp_path: Path, monkeypat
     with Disk(tmp_path / "run", fatal=3, mode="for ever").mounted(), pytest.raises(ResourceError) as error:
         scene.act(tmp_path / "run")  # no operation but that the folder is made
     assert "No space left on device" in error.value.what
-    assert "and 512 are free there" in error.value.note
+    assert "and 512 are free" in error.value.note
     assert scene.seen(tmp_path / "run") == scene.old
 
 

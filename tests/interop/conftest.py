@@ -1,4 +1,4 @@
-"""What comparisons with other libraries share."""
+"""Fixtures for comparisons with other libraries."""
 
 from collections.abc import Callable
 

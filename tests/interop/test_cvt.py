@@ -1,4 +1,4 @@
-"""Copied weights give the logits of transformers' CvT; with QuickGELU those of the released code; counts are exact."""
+"""Copied weights reproduce transformers' CvT, and with QuickGELU the released code; exact parameter counts."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ CVT_W24 = ([192, 768, 1024], [2, 2, 20], [3, 12, 16])
 
 
 class Classifier(nn.Module):
-    """A tower and a head, in the evaluation mode that modules of transformers have from the start too."""
+    """Return a tower and a head in evaluation mode, like freshly loaded transformers modules."""
 
     def __init__(self, widths: list[int], depths: list[int], heads: list[int], num_classes: int, **changes: Any):
         super().__init__()
@@ -55,7 +55,7 @@ def reference(widths: list[int], depths: list[int], heads: list[int]) -> nn.Modu
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Theirs under our names, as copies."""
+    """Return copies of their weights under our names."""
     copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     named = rename_weights(copies, CVT_NAMES).items()
     return {name if name.startswith("head.") else f"tower.{name}": tensor for name, tensor in named}

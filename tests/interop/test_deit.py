@@ -1,4 +1,4 @@
-"""Copied weights give the tokens and logits of timm's and transformers' distilled DeiT; swapped tokens are seen."""
+"""Copied weights reproduce timm's and transformers' distilled DeiT; swapped tokens are detected."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Copied weights give the features of timm's hybrid ViT, and what is easily forgotten in its stem is seen."""
+"""Copied weights reproduce timm's hybrid ViT; each missing detail of its stem is detected."""
 
 import pytest
 import timm
@@ -79,7 +79,7 @@ def test_v12_missing_weight_standardisation_is_seen(reference: nn.Module):
 
 
 def test_a_wrong_epsilon_of_the_group_norms_is_seen(reference: nn.Module):
-    """In pale images: else the variances behind standardised kernels are large, and hide it."""
+    """With low-contrast images: otherwise the variances after standardised kernels are large and hide it."""
     tower = copied(reference)
     assert difference(tower, reference, contrast=0.01) <= TOLERANCE
     for module in tower.modules():

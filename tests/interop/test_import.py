@@ -1,4 +1,4 @@
-"""A model that another library has written becomes a model folder with the same answers, or an error says why not."""
+"""A model of another library becomes a model folder with the same outputs, or an error says why not."""
 
 import json
 from collections.abc import Callable
@@ -148,7 +148,7 @@ def test_models_of_open_clip(tmp_path: Path, image: dict[str, Any]):
 
 
 def save_clip(folder: Path, randomized: Randomized, end: int) -> str:
-    """A CLIP of transformers that pools at the id `end`, with a tokenizer that ends texts with the id 6."""
+    """Return a transformers CLIP that pools at the id `end`, with a tokenizer whose end-of-text id is 6."""
     words = {word: i for i, word in enumerate(["<pad>", "<s>", "[UNK]", "a", "red", "dog", "</s>"])}
     bpe = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -175,7 +175,7 @@ def test_clip_of_transformers_with_its_tokenizer(randomized: Randomized, tmp_pat
 
 
 def test_a_tokenizer_that_ends_texts_otherwise_is_refused(randomized: Randomized, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="tokenizer ends texts with 6, and the text tower pools at 5"):
+    with pytest.raises(CheckpointError, match="tokenizer's end-of-text id is 6, but the text tower pools at 5"):
         import_model(save_clip(tmp_path / "theirs", randomized, end=5), tmp_path / "ours")
 
 
@@ -184,12 +184,12 @@ def test_other_answers_are_refused_and_nothing_is_written(
 ):
     source = save_transformers(tmp_path / "theirs", randomized(vit()))
     monkeypatch.setattr(transformers_names, "activation_name", lambda name, where: "quick_gelu")
-    with pytest.raises(CheckpointError, match="answers differ by"):
+    with pytest.raises(CheckpointError, match="outputs of the imported model differ"):
         import_model(source, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
-def test_what_cannot_be_imported_is_told(tmp_path: Path):
+def test_unsupported_models_raise(tmp_path: Path):
     no_tower = save_transformers(tmp_path / "bert", transformers.ResNetModel(transformers.ResNetConfig()))
     named = save_transformers(tmp_path / "vit", vit())
     bare = tmp_path / "bare"
@@ -205,32 +205,32 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path):
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
     relu = save_transformers(tmp_path / "relu", vit(hidden_act="relu"))
     for source, message in (
-        (str(tmp_path), "does not say which library"),
+        (str(tmp_path), "does not name the library"),
         ("tim:resnet18", "did you mean 'timm'"),
         ("timm:resnet_18", "cannot be opened"),
         ("open_clip:ViT-B-32", "no model ''; did you|no model ''"),
         ("open_clip:ViT-B-23/openai", "no model 'ViT-B-23'"),
         ("open_clip:ViT-B-32/opanai", "no weights 'opanai' of ViT-B-32"),
-        (f"hf:{tmp_path / 'nothing'}", "there is no such folder"),
+        (f"hf:{tmp_path / 'nothing'}", "the folder does not exist"),
         (f"timm:{tmp_path / 'vit'}", "its config has no 'architecture'"),
         (f"hf:{bare}", "preprocessor_config.json is missing"),
-        (no_tower, "models of the kind 'resnet' have no tower here"),
-        (raw, "not rescaled to the range from 0 to 1"),
-        (save_transformers(tmp_path / "deit", deit), "one of the two tokens alone"),
+        (no_tower, "model type 'resnet' is not supported"),
+        (raw, "not rescale pixels to"),
+        (save_transformers(tmp_path / "deit", deit), "only one of the two tokens"),
         (torn, "cannot be opened"),
-        (relu, "no tower here has the activation relu"),
+        (relu, "activation relu is not supported"),
     ):
         with pytest.raises(UsageError, match=message):
             import_model(source, tmp_path / "ours")
-    with pytest.raises(UsageError, match="3 class names were given, and the model has 2 classes"):
+    with pytest.raises(UsageError, match="got 3 class names, but the model has 2 classes"):
         import_model(named, tmp_path / "ours", ["a", "b", "c"])
-    with pytest.raises(CheckpointError, match="lacks weights that a ViTForImageClassification has"):
+    with pytest.raises(CheckpointError, match="lacks weights of a ViTForImageClassification"):
         import_model(cut, tmp_path / "ours")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="not empty and not a model folder"):
         import_model(named, tmp_path / "vit")
     assert import_model(named, tmp_path / "ours", ["a", "b"]).classes == 2
     assert load_classifier(tmp_path / "ours").model.class_names == ["a", "b"]
-    with pytest.raises(UsageError, match="there is a model already"):
+    with pytest.raises(UsageError, match="already holds a model"):
         import_model(named, tmp_path / "ours")
 
 
@@ -256,7 +256,7 @@ def test_names_of_imagenet_are_those_of_published_weights(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("tag", ["openai", "laion2b_s34b_b79k"])
 def test_the_activation_is_that_of_the_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str):
-    """OpenAI's weights are listed under ViT-B-32 too, whose own activation is another one."""
+    """OpenAI's weights are also listed under ViT-B-32, whose own activation is different."""
     small = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}}
     small["text_cfg"] = {"layers": 1, "width": 64, "heads": 1}
 

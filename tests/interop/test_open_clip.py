@@ -1,4 +1,4 @@
-"""Copied weights give open_clip's embeddings, and a wrong activation, epsilon or missing norm is seen."""
+"""Copied weights reproduce open_clip's embeddings; a wrong activation, epsilon or missing norm is detected."""
 
 import re
 from dataclasses import replace
@@ -40,7 +40,7 @@ def random_reference(activation: str) -> CLIP:
 
 
 def randomize_vectors(model: nn.Module) -> None:
-    """Give norms and biases values of their own: ones and zeros hide a swapped or unused one."""
+    """Randomise norms and biases: ones and zeros would hide swapped or unused weights."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and "embedding" not in name:

@@ -1,4 +1,4 @@
-"""Copied weights give the embeddings of open_clip's RN50, and each of its peculiarities left out is seen."""
+"""Copied weights reproduce open_clip's RN50; each missing detail is detected."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ DEPTHS = (1, 2, 1, 1)
 
 
 def renamed(visual: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to open_clip's image tower, under our names."""
+    """Return the weights of open_clip's image tower under our names."""
     whole = from_open_clip({f"visual.{name}": tensor for name, tensor in visual.items()})
     return {name.removeprefix("image_tower."): tensor for name, tensor in whole.items()}
 
@@ -37,7 +37,7 @@ def random_reference() -> CLIP:
 
 @torch.no_grad()
 def randomize(model: nn.Module, least_variance: float = 0.5) -> nn.Module:
-    """Give norms, biases and statistics values of their own, and make the images matter more than those."""
+    """Randomise norms, biases and statistics, with a larger effect of the images."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -108,7 +108,7 @@ def test_training_gives_equal_statistics_and_gradients():
 
 
 def test_a_pool_at_another_place_is_seen(monkeypatch: pytest.MonkeyPatch):
-    """Behind the third convolution it would be the same: an average and a 1x1 map can change places."""
+    """After the third convolution the result would be equal: average pooling and a 1x1 convolution commute."""
 
     def pool_first(self: Bottleneck, x: Tensor) -> Tensor:
         y = torch.relu(self.norm2(self.conv2(self.pool(torch.relu(self.norm1(self.conv1(x)))))))
@@ -137,7 +137,7 @@ def test_wrong_heads_are_seen():
 @pytest.mark.parametrize("name", ["positions", "q.weight", "k.bias", "v.bias"])
 @torch.no_grad()
 def test_a_wrong_scale_or_missing_part_of_the_pooling_is_seen(name: str):
-    """Doubled queries stand for a wrong scale; the bias of the keys alone changes nothing, as softmax forgets it."""
+    """Doubled queries imitate a wrong scale; the bias of keys has no effect, as softmax is invariant to it."""
     reference = random_reference()
     model = copied(reference)
     parameter = model.image_tower.pool.get_parameter(name)

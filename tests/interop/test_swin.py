@@ -1,4 +1,4 @@
-"""Copied weights give the logits of timm, transformers and torchvision, and each wrong detail is seen."""
+"""Copied weights reproduce timm, transformers and torchvision; each wrong detail is detected."""
 
 from itertools import accumulate
 
@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 class Classifier(nn.Module):
-    """A tower with a linear head, as all three libraries have it."""
+    """Return a tower with a linear head, as in all three libraries."""
 
     def __init__(self, config: SwinConfig, num_classes: int):
         super().__init__()
@@ -68,7 +68,7 @@ def build_reference(library: str, config: SwinConfig, num_classes: int) -> nn.Mo
 
 @torch.no_grad()
 def random_reference(library: str, config: SwinConfig, num_classes: int = 10) -> nn.Module:
-    """Weights that keep the size of what they map, and norms, biases and tables of their own."""
+    """Randomise weights with preserved activation scale, norms, biases and tables."""
     torch.manual_seed(0)
     model = build_reference(library, config, num_classes).eval()
     for name, parameter in model.named_parameters():

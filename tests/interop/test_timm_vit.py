@@ -1,4 +1,4 @@
-"""Copied weights give the features and logits of timm's and transformers' ViT; a wrong setting is seen."""
+"""Copied weights reproduce timm's and transformers' ViT; wrong settings are detected."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Copied weights give the embeddings of transformers' CLIPModel, a second opinion beside open_clip."""
+"""Copied weights reproduce transformers' CLIPModel, in addition to open_clip."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Attention is the formula, number by number; nothing is seen of what follows or fills up."""
+"""Attention matches its formula; masked, future and padding positions have no influence."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from mmvit.layers.attention import Attention
 
 
 def by_loops(attention: Attention, x: Tensor, mask: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d_h)) V written with loops; `mask` [B, N, N] is True where a query may see a key."""
+    """Compute softmax(Q K^T / sqrt(d_h)) V with loops; `mask` [B, N, N] is True where a query attends to a key."""
     q, k, v = (linear(x).tolist() for linear in (attention.q, attention.k, attention.v))
     batch, length, width = x.shape
     head_width = width // attention.num_heads
@@ -67,7 +67,7 @@ def test_t1_keys_with_their_values_in_any_order():
 
 @pytest.mark.parametrize("width", [16, 64, 256, 1024])
 def test_t2_the_root_keeps_the_variance_of_scores_at_one(width: int):
-    """Queries and keys are drawn from N(0, 1); of the scores a softmax tells all but the mean of each row."""
+    """Queries and keys are drawn from N(0, 1); a softmax determines the scores up to the mean of each row."""
     torch.manual_seed(0)
     attention = Attention(width, 1)
     for linear in (attention.q, attention.k):

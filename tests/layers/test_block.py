@@ -1,4 +1,4 @@
-"""The block is torch's pre-norm encoder layer, and with a context its decoder layer."""
+"""The block equals torch's pre-norm encoder layer, and with a context its decoder layer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The stem makes tokens in the order of patches, each from its neighbourhood."""
+"""The convolutional stem returns tokens in patch order, each from its neighbourhood."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_n_convolutions_make_patches_of_two_to_the_n():
 
 
 def test_a_token_sees_its_own_place():
-    """The gradient of token (row 1, column 2) lies in and around pixels 8..15 x 16..23 (before normalisation)."""
+    """The gradient of token (row 1, column 2) is in and around pixels 8..15 x 16..23 (before normalisation)."""
     stem = ConvStem([8, 16, 32], 24)
     stem.convolutions = torch.nn.Sequential(*(m for m in stem.convolutions if not isinstance(m, torch.nn.GroupNorm)))
     images = torch.randn(1, 3, 32, 48, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Whole samples are dropped, for the share that is asked for, and what is left makes up for them."""
+"""Drop path drops whole samples at the given rate and keeps the mean."""
 
 import pytest
 import torch
@@ -59,13 +59,13 @@ def test_rates_rise_evenly():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_a_rate_that_is_no_share(rate: float):
-    with pytest.raises(ValueError, match="is not a share"):
+def test_invalid_rates(rate: float):
+    with pytest.raises(ValueError, match=r"is not in \[0, 1\)"):
         DropPath(rate)
 
 
-def test_processes_and_steps_drop_different_samples():
-    """Of the same rows, as each process has them."""
+def test_ranks_and_steps_drop_different_samples():
+    """With the same rows on each rank."""
     layer, kept = DropPath(0.5).train(), set()
     for step, rank in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0)):
         torch.manual_seed(step_seed(0, step, rank))

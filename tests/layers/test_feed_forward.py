@@ -1,4 +1,4 @@
-"""Three GELUs that are not one another."""
+"""The three GELU variants are different functions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Masked patch prediction as the ViT paper has it: what is corrupted follows from (seed, position) alone."""
+"""Masked patch prediction as in the ViT paper: the corruption depends only on (seed, position)."""
 
 import math
 
@@ -21,7 +21,7 @@ def within_3_sigma(count: float, num: int, chance: float) -> bool:
 
 
 def test_v19_statistics():
-    """Exactly half is corrupted; of it 80 % is hidden, 10 % another patch of the image, 10 % as it was."""
+    """Exactly half is corrupted; of it 80 % is masked, 10 % another patch of the image, 10 % unchanged."""
     num_images, num_patches = 5000, 16
     corrupted, hidden, source = corrupted_patches(torch.arange(num_images), num_patches, seed=0)
     own = torch.arange(num_patches)
@@ -58,7 +58,7 @@ def test_v19_outputs_of_uncorrupted_patches_have_no_gradient():
 
 
 def test_v19_a_small_run_beats_chance():
-    """On digits it has not seen, and beats knowing how frequent each colour is, which needs no look at the image."""
+    """On held-out digits, it beats predicting the colour frequencies, which does not use the image."""
     torch.manual_seed(0)
     grey = torch.from_numpy(load_digits().images).mul(255 / 16).round().to(torch.uint8)  # [1797, 8, 8]
     images = grey[:, None].expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""The kept patches are a function of (seed, position) alone, exactly K of them, each as likely as any other."""
+"""Patch dropout depends only on (seed, position), keeps exactly K patches, and is uniform."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from mmvit.layers.patch_dropout import kept_patches
 
 
 def by_numpy(position: int, num_patches: int, num_kept: int, seed: int) -> list[int]:
-    """The same in unsigned numbers: SplitMix64's published constants, one patch after the other."""
+    """Compute the same with unsigned integers: SplitMix64's published constants, patch by patch."""
 
     def mix(x: int) -> int:
         x = (x + 0x9E3779B97F4A7C15) % 2**64

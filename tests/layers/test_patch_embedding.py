@@ -1,4 +1,4 @@
-"""Patches: cut and put together without loss, in the order that the embedding takes them."""
+"""Patchify and unpatchify are exact inverses, in the order of the patch embedding."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Which tokens become the vector of a sample."""
+"""Pooling selects or averages the right tokens."""
 
 from functools import partial
 

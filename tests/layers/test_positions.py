@@ -1,4 +1,4 @@
-"""Position tables are their formulas; on another grid timm's, bit for bit the same on their own, alike in each run."""
+"""Position tables match their formulas; resampling matches timm's, is exact on the same grid, and deterministic."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The hybrid ViT's ResNet makes tokens in the order of patches, with standardised kernels."""
+"""The hybrid ViT's ResNet stem returns tokens in patch order and standardises its kernels."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Turned queries and keys know how far they are from each other, and nothing else."""
+"""Products of rotated queries and keys depend only on the offset between them."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_lengths_stay_and_tokens_before_the_patches_are_left_alone():
 
 
 def test_the_angles_are_timms():
-    """Where timm turns neighbours, the pairs here are half a head apart."""
+    """timm rotates adjacent channels; here the pairs are half a head apart."""
     theirs = build_rotary_pos_embed([4, 6], dim=16, temperature=100.0, in_pixels=False)
     theirs = torch.cat(theirs, dim=1)  # [N, 2 * d_h], sines, then cosines
     x = torch.randn(1, 2, 24, 16)

@@ -1,10 +1,10 @@
-"""The table of contracts: every loss, walked through in every layout by 1, 2 and 4 processes, is its formula.
+"""The contract table: every loss equals its formula, in every layout on 1, 2 and 4 ranks.
 
     python tests/losses/contracts.py                    print the table (half a minute)
-    python tests/losses/contracts.py --out rows.json    write it, with what broken losses give
+    python tests/losses/contracts.py --out rows.json    write it, with the results of mutated losses
 
-The formulas are written term by term and computed in float64 by one process with all rows. Ours are computed in float32
-by real processes with a share of the rows each; their values and gradients are averaged as data-parallel training does.
+The formulas are written term by term and computed in float64 on one rank with all rows. Ours are computed in float32
+on real ranks with a part of the rows each; their values and gradients are averaged as in data-parallel training.
 An error is the largest difference of any element over all scales, divided by max(1, scale, largest element). Tiles are
 5 x 7 and divide nothing; the layout "auto" keeps its own.
 """
@@ -84,7 +84,7 @@ def distillation(r: Rows) -> Tensor:
 
 
 def masked(r: Rows) -> Tensor:
-    """Mean over the marked places of all rows of -log softmax."""
+    """Return the mean of -log softmax over the unmasked positions of all rows."""
     terms = []
     for i, place in r["mask"].nonzero().tolist():
         logits = r["logits"][i, place]
@@ -137,7 +137,7 @@ def our_token_classification(r: Rows, layout: str) -> Tensor:
 
 
 def with_gaps(rows: Tensor) -> Tensor:
-    """Return the rows as a part of a larger tensor, which is how one of several captions comes."""
+    """Return the rows as a slice of a larger tensor, as for one of several captions."""
     return torch.stack([rows, rows], dim=1)[:, 1]
 
 
@@ -208,7 +208,7 @@ def value_and_gradients(loss: Callable[..., Tensor], r: Rows, *rest: Any) -> Row
 
 
 def found(case: Case, scale: float, layout: str) -> Rows:
-    """What data-parallel training makes of the processes' results: their mean, to which other rows add nothing."""
+    """Return the mean of the ranks' results, as in data-parallel training, with zeros for the rows of other ranks."""
     rank, size = dist.get_rank(), dist.get_world_size()
     r = {name: tensor.chunk(size)[rank].clone() for name, tensor in case.rows.items()}
     r |= {name: tensor.clone() for name, tensor in case.shared.items()} | {"logit_scale": torch.tensor(scale)}
@@ -221,7 +221,7 @@ def found(case: Case, scale: float, layout: str) -> Rows:
 
 
 def errors(case: Case, layout: str, references: dict[tuple[str, float], Rows]) -> dict[str, float]:
-    """Return the largest error of the value and of each gradient, on the first process."""
+    """Return the largest error of the value and of each gradient, on rank 0."""
     largest: dict[str, float] = {}
     for scale in case.scales:
         ours = found(case, scale, layout)
@@ -242,12 +242,12 @@ def keep_own(gradient: Tensor) -> Tensor:
 BROKEN = {
     "a gather without gradient": lambda: patch.object(pairs, "scatter_sum", keep_own),
     "a wrong partner": lambda: patch.object(pairs, "world", lambda: (0, dist.get_world_size())),
-    "columns normalised by own rows only": lambda: patch.object(contrastive, "logsumexp_over_processes", torch.clone),
+    "columns normalised by own rows only": lambda: patch.object(contrastive, "logsumexp_over_ranks", torch.clone),
 }
 
 
 def work(rank: int, folder: Path) -> None:
-    """Be one of the processes; the first writes the rows of the table."""
+    """Run one of the ranks; rank 0 writes the rows of the table."""
     table, references = [], {}
     for size in PROCESSES:
         if rank >= size:
@@ -269,7 +269,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def measure() -> list[dict[str, Any]]:
-    """Start the processes and return the table."""
+    """Start the ranks and return the table."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--folder", folder, "--rank"]
@@ -289,7 +289,7 @@ def measure() -> list[dict[str, Any]]:
         return json.loads((Path(folder) / "table.json").read_text())
 
 
-def told(table: list[dict[str, Any]]) -> str:
+def as_text(table: list[dict[str, Any]]) -> str:
     columns = ("value", *LEAVES)
     lines = [f"{'loss':26} {'layout':7} {'processes':9}" + "".join(f"{name:>13}" for name in columns)]
     for row in table:
@@ -312,7 +312,7 @@ def main() -> None:
         options.out.write_text(json.dumps(table))
     kept = sorted((row for row in table if "broken" not in row), key=lambda row: (row["loss"], row["layout"]))
     worst = max(error for row in kept for error in row["errors"].values())
-    print(told(kept))
+    print(as_text(kept))
     print(f"\nlargest error {worst:.1e}, allowed {TOLERANCE:.0e}")
     sys.exit(worst > TOLERANCE)
 

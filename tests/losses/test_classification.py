@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets, and what a teacher adds, against the formulas in float64."""
+"""Cross-entropy with soft targets and distillation, against the formulas in float64."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_d2_soft_distillation_is_the_formula(rows, with_token: bool, reduction: 
 
 
 def test_d2_soft_distillation_as_released(rows):
-    """What the released DeiT code computes: F.kl_div with sum, tau^2 over all elements, alpha 0.5 and tau 1."""
+    """Compute the released DeiT code's loss: F.kl_div with sum, tau^2 over all elements, alpha 0.5 and tau 1."""
     logits, token, teacher, targets = rows
     kl = F.kl_div(F.log_softmax(token, 1), F.log_softmax(teacher, 1), reduction="sum", log_target=True) / token.numel()
     expected = 0.5 * torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1).mean() + 0.5 * kl

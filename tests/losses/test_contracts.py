@@ -1,4 +1,4 @@
-"""The table of contracts holds, and broken losses break it."""
+"""The contract table holds, and mutated losses violate it."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return json.loads(out.read_text())
 
 
-def test_every_loss_is_its_formula_in_every_layout_over_1_2_and_4_processes(table: list[dict[str, Any]]):
+def test_every_loss_matches_its_formula_in_every_layout_on_1_2_and_4_ranks(table: list[dict[str, Any]]):
     rows = [row for row in table if "broken" not in row]
     assert [row for row in rows if not max(row["errors"].values()) <= TOLERANCE] == []
     pair_losses = {row["loss"] for row in rows if row["layout"] != "-"}

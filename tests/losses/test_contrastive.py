@@ -1,4 +1,4 @@
-"""What the contrastive losses do in one process, beside the table of contracts: softmax and sigmoid alike."""
+"""The contrastive losses on a single rank, in addition to the contract table: softmax and sigmoid."""
 
 import math
 from collections.abc import Callable
@@ -119,11 +119,11 @@ def test_no_more_logits_than_a_tile_are_held(loss, open_clip_loss, scalars, layo
 @every_loss
 def test_rows_without_a_partner_are_refused(loss, open_clip_loss, scalars):
     scalars = [torch.tensor(scalar) for scalar in scalars]
-    with pytest.raises(ValueError, match="16 images and 32 texts: give the groups of both"):
+    with pytest.raises(ValueError, match="16 images and 32 texts: pass the groups of both"):
         loss(unit_rows(0), unit_rows(1, 32), *scalars)
-    with pytest.raises(ValueError, match="give the groups of both"):
+    with pytest.raises(ValueError, match="pass the groups of both"):
         loss(unit_rows(0), unit_rows(1, 32), *scalars, torch.arange(16))
-    with pytest.raises(ValueError, match="give the groups of both"):
+    with pytest.raises(ValueError, match="pass the groups of both"):
         loss(unit_rows(0), unit_rows(1), *scalars, None, torch.arange(16))
 
 
@@ -144,7 +144,7 @@ def test_towers_can_be_swapped():
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 def test_opposite_rows_at_the_largest_scale_neither_overflow_nor_vanish(layout: str, swapped: bool):
-    """One row's logits are all near -100, the others' near 100: a common exponent would lose that row."""
+    """One row's logits are all near -100, the others' near 100: a common maximum would underflow in that row."""
     axis = F.normalize(torch.ones(1, 12), dim=1)
     image = F.normalize(torch.cat([axis, -axis.expand(NUM_ROWS - 1, -1)]) + 0.02 * unit_rows(0), dim=1)
     text = F.normalize(0.02 * unit_rows(1) - axis, dim=1)

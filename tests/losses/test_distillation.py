@@ -1,4 +1,4 @@
-"""Distillation, beside the table of contracts: its direction, its zero, and a teacher without gradient."""
+"""Distillation, in addition to the contract table: its direction, its zero, and a teacher without gradient."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Cross-entropy at marked positions, and the colours of patches."""
+"""Masked cross-entropy, and the colour classes of patches."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Captions as classes."""
+"""Token classification of captions."""
 
 import math
 

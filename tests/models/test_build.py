@@ -1,4 +1,4 @@
-"""Configs become the models they name: exact parameter counts, and sizes that do not fit are refused."""
+"""Configs build models with exact parameter counts; sizes that do not fit raise errors."""
 
 import inspect
 

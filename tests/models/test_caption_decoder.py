@@ -1,4 +1,4 @@
-"""The caption decoder scores each next token from the ones before it and the image, and from nothing else."""
+"""The caption decoder predicts each token only from earlier tokens and the image."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_padding_of_patches_is_not_read():
 
 
 def test_it_learns_to_read_the_image():
-    """The one word of a caption tells which of two images it is: a blind decoder would stay at log(2) / 2."""
+    """The one word of a caption identifies one of two images: a decoder that ignores images stays at log(2) / 2."""
     model = build()
     images = torch.stack([torch.full((3, 16, 16), -1.0), torch.full((3, 16, 16), 1.0)])
     ids = torch.tensor([[[40, 7, END]], [[40, 8, END]]])

@@ -1,4 +1,4 @@
-"""The dual encoder: unit rows in float32, one temperature within [1, 100]."""
+"""The dual encoder: unit-length float32 embeddings, a temperature within [1, 100]."""
 
 import math
 
@@ -168,7 +168,7 @@ def test_stored_embeddings_stand_in_for_the_tower(model: DualEncoder):
 def test_stored_embeddings_are_refused_where_tokens_are_needed(extra: dict):
     model = build_dual_encoder(DualEncoderConfig(24, image=IMAGE, text=TEXT, **extra))
     keep = None if extra else torch.tensor([[0], [1], [2]])
-    with pytest.raises(ValueError, match="stored image embeddings have no patches to drop and no tokens"):
+    with pytest.raises(ValueError, match="stored image embeddings support no patch dropout, caption decoder or token"):
         model(torch.randn(3, 24), batch()[1], keep)
 
 

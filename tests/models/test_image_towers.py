@@ -1,4 +1,4 @@
-"""Image towers by name: exact sizes, one contract for all, errors that say what fits."""
+"""Image towers by name: exact sizes, one contract for all, helpful errors."""
 
 import dataclasses
 import math
@@ -113,7 +113,7 @@ def test_vit_starts_as_its_released_code_does():
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_every_tower_keeps_the_contract(kind: str):
-    """One vector an image, tokens of the same width, gradients, and a place in both kinds of model."""
+    """One vector per image, tokens of the same width, gradients, and use in both kinds of model."""
     torch.manual_seed(0)
     tower = build_image_tower(small(kind)).train()
     images = torch.randn(2, 3, 64, 64)
@@ -140,9 +140,9 @@ def test_every_tower_sees_for_both_kinds_of_model(kind: str):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SMALL if kind not in ("vit", "deit_ti16_distilled", "vit_b16_r50")])
-def test_towers_that_see_whole_images_refuse_to_drop_patches(kind: str):
+def test_towers_for_whole_images_refuse_to_drop_patches(kind: str):
     tower = build_image_tower(small(kind)).eval()
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(torch.randn(2, 3, 64, 64), torch.zeros(2, 1, dtype=torch.long))
 
 
@@ -159,13 +159,13 @@ def test_names_lead_to_their_own_copies():
     [
         ("vit_b16", 100, "image_size 100 is not a multiple of patch_size 16"),
         ("swin_t", 100, "image_size 100 is not a multiple of 32 px"),
-        ("swin_t", 96, "less than window_size 7; sides of 224 px or more fit"),
+        ("swin_t", 96, "less than window_size 7; use sides of 224 px or more"),
         ("cvt_13", 100, "image_size 100 is not a multiple of 16 px"),
         ("rn50", 100, "image_size 100 is not a multiple of 32 px, the stride of rn50; 96 or 128 px fit"),
         ("timm:vit_tiny_patch16_224", 50, "image_size 50 is not a multiple of 16 px"),
         ("timm:resnet18", 10, "image_size 10 is not a multiple of 32 px, the stride of timm:resnet18; 32 px fit"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told(kind: str, size: int, message: str):
+def test_sizes_that_do_not_fit_raise(kind: str, size: int, message: str):
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         build_image_tower(dataclasses.replace(tower_config(kind), image_size=size))

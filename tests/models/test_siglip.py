@@ -1,4 +1,4 @@
-"""Copied weights give SigLIP's embeddings, and a wrong activation, epsilon, mask or pool is seen."""
+"""Copied weights reproduce SigLIP's embeddings; a wrong activation, epsilon, mask or pooling is detected."""
 
 from dataclasses import replace
 from functools import partial

@@ -114,7 +114,7 @@ def test_missing_or_other_model_is_refused(folder: Path, told: Told, tmp_path: P
     alone = shutil.copytree(folder, tmp_path / "alone")
     code, _, err = told("search", alone, "--text", "x")
     assert code == 4
-    assert "cannot be loaded: this is not a model folder" in err
+    assert "cannot be loaded: not a model folder" in err
     assert "hint: give the model folder: --model FOLDER" in err
     assert told("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
 

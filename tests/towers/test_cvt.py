@@ -1,4 +1,4 @@
-"""The CvT: overlapping patches, neighbours before attention, a class token in the last stage, no positions."""
+"""The CvT: overlapping patches, convolutional projections, a class token in the last stage, no positions."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ NARROW: dict[str, Any] = {"widths": [8, 12, 16], "depths": [1, 2, 3], "num_heads
 
 
 def tower(**changes: Any) -> CvT:
-    """A CvT of the default config but for `changes`, with its norms away from 1 and 0."""
+    """Return a CvT of the default config with `changes`, and norms different from 1 and 0."""
     torch.manual_seed(0)
     config = dataclasses.asdict(CvTConfig(**(NARROW | changes)))
     model = CvT(**{name: value for name, value in config.items() if name not in ("kind", "image_size")})
@@ -31,7 +31,7 @@ def tower(**changes: Any) -> CvT:
 
 
 def seen(model: CvT, images: Tensor, ending: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the modules whose names end so take and give for these images."""
+    """Return inputs and outputs of the modules with this name suffix for the images."""
     calls = {}
     for name, module in model.named_modules():
         if name.endswith(ending):
@@ -115,7 +115,7 @@ def test_c2_the_class_token_bypasses_the_convolutions():
 
 @pytest.mark.parametrize(("width", "num_heads"), [(8, 1), (12, 3), (16, 4)])
 def test_c3_attention_scale(width: int, num_heads: int):
-    """Scores are divided by sqrt(d_model); with the head's sqrt(d_h) the result is another where heads are several."""
+    """Scores are divided by sqrt(d_model); with several heads sqrt(d_h) would change the result."""
     torch.manual_seed(0)
     attention = ConvolutionalAttention(width, num_heads).eval()
     x = 3 * torch.randn(2, 16, width)
@@ -280,11 +280,11 @@ def test_query_key_and_value_without_biases():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depths": [1, 2]}, r"one number a stage in each list: widths \[8, 12, 16\], depths \[1, 2\]"),
-        ({name: [] for name in ("widths", "depths", "num_heads", "patch_sizes", "strides")}, "one number a stage"),
+        ({"depths": [1, 2]}, r"one number per stage in each list: widths \[8, 12, 16\], depths \[1, 2\]"),
+        ({name: [] for name in ("widths", "depths", "num_heads", "patch_sizes", "strides")}, "one number per stage"),
         ({"num_heads": [1, 5, 4]}, "width 12 is not divisible by num_heads 5"),
-        ({"strides": [8, 2, 2]}, "patch size of 7 does not cover strides of 8"),
-        ({"strides": [4, 2, 0]}, "patch size of 3 does not cover strides of 0"),
+        ({"strides": [8, 2, 2]}, "stride 8 must be between 1 and patch_size 7"),
+        ({"strides": [4, 2, 0]}, "stride 0 must be between 1 and patch_size 3"),
         ({"activation": "relu6"}, "activation 'relu6' is unknown"),
     ],
 )
@@ -295,13 +295,13 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str
 
 @pytest.mark.parametrize("shape", [(15, 32), (32, 8), (1, 1)])
 def test_an_image_that_is_too_small_is_refused(shape: tuple[int, int]):
-    message = f"an image of {shape[0]}x{shape[1]} px is too small for this tower; sides of 16 px or more fit"
+    message = f"an image of {shape[0]}x{shape[1]} px is too small for this tower; use sides of 16 px or more"
     with pytest.raises(ValueError, match=message):
         tower()(torch.zeros(1, 3, *shape))
 
 
 def test_patches_are_refused():
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower()(torch.zeros(1, 3, 32, 32), torch.tensor([[0, 1]]))
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower()(Patches(torch.zeros(1, 4, 48), torch.tensor([[2, 2]])))

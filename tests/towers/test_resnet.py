@@ -1,4 +1,4 @@
-"""The modified ResNet's maps, pooling and tokens, and what it refuses."""
+"""The modified ResNet's feature maps, pooling, tokens and errors."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_the_stride_follows_from_the_number_of_stages():
 
 @torch.no_grad()
 def test_without_preference_pooled_is_the_mean_of_the_tokens():
-    """Equal attention to all places and to their mean, without positions."""
+    """Return the pooling with uniform attention to all positions and their mean, without position embeddings."""
     tower = small_tower()
     for parameter in (tower.pool.positions, tower.pool.q.weight, tower.pool.q.bias):
         nn.init.zeros_(parameter)
@@ -45,7 +45,7 @@ def test_without_preference_pooled_is_the_mean_of_the_tokens():
 
 
 @torch.no_grad()
-def test_all_attention_on_one_place_gives_its_token():
+def test_attention_on_one_position_returns_its_token():
     tower = small_tower()
     pool, features = tower.pool, torch.randn(2, 256, 2, 2)
     pool.positions[1 + 2] *= 100  # row 1, column 0
@@ -108,7 +108,7 @@ def test_sizes_that_do_not_fit():
 
 def test_patches_are_refused():
     tower = small_tower()
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(some_images(), torch.zeros(3, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(Patches(torch.zeros(1, 4, 12), torch.tensor([[2, 2]])))

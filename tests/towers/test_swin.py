@@ -1,4 +1,4 @@
-"""The Swin: windows that move, masks that hide what the shift brought together, maps that shrink."""
+"""The Swin: shifted windows, their masks, patch merging."""
 
 import copy
 
@@ -36,14 +36,14 @@ def block(shift: int = 0, window_size: int = 7, width: int = 8, num_heads: int =
 
 
 def tower(window_size: int = 2, **changed: float) -> SwinTransformer:
-    """A tower of three stages for maps of at least 8, 4, 2 patches of 4 px."""
+    """Return a tower of three stages for feature maps of at least 8, 4, 2 patches of 4 px."""
     torch.manual_seed(0)
     settings = {**SETTINGS, **changed}
     return SwinTransformer(4, 8, [2, 2, 2], [1, 2, 4], window_size=window_size, **settings).eval()
 
 
 def changed_places(run: object, x: Tensor, row: int, column: int) -> Tensor:
-    """Where the output changes when one place of the input does: [h, w]."""
+    """Return where the output changes if one position of the input does: [h, w]."""
     other = x.clone()
     other[:, row, column, 0] += 1.0  # in one channel: LayerNorm does not see a change of all
     return (run(other) != run(x)).any(dim=-1)[0]  # type: ignore[operator]
@@ -109,7 +109,7 @@ def test_w3_nothing_outside_the_window_counts():
 
 
 def test_w4_windows_shift_by_half_and_back():
-    """A shifted block sees windows that begin at 3, and each place keeps its own result."""
+    """A shifted block attends within windows that begin at 3, and each position keeps its own result."""
     swin = tower(window_size=7)
     assert [each.shift for each in swin.blocks] == [0, 3, 0, 3, 0, 3]
     x = numbers(1, 21, 21, 8)
@@ -165,7 +165,7 @@ def test_w5_the_masks_are_those_of_nine_regions(window_size: int, shift: int, co
 
 
 def unwrapped(made: SwinBlock, x: Tensor) -> Tensor:
-    """Attention in windows that begin at `shift` and do not wrap; what fills those at the rim is not seen."""
+    """Compute attention in windows that begin at `shift` without wrapping; padding at the border is masked."""
     size, shift = made.window_size, made.shift
     before, after = size - shift, shift
     canvas = F.pad(x, (0, 0, before, after, before, after))
@@ -278,7 +278,7 @@ def test_gradients_of_the_bias_are_those_of_the_formula():
 
 
 def test_padding_of_one_map_leaves_no_trace_in_another():
-    """One tower sees 64 px, 96x32 px and 64 px again: nothing is kept between them."""
+    """One tower processes 64 px, 96x32 px and 64 px again: no state is kept in between."""
     swin = tower(window_size=3).eval()
     small, wide = numbers(1, 3, 64, 64), numbers(1, 3, 96, 48)
     first = swin(small).pooled
@@ -340,9 +340,21 @@ def test_autocast_keeps_the_result(train: bool):
         ((60, 60), 2, r"an image of 60x60 px does not fit: its sides must be multiples of 16 px, such as 64x64 px"),
         ((64, 40), 2, r"64x40 px does not fit: .* such as 64x48 px"),
         ((8, 16), 2, r"8x16 px does not fit: .* such as 16x16 px"),
-        ((48, 48), 4, r"48x48 px has a map of 3x3 in stage 3, less than window_size 4; sides of 64 px .* at most 3$"),
-        ((64, 32), 4, r"64x32 px has a map of 4x2 in stage 3, less than window_size 4; sides of 64 px .* at most 2$"),
-        ((16, 16), 3, r"16x16 px has a map of 2x2 in stage 2, less than window_size 3; sides of 48 px .* at most 1$"),
+        (
+            (48, 48),
+            4,
+            r"48x48 px has a feature map of 3x3 in stage 3, less than window_size 4; use sides of 64 px .* at most 3$",
+        ),
+        (
+            (64, 32),
+            4,
+            r"64x32 px has a feature map of 4x2 in stage 3, less than window_size 4; use sides of 64 px .* at most 2$",
+        ),
+        (
+            (16, 16),
+            3,
+            r"16x16 px has a feature map of 2x2 in stage 2, less than window_size 3; use sides of 48 px .* at most 1$",
+        ),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused(sides: tuple[int, int], window_size: int, message: str):
@@ -360,9 +372,9 @@ def test_sides_that_the_message_names_fit():
 
 
 def test_single_patches_are_refused():
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower()(torch.zeros(1, 3, 32, 32), torch.tensor([[0]]))
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower()(Patches(torch.zeros(1, 4, 48), torch.tensor([[2, 2]])))
 
 
@@ -381,7 +393,7 @@ def test_tables_for_larger_windows_are_stretched():
 
 @pytest.mark.parametrize(("depths", "heads"), [([2, 2], [1]), ([2, 0], [1, 1]), ([], [])])
 def test_stages_must_agree(depths: list[int], heads: list[int]):
-    with pytest.raises(ValueError, match="must name blocks for equal stages"):
+    with pytest.raises(ValueError, match="need one number per stage"):
         SwinTransformer(4, 8, depths, heads, window_size=2, **SETTINGS)
 
 

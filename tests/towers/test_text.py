@@ -1,4 +1,4 @@
-"""Nothing after end-of-text counts, causal or not, wherever the text is pooled."""
+"""Ids after end-of-text have no influence, causal or not, with any pooling."""
 
 import pytest
 import torch

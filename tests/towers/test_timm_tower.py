@@ -1,4 +1,4 @@
-"""Models of timm keep the contract of towers, family by family."""
+"""timm models satisfy the tower contract, family by family."""
 
 import sys
 
@@ -71,16 +71,16 @@ def test_all_parameters_are_trained(tower: TimmTower):
 def test_other_sizes(tower: TimmTower):
     images = some_images(tower.image_size, 2 * tower.image_size)
     if tower.takes_one_size:
-        with pytest.raises(ValueError, match=r"built for images of \d+x\d+ px, these have"):
+        with pytest.raises(ValueError, match=r"built for images of \d+x\d+ px, got"):
             tower(images)
     else:
         assert tower(images).pooled.shape == (2, tower.width)
 
 
 def test_patches_are_refused(tower: TimmTower):
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(some_images(64, 64), torch.zeros(2, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="this tower sees whole images"):
+    with pytest.raises(ValueError, match="needs whole images"):
         tower(Patches(torch.zeros(1, 4, 12), torch.tensor([[2, 2]])))
 
 

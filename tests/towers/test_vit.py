@@ -1,4 +1,4 @@
-"""The ViT: class token after the projection, positions of every kind that matter, one vector an image."""
+"""The ViT: class token, all kinds of positions, padding, patch dropout, registers, pooling."""
 
 from itertools import pairwise
 
@@ -73,7 +73,7 @@ def test_v4_permuted_patches_change_the_result_through_the_positions_alone(kind:
 
 @pytest.mark.parametrize("kind", POSITIONS)
 def test_v7_a_tower_with_each_kind_of_position_learns(kind: str):
-    """Two pictures are told apart, and nothing of the tower is left out."""
+    """Different images have different outputs, and all parameters get gradients."""
     model = tower(position=kind).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     losses = []
@@ -244,7 +244,7 @@ def test_patches_are_refused_where_they_cannot_be():
     hybrid = tower("mean", embed=ConvStem([8, 16], 32))
     with pytest.raises(ValueError, match="a convolutional stem needs whole images"):
         hybrid(patches)
-    with pytest.raises(ValueError, match="dropped from images of one size"):
+    with pytest.raises(ValueError, match="patch dropout needs images of one size"):
         tower()(patches, torch.tensor([[0]]))
     with pytest.raises(ValueError, match="relative positions need images of one size"):
         tower(position="relative")(patches)
@@ -271,7 +271,7 @@ def test_d1_the_distillation_token_follows_the_class_token(kind: str):
 
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_d1_a_distillation_token_needs_a_class_token(pool: str):
-    with pytest.raises(ValueError, match="it needs pool 'class'"):
+    with pytest.raises(ValueError, match="use pool 'class'"):
         tower(pool, distilled=True)
 
 

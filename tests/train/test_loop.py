@@ -149,7 +149,7 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(config: PretrainConfig, 
     newest.write_bytes(newest.read_bytes()[:-1])
     pretrain(config)
     assert str(newest) in caplog.text
-    assert "going on at step 4" in caplog.text
+    assert "resuming at step 4" in caplog.text
     assert (run / "model" / "model.safetensors").read_bytes() == weights
     assert [line["step"] for line in read_log(run / "log.jsonl")] == [5, 6]
     assert latest_checkpoint(run).step == 6

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.core.program import run_program, told_error
+from data_tools.core.program import as_user_error, run_program
 from data_tools.tar.writer import ShardWriter
 
 
@@ -74,13 +74,13 @@ def test_errors_are_words_with_an_exit_code(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("stats", "--picture", "file/x.png"), "the folder cannot be made"),
+        (("stats", "--picture", "file/x.png"), "the folder cannot be created"),
         (("stats", "--picture", "shards"), "is a folder"),
         (("peek", "--out", "x.jpg"), "x.png"),
         (("dedup", "--report", "shards"), "is a folder"),
-        (("repair", "--out", "file/out"), "the folder cannot be made"),
-        (("reshard", "--out", "file/out"), "the folder cannot be made"),
-        (("tokenizer", "--out", "file/out.json"), "the folder cannot be made"),
+        (("repair", "--out", "file/out"), "the folder cannot be created"),
+        (("reshard", "--out", "file/out"), "the folder cannot be created"),
+        (("tokenizer", "--out", "file/out.json"), "the folder cannot be created"),
     ],
 )
 def test_an_output_that_cannot_be_is_told_before_the_work(
@@ -96,11 +96,11 @@ def test_an_output_that_cannot_be_is_told_before_the_work(
 
 
 def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
-    full = told_error(OSError(28, "No space left on device", "/data/x.tar"))
+    full = as_user_error(OSError(28, "No space left on device", "/data/x.tar"))
     assert (full.exit_code, full.where) == (5, "/data/x.tar")
-    assert told_error(PermissionError(13, "Permission denied", "/data/x")).exit_code == 2
-    assert told_error(MemoryError()).exit_code == 5
-    assert told_error(FileNotFoundError(2, "No such file", "x")) is None
+    assert as_user_error(PermissionError(13, "Permission denied", "/data/x")).exit_code == 2
+    assert as_user_error(MemoryError()).exit_code == 5
+    assert as_user_error(FileNotFoundError(2, "No such file", "x")) is None
 
     def app(args: list[str], prog_name: str) -> None:
         raise FileNotFoundError(2, "No such file", "x")

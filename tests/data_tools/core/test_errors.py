@@ -1,4 +1,4 @@
-"""The error classes: exit codes, the message's parts, the way from a worker process."""
+"""The error classes: exit codes, parts of the message, pickling from a worker."""
 
 import pickle
 

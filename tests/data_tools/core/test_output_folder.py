@@ -1,4 +1,4 @@
-"""A folder takes up only the work that it was begun for."""
+"""An output folder only resumes the work that it was created for."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_other_work_is_refused_and_nothing_of_it_is_lost(tmp_path: Path):
     for plan, what in ((PLAN | {"size": 4}, "finished work that differs in: size"), ({"verb": "x"}, "data synthetic")):
         with pytest.raises(UsageError, match=what) as caught:
             open_output(tmp_path / "out", plan)
-        assert caught.value.hint == "choose another folder"  # nobody is told to remove finished work
+        assert caught.value.hint == "choose another folder"  # never a hint to remove finished work
     assert open_output(tmp_path / "out", PLAN) == {"samples": 3}
 
 

@@ -43,7 +43,7 @@ def test_an_error_comes_back_as_it_was_raised(num_workers: int):
     assert (caught.value.cause, caught.value.key, caught.value.note) == ("hash", "-2", "left out")
 
 
-def test_a_killed_worker_is_told():
+def test_a_killed_worker_is_reported():
     with pytest.raises(ResourceError, match="a worker process was killed"):
         list(run_tasks(square, [1, 13], num_workers=2))
 

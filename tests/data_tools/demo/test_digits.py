@@ -1,4 +1,4 @@
-"""The handwritten digits: the pictures of scikit-learn, a fixed split, and nothing overwritten."""
+"""The handwritten digits: the images of scikit-learn, a fixed split, and nothing overwritten."""
 
 import io
 import sys
@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".idx"}
 
 
-def test_all_pictures_are_there_once_with_their_labels(digits: Path):
+def test_all_images_are_there_once_with_their_labels(digits: Path):
     data = load_digits()
     seen: Counter[int] = Counter()
     for split in ("train", "val"):
@@ -73,7 +73,7 @@ def test_equal_seeds_give_equal_bytes(digits: Path, tmp_path: Path):
     assert contents(tmp_path / "again") == contents(digits)
 
 
-def test_a_finished_folder_is_kept_and_an_unfinished_one_made_anew(digits: Path, tmp_path: Path):
+def test_a_finished_folder_is_kept_and_an_unfinished_one_rewritten(digits: Path, tmp_path: Path):
     times = {path.name: path.stat().st_mtime_ns for path in digits.iterdir()}
     assert write_digits(digits)["was_there"]
     assert {path.name: path.stat().st_mtime_ns for path in digits.iterdir()} == times

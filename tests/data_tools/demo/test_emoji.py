@@ -95,7 +95,7 @@ def test_names_that_are_missing_or_equal_are_counted():
     }
 
 
-def test_pictures_are_rgb_on_white(train: IndexedShards, val: IndexedShards):
+def test_images_are_rgb_on_white(train: IndexedShards, val: IndexedShards):
     for shards in (train, val):
         for i in range(0, len(shards), 29):
             with Image.open(io.BytesIO(shards.read(i).image)) as image:

@@ -1,4 +1,4 @@
-"""Synthetic pictures: like photographs in bytes and frequencies, the same for the same numbers and any workers."""
+"""Synthetic images: file sizes and spectra like photographs, deterministic for any number of workers."""
 
 import io
 import itertools
@@ -87,7 +87,7 @@ def test_shards_do_not_change_the_samples_nor_workers_the_bytes(tmp_path: Path):
     assert content[0] == content[1]
 
 
-def test_a_killed_run_goes_on(tmp_path: Path):
+def test_a_killed_run_resumes(tmp_path: Path):
     photos = SyntheticPhotos(48, 32)
     whole = write_synthetic(tmp_path / "whole", photos, num_shards=3, num_samples=9, num_workers=1)
     assert write_synthetic(tmp_path / "whole", photos, num_shards=3, num_samples=9) == whole | {"was_there": True}

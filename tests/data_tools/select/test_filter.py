@@ -1,4 +1,4 @@
-"""`mmvit-data filter`: the samples that meet a condition become shards, the keys of the others a list."""
+"""`mmvit-data filter`: samples that satisfy a condition become shards, the keys of the others a list."""
 
 import functools
 import json
@@ -54,7 +54,7 @@ def test_counts_and_unknown_values(tars: list[Place]):
     assert (report.kept, report.dropped, report.written) == (4, 4, None)
     assert report.failed == {"width >= 30": 2, "caption_words < 7": 2}
     assert report.unknown == {"width >= 30": 0, "caption_words < 7": 1}
-    assert "        2 fail  caption_words < 7  (1 lack the value)" in report.describe()
+    assert "        2 fail  caption_words < 7  (1 have no value)" in report.describe()
 
 
 def test_scores_are_joined_by_either_key(tars: list[Place], tmp_path: Path):
@@ -67,23 +67,23 @@ def test_scores_are_joined_by_either_key(tars: list[Place], tmp_path: Path):
     assert report.unknown == {"score > 0.28": 5}
 
 
-def test_mistakes_are_told_before_a_shard_is_read(tars: list[Place], tmp_path: Path):
+def test_mistakes_are_reported_before_a_shard_is_read(tars: list[Place], tmp_path: Path):
     for tar in tars:
         index_path(tar).unlink()
     scores = scores_file(tmp_path / "s.parquet", key=["k0"], score=[0.9])
     with pytest.raises(UsageError, match=r"unknown column 'widht'"):
         filter_samples(tars, "widht > 3")
-    with pytest.raises(UsageError, match=r"a number is compared with a text"):
+    with pytest.raises(UsageError, match=r"cannot compare a number with a text"):
         filter_samples(tars, "score > 'x'", scores=scores)
-    with pytest.raises(UsageError, match="names no column of the scores"):
+    with pytest.raises(UsageError, match="uses no score column"):
         filter_samples(tars, "width > 3", scores=scores)
     with pytest.raises(UsageError, match="unknown column 'phash'"):  # it is there only after dedup
         filter_samples(tars, "phash > 3")
     double = scores_file(tmp_path / "double.parquet", key=["k0"], width=[3])
-    with pytest.raises(UsageError, match=r"the samples themselves have \['width'\]"):
+    with pytest.raises(UsageError, match=r"samples already have the columns \['width'\]"):
         filter_samples(tars, "width > 3", scores=double)
     twice = scores_file(tmp_path / "twice.parquet", key=["k0", "k0"], score=[1, 2])
-    with pytest.raises(UsageError, match="a key twice"):
+    with pytest.raises(UsageError, match="duplicate or missing keys"):
         filter_samples(tars, "score > 3", scores=twice)
     nameless = scores_file(tmp_path / "nameless.parquet", keys=["k0"], score=[1])
     with pytest.raises(UsageError, match="no column 'key'") as caught:
@@ -96,10 +96,10 @@ def test_mistakes_are_told_before_a_shard_is_read(tars: list[Place], tmp_path: P
 
 
 def test_nothing_left_and_nothing_scored(tars: list[Place], tmp_path: Path):
-    with pytest.raises(DataError, match="no sample meets the condition"):
+    with pytest.raises(DataError, match="no sample satisfies the condition"):
         kept_by(tars, tmp_path / "out", "width > 1000")
     scores = scores_file(tmp_path / "s.parquet", key=["a", "b"], score=[0.9, 0.5])
-    with pytest.raises(DataError, match="no score belongs to a sample") as caught:
+    with pytest.raises(DataError, match="no score matches a sample") as caught:
         kept_by(tars, tmp_path / "out", "score > 0", scores=scores)
     assert "shard-00000.tar/k0" in caught.value.hint
     assert not (tmp_path / "out").exists()

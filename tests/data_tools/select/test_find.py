@@ -1,4 +1,4 @@
-"""A list of keys names samples, by key, by shard and key, or by the uids of DataComp."""
+"""Samples are selected by key, by shard and key, or by the uids of DataComp."""
 
 from pathlib import Path
 

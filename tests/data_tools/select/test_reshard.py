@@ -1,4 +1,4 @@
-"""`mmvit-data reshard`: merge, split, shuffle, pick; told in words or JSON."""
+"""`mmvit-data reshard`: merge, split, shuffle, select; text and JSON reports."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ def test_merge_and_split(shards: Path, run: Program):
     theirs = [f"{i:09d}-s{2 + i // 3}" for i in range(6)]
     assert keys_of(shards / "one") == [ours + theirs]
     assert "12 samples in 1 shards" in output
-    assert "6 samples had a key that was taken" in output
+    assert "6 samples with duplicate keys were renamed" in output
     assert run(shards / "one", "--out", shards / "many", "--shard-size", 5)[0] == 0
     assert keys_of(shards / "many") == [(ours + theirs)[:5], (ours + theirs)[5:10], (ours + theirs)[10:]]
     code, output, _ = run(shards / "one", "--out", shards / "many", "--shard-size", 5)

@@ -1,4 +1,4 @@
-"""Chosen samples become new shards: byte for byte, in the right order, for any workers, also after a kill."""
+"""Selected samples become new shards: same bytes, right order, for any number of workers, also after a kill."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def test_values_that_a_writer_would_not_write_are_copied_as_they_are(tmp_path: P
         "b": {"jpg": b"", "cls": b"x"},
     }
     assert report.not_copied == 1
-    assert "1 files of other kinds were not copied" in report.describe()
+    assert "1 other files were not copied" in report.describe()
 
 
 def test_shuffle_is_a_formula_over_all_shards(table: SampleTable, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_the_bytes_do_not_depend_on_the_workers(table: SampleTable, tmp_path: Pa
     assert {key for key, _ in samples_of(tmp_path / "1")} == {table.key(i) for i in chosen.tolist()}
 
 
-def test_a_key_that_is_taken_gets_the_number_of_its_shard(tmp_path: Path):
+def test_a_duplicate_key_gets_the_number_of_its_shard(tmp_path: Path):
     for folder, keys in (("x", ["k", "only-x"]), ("y", ["k", "k-s2"]), ("z", ["k", "dir/k"])):
         with ShardWriter(tmp_path / folder) as writer:
             for key in keys:
@@ -127,12 +127,12 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_written(table: SampleTabl
     entry = json.loads(line)
     assert (entry["shard"], entry["cause"], entry["key"]) == ("shard-00001.tar", "hash", table.key(bad))
     assert table.key(bad) not in {key for key, _ in samples_of(tmp_path / "1")}
-    assert "left out, listed in" in report.describe()
-    with pytest.raises(DataError, match="none of the chosen samples can be read"):
+    assert "skipped, listed in" in report.describe()
+    with pytest.raises(DataError, match="none of the selected samples can be read"):
         write_samples(table, np.array([bad]), options(tmp_path / "none"), verb="reshard")
 
 
-def test_what_the_index_knows_to_be_lost_is_listed(tmp_path: Path):
+def test_samples_lost_before_indexing_are_listed(tmp_path: Path):
     write_synthetic(tmp_path / "in", SyntheticPhotos(32, 24), num_shards=1, num_samples=9, num_workers=1)
     tar = tmp_path / "in" / "shard-00000.tar"
     data = bytearray(tar.read_bytes())
@@ -149,7 +149,7 @@ def test_what_the_index_knows_to_be_lost_is_listed(tmp_path: Path):
     assert report.rejected
 
 
-def test_a_killed_run_goes_on(table: SampleTable, tmp_path: Path):
+def test_a_killed_run_resumes(table: SampleTable, tmp_path: Path):
     how = options(tmp_path / "whole", shuffle=3)
     whole = write_samples(table, np.arange(NUM), how, verb="reshard")
     assert write_samples(table, np.arange(NUM), how, verb="reshard") == whole._replace(was_there=True)
@@ -191,7 +191,7 @@ def test_bad_options_write_nothing(table: SampleTable, tmp_path: Path):
             write_samples(table, np.arange(NUM), options(tmp_path / "out", **bad), verb="reshard")
     with pytest.raises(DataError, match="nothing to write"):
         write_samples(table, np.arange(0), options(tmp_path / "out"), verb="reshard")
-    with pytest.raises(UsageError, match="folder of the old ones") as caught:
+    with pytest.raises(UsageError, match="folder of the input shards") as caught:
         write_samples(table, np.arange(NUM), options(tmp_path / "in"), verb="reshard")
     assert "rm -r" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""From what a user writes to a list of shards."""
+"""Expansion of shard specifications."""
 
 from pathlib import Path
 
@@ -25,17 +25,17 @@ def test_file_folder_glob_and_path(folder: Path):
     assert names(expand_shards(f"{folder}/train-*.tar")) == ["train-000.tar", "train-001.tar", "train-002.tar"]
 
 
-def test_what_mmvit_wrote_beside_shards_is_none(folder: Path):
+def test_index_and_metadata_files_are_not_shards(folder: Path):
     assert "train-000.tar.idx" not in names(expand_shards(f"{folder}/*"))
-    with pytest.raises(UsageError, match="no shard: it was made beside one") as caught:
+    with pytest.raises(UsageError, match="not a shard: this is the index or metadata of one") as caught:
         expand_shards([f"{folder}/train-000.tar", f"{folder}/train-000.tar.idx"])  # as a shell expands *
     assert f"{folder}/*.tar" in caught.value.hint
 
 
-def test_pictures_and_tables_are_no_shards(tmp_path: Path):
+def test_images_and_tables_are_not_shards(tmp_path: Path):
     for name in ("a.png", "labels.json"):
         (tmp_path / name).write_bytes(b"x")
-        with pytest.raises(UsageError, match="this is no shard, which is a tar file"):
+        with pytest.raises(UsageError, match="not a shard: shards are tar files"):
             expand_shards(tmp_path / name)
 
 
@@ -91,7 +91,7 @@ def test_file_urls_are_paths(folder: Path, start: str):
     (folder / "val-000.tar").rename(folder / "with space" / "val-000.tar")
     assert names(expand_shards(f"{start}{folder}/train-{{000..001}}.tar")) == ["train-000.tar", "train-001.tar"]
     assert expand_shards(f"{start}{folder}/with%20space") == [folder / "with space" / "val-000.tar"]
-    with pytest.raises(UsageError, match="no other machine"):
+    with pytest.raises(UsageError, match="cannot name another machine"):
         expand_shards(f"file://server{folder}")
 
 
@@ -115,7 +115,7 @@ def test_what_could_run_a_program_is_refused(spec: str):
 def test_nothing_and_a_falling_range():
     with pytest.raises(UsageError, match="no shards"):
         expand_shards([])
-    with pytest.raises(UsageError, match="must rise"):
+    with pytest.raises(UsageError, match="must be ascending"):
         expand_shards("a-{3..1}.tar")
     with pytest.raises(UsageError, match="at most 1000000"):
         expand_shards("a-{0..99999999999}.tar")

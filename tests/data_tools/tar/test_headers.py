@@ -1,4 +1,4 @@
-"""Every byte of a tar is a member, the end mark, or damage that is told; after damage the walk goes on."""
+"""Every byte of a tar is a member, the end mark, or reported damage; iteration continues after damage."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ MORE = {
 
 
 def member(name: str | bytes, data: bytes = b"", size: int | None = None, kind: bytes = b"0", **fields: bytes) -> bytes:
-    """Return header and data of one member, also with a size that is not its own."""
+    """Return header and data of one member, optionally with a wrong size."""
     info = tarfile.TarInfo("x")
     info.size = len(data) if size is None else size
     info.type = kind
@@ -60,7 +60,7 @@ def walked(tmp_path: Path) -> Callable[[bytes], list[Entry | Damage]]:
 
 
 def kept(found: list[Entry | Damage]) -> list[str]:
-    """Return the names of the members that no damage covers."""
+    """Return the names of the members outside all damage."""
     damages = [one for one in found if isinstance(one, Damage)]
     entries = [one for one in found if isinstance(one, Entry)]
     return [
@@ -70,7 +70,7 @@ def kept(found: list[Entry | Damage]) -> list[str]:
     ]
 
 
-def told(found: list[Entry | Damage]) -> list[str]:
+def describe(found: list[Entry | Damage]) -> list[str]:
     """Return the names of members and the texts of damages."""
     return [one.detail if isinstance(one, Damage) else one.name.decode() for one in found]
 
@@ -129,7 +129,7 @@ def test_names_that_are_not_utf8_and_sizes_in_base_256(walked):
     assert [(one.name, one.size) for one in found] == [(b"caf\xe9.txt", 700), (b"b.txt", 1)]
 
 
-def test_every_cut_is_told(walked):
+def test_every_truncation_is_reported(walked):
     whole = b"".join(member(f"{i}.txt", b"x" * 700) for i in range(4)) + END
     data_end = len(whole) - len(END)
     for size in [*range(0, data_end + BLOCK, 128), 1, BLOCK + 1, data_end - 1, data_end + 513]:
@@ -139,9 +139,9 @@ def test_every_cut_is_told(walked):
         assert last.offset <= last.stop == size
         assert len(entries) == sum(size >= i * 1536 + BLOCK + 700 for i in range(4)), size
     for size in (data_end + BLOCK, data_end + 1024):  # all data and an end mark are there
-        assert told(walked(whole[:size])) == ["0.txt", "1.txt", "2.txt", "3.txt"]
+        assert describe(walked(whole[:size])) == ["0.txt", "1.txt", "2.txt", "3.txt"]
     assert walked(b"") == [Damage(0, 0, "the file is empty", truncated=True)]
-    assert "'3.txt' is cut" in walked(whole[: data_end - 600])[-1].detail
+    assert "'3.txt' is truncated" in walked(whole[: data_end - 600])[-1].detail
 
 
 @pytest.mark.parametrize("fault", [b"\xff", bytes(BLOCK), b"\xaa\x01" * 256], ids=["byte", "zeros", "noise"])
@@ -158,7 +158,7 @@ def test_a_damaged_header_costs_its_member_and_at_most_the_one_before(walked, fa
 
 
 @pytest.mark.parametrize("shift", [1, 7, 511, 512, 700])
-def test_the_walk_goes_on_at_any_alignment(walked, shift: int):
+def test_iteration_continues_at_any_alignment(walked, shift: int):
     parts = [member(f"{i}.txt", b"x" * 700) for i in range(5)]
     inserted = walked(b"".join(parts[:2]) + b"\xaa" * shift + b"".join(parts[2:]) + END)
     assert kept(inserted) == ["0.txt", "2.txt", "3.txt", "4.txt"]
@@ -171,7 +171,7 @@ def test_the_walk_goes_on_at_any_alignment(walked, shift: int):
 @pytest.mark.parametrize("magic", [b"ustar  \0", b"ustar\x0000", bytes(8)], ids=["gnu", "ustar", "v7"])
 @pytest.mark.parametrize("size", [0, 100, 690, 1536, 2560, 4096, 3000, 5000, 2**40, 2**80])
 def test_a_wrong_size_with_a_right_checksum(walked, magic: bytes, size: int):
-    """A size that is too small cuts the member, one that is too large takes in the members after it."""
+    """A size that is too small truncates the member, one that is too large includes the members after it."""
     field = b"\x80" + size.to_bytes(11) if size >= 8**11 else b"%011o\0" % size
     wrong = member("wrong.txt", b"x" * 700, magic=magic, size_field=field)
     rest = [member(f"{i}.txt", b"x" * 700, magic=magic) for i in range(4)]
@@ -183,7 +183,7 @@ def test_a_wrong_size_with_a_right_checksum(walked, magic: bytes, size: int):
 
 def test_a_tar_in_a_tar_is_a_member(walked):
     inner = member("inner.txt", b"x" * 600) + member("inner2.txt", b"y" * 600) + END
-    assert told(walked(member("a.tar", inner) + member("b.txt", b"z") + END)) == ["a.tar", "b.txt"]
+    assert describe(walked(member("a.tar", inner) + member("b.txt", b"z") + END)) == ["a.tar", "b.txt"]
 
 
 def pax(name: str | bytes, *records: bytes) -> bytes:
@@ -241,7 +241,7 @@ def test_zeros_between_members_and_after_them(walked):
     parts = [member(f"{i}.txt", b"x" * 700) for i in range(3)]
     for gap in (BLOCK, 1024, 10_240 + 7):  # a hole, or one tar after the other in one file
         found = walked(parts[0] + bytes(gap) + parts[1] + parts[2] + END)
-        assert told(found) == ["0.txt", "zero bytes where a member should be", "1.txt", "2.txt"]
+        assert describe(found) == ["0.txt", "zero bytes where a member should be", "1.txt", "2.txt"]
         assert (found[1].offset, found[1].stop) == (1536, 1536 + gap)
     hole = parts[0] + parts[1][:1000] + bytes(536 + 1024) + parts[2]  # it begins within a member, which is lost too
     assert kept(walked(hole + END)) == ["0.txt", "2.txt"]
@@ -250,7 +250,7 @@ def test_zeros_between_members_and_after_them(walked):
 
 
 @pytest.mark.parametrize("options", [("--format=gnu",), ("--format=pax",), ("--format=pax", "--sparse-version=0.1")])
-def test_sparse_members_are_told(tmp_path: Path, options: tuple[str, ...]):
+def test_sparse_members_are_reported(tmp_path: Path, options: tuple[str, ...]):
     source = tmp_path / "a.source"
     source.mkdir()
     with (source / "b.jpg").open("wb") as file:

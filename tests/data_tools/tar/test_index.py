@@ -1,4 +1,4 @@
-"""An index is made once, kept while its tar stays as it was, and stays the truth where the tar changes."""
+"""An index is built once, reused while its tar is unchanged, and remains authoritative if the tar changes."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def tar(tmp_path: Path) -> Path:
 
 
 def delivered(index: ShardIndex) -> dict[str, bytes]:
-    """Return what can be read; what cannot is left out."""
+    """Return the samples that can be read."""
     reader, found = ShardReader([index]), {}
     for i in range(len(index)):
         with contextlib.suppress(SampleError):
@@ -39,7 +39,7 @@ def delivered(index: ShardIndex) -> dict[str, bytes]:
 
 
 def later(tar: Path) -> None:
-    """Give the tar another time, as whatever writes it does."""
+    """Change the modification time of the tar, as every write does."""
     os.utime(tar, ns=(0, tar.stat().st_mtime_ns + 10**9))
 
 
@@ -77,11 +77,11 @@ def test_the_same_samples_at_other_places(tar: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("more", [{"new.jpg": b"x", "new.txt": b"y"}, {"k7.json": b"{}"}])
-def test_what_is_added_is_taken_up_and_said(tar: Path, caplog: pytest.LogCaptureFixture, more: dict[str, bytes]):
+def test_added_samples_are_indexed_and_logged(tar: Path, caplog: pytest.LogCaptureFixture, more: dict[str, bytes]):
     write_tar(tar, FILES | more)
     later(tar)
     assert delivered(open_index(tar)) == FILES | more
-    assert "samples or fields were added, or their order was changed" in caplog.text
+    assert "samples or fields were added or reordered" in caplog.text
     caplog.clear()
     assert delivered(open_index(tar)) == FILES | more
     assert caplog.text == ""
@@ -91,7 +91,7 @@ def test_another_order_is_said(tar: Path, caplog: pytest.LogCaptureFixture):
     write_tar(tar, dict(sorted(FILES.items(), reverse=True)))
     later(tar)
     assert next(open_index(tar).keys()) == "k7"
-    assert "their order was changed: 8 samples, now 8" in caplog.text
+    assert "reordered: 8 samples, now 8" in caplog.text
 
 
 def test_where_samples_change_the_index_stays_the_truth(tar: Path, caplog: pytest.LogCaptureFixture):
@@ -105,7 +105,7 @@ def test_where_samples_change_the_index_stays_the_truth(tar: Path, caplog: pytes
     assert (index.header["content_sha256"], index.header["changed"]) == (content, 2)
     assert delivered(index) == rest
     assert [problem.key for problem in index.problems() if problem.cause == "hash"] == ["k0", "k3"]
-    assert f"{tar} has changed since it was indexed: 2 of 8 samples are gone or differ" in caplog.text
+    assert f"{tar} has changed since it was indexed: 2 of 8 samples are missing or differ" in caplog.text
     assert f"mmvit-data index --rebuild {tar}" in caplog.text
     assert index_path(tar).read_bytes() == kept
     assert delivered(pickle.loads(pickle.dumps(index))) == delivered(index)
@@ -119,11 +119,11 @@ def test_damage_after_indexing_costs_only_what_it_hits(tar: Path, caplog: pytest
     tar.write_bytes(in_header)
     later(tar)
     assert delivered(open_index(tar)) == FILES  # a scan alone would lose two samples
-    assert "there is damage, but all 8 samples are whole" in caplog.text
+    assert "there is damage, but all 8 samples are intact" in caplog.text
     tar.write_bytes(data[: 9 * 1536 + 600])
     later(tar)
     assert delivered(open_index(tar)) == dict(list(FILES.items())[:8])
-    assert "4 of 8 samples are gone" in caplog.text
+    assert "4 of 8 samples are missing" in caplog.text
 
 
 def test_an_index_finds_the_one_sample_that_a_scan_does_not(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The index file is the same for the same tar on every machine, and no damaged byte of it goes unnoticed."""
+"""The index file is the same for the same tar on every machine, and every damaged byte is detected."""
 
 import hashlib
 from collections import Counter

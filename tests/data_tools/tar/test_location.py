@@ -1,4 +1,4 @@
-"""Local files are read by offset from any thread or process; of a URL nothing secret is shown."""
+"""Local files are read by offset from any thread or process; secrets in URLs are never shown."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +62,7 @@ def test_which_texts_are_urls():
             is_url(spec)
 
 
-def test_a_url_that_is_none():
+def test_an_invalid_url():
     with pytest.raises(UsageError, match="not valid"):
         is_url("http://[host/a.tar")
 

@@ -1,4 +1,4 @@
-"""What the reader returns are the bytes that were indexed, from any thread or process; else it names shard and key."""
+"""The reader returns the indexed bytes from any thread or process; errors name shard and key."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ def tar(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The offset and size of each read of the disk from now on."""
+    """Record the offset and size of each disk read from now on."""
     found: list[tuple[int, int]] = []
     read = LocalFile.read
     monkeypatch.setattr(LocalFile, "read", lambda self, *place: found.append(place) or read(self, *place))
@@ -45,7 +45,7 @@ def everything(reader: ShardReader) -> dict[str, bytes]:
 
 
 def change(tar: Path, place: int, new: bytes) -> None:
-    """Overwrite bytes of the tar, as rot does: its size and time stay."""
+    """Overwrite bytes of the tar, like bit rot: its size and modification time are unchanged."""
     stat = tar.stat()
     with tar.open("r+b") as file:
         file.seek(place)
@@ -123,12 +123,12 @@ def test_a_shard_that_changes_after_it_was_opened(tar: Path, how: str):
     assert str(tar) in caught.value.where
 
 
-def test_a_shard_that_is_cut_while_it_is_read(tar: Path):
+def test_a_shard_that_is_truncated_while_it_is_read(tar: Path):
     reader = ShardReader([build_index(tar)])
     assert reader.fields(0, 0)
     os.truncate(tar, reader.indexes[0].locate(4)["txt"][0] + 1)
     assert reader.fields(0, 3)
-    with pytest.raises(SampleError, match="cut") as caught:
+    with pytest.raises(SampleError, match="truncated") as caught:
         reader.fields(0, 4)
     assert (caught.value.cause, caught.value.key) == ("truncated", "k4")
 

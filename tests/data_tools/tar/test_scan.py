@@ -1,4 +1,4 @@
-"""Members are grouped as webdataset groups them; what would be lost or torn is joined where it can be, and told."""
+"""Members are grouped as in webdataset; split samples are joined if possible, and every loss is reported."""
 
 import gzip
 from collections import Counter
@@ -29,7 +29,7 @@ def fields(scan: ScannedTar) -> dict[str, list[str]]:
     return {key: sorted(sample) for key, sample in zip(scan.keys, scan.samples, strict=True)}
 
 
-def told(scan: ScannedTar) -> list[tuple[str, str]]:
+def problems_of(scan: ScannedTar) -> list[tuple[str, str]]:
     assert all(problem.cause in CAUSES or problem.cause in NOTICES for problem in scan.problems)
     return [(problem.cause, problem.key) for problem in scan.problems]
 
@@ -57,7 +57,7 @@ def test_hidden_files_belong_to_no_sample(scanned: Scan):
 def test_members_that_lie_apart_are_joined(scanned: Scan):
     scan = scanned([pair("a", 1)[0], *pair("b", 2), pair("c", 3)[0], pair("a", 1)[1], ("x.exe", b""), pair("c", 3)[1]])
     assert fields(scan) == {"a": ["jpg", "txt"], "b": ["jpg", "txt"], "c": ["jpg", "txt"]}
-    assert told(scan) == [("non-adjacent", "a"), ("non-adjacent", "c")]
+    assert problems_of(scan) == [("non-adjacent", "a"), ("non-adjacent", "c")]
     assert "its other members are at byte 512" in scan.problems[0].detail
     assert scan.samples[0]["txt"].offset > scan.samples[1]["txt"].offset
 
@@ -79,7 +79,7 @@ def test_double_members_and_dotted_names(scanned: Scan, files: list, keys: list,
     files = [*files, *pair("last", 9)]
     scan = scanned(files)
     assert scan.keys == [*keys, "last"]
-    assert told(scan) == problems
+    assert problems_of(scan) == problems
     assert all(problem.detail for problem in scan.problems)
 
 
@@ -90,12 +90,12 @@ def test_of_two_samples_with_one_key_the_first_is_used(scanned: Scan):
     assert f"is at byte {first['jpg'].offset}" in scan.problems[0].detail
 
 
-def test_missing_fields_are_told_and_pictures_are_one_kind(scanned: Scan):
+def test_missing_fields_are_reported_and_images_are_one_kind(scanned: Scan):
     kinds = ["jpg", "png", "webp", "jpeg"]
     files = [(f"{i}.{field}", b"x") for i in range(8) for field in (kinds[i % 4], "txt")]
     assert scanned(files).problems == []
     scan = scanned([*files, ("8.txt", b"x"), ("9.jpg", b"x"), ("9.json", b"{}")])
-    assert told(scan) == [("missing-field", "8"), ("missing-field", "9")]
+    assert problems_of(scan) == [("missing-field", "8"), ("missing-field", "9")]
     assert [problem.detail for problem in scan.problems] == ["it has no image", "it has no txt"]
     assert len(scan.keys) == 10  # a run may still use a picture without a caption
 
@@ -114,7 +114,7 @@ def test_damage_takes_the_sample_that_it_tears_and_no_other(tmp_path: Path):
         assert all(set(sample) == {"jpg", "txt"} for sample in scan.samples)
 
 
-def test_a_cut_takes_the_last_sample_only(tmp_path: Path):
+def test_truncation_loses_only_the_last_sample(tmp_path: Path):
     data = write_tar(tmp_path / "a.tar", [member for i in range(3) for member in pair(f"k{i}", i)]).read_bytes()
     for size, keys in ((5 * 1024, 2), (5 * 1024 + 100, 2), (5 * 1024 + 700, 3), (6 * 1024, 3), (6 * 1024 + 300, 3)):
         (tmp_path / "b.tar").write_bytes(data[:size])
@@ -131,7 +131,7 @@ def test_many_odd_suffixes_are_counted(scanned: Scan):
 
 @pytest.mark.parametrize("files", [[], [("a.exe", b"x"), ("b", b"x")], [("a.tar.gz", b"x")]])
 def test_a_shard_without_samples_is_refused(scanned: Scan, tmp_path: Path, files: list):
-    with pytest.raises(DataError, match="the shard holds no sample") as caught:
+    with pytest.raises(DataError, match="the shard contains no sample") as caught:
         scanned(files)
     assert caught.value.where == str(tmp_path / "a.tar")
     assert "jpg" in caught.value.hint
