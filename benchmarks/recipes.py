@@ -6,7 +6,7 @@
     python benchmarks/recipes.py --out results.json      also write the figures
 
 Each variant is configs/quickstart.yaml with the overrides below, and as many steps as its own measured step time fits
-into the minutes; every run starts from the same drawings, names and tokenizer. Accuracy is zero-shot over all names.
+into the minutes; every run starts from the same images, names and tokenizer. Accuracy is zero-shot over all names.
 """
 
 import argparse

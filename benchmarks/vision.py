@@ -82,7 +82,7 @@ class Bench:
         return config
 
     def measure(self, config: FinetuneConfig) -> float:
-        """Return the accuracy with which a run that goes on from another model would begin."""
+        """Return the accuracy of a run before its first step when it starts from another model."""
         data = open_labelled(config.validation.data, config.classes)
         model = build_classifier(config.model, data.class_names, config.preprocess.mean, config.preprocess.std)
         start_from_model(model, config)

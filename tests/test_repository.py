@@ -206,6 +206,18 @@ def test_readme_is_short_lined_and_its_example_is_python():
     assert {verb for commands in verbs.values() for verb in commands} <= named
 
 
+def test_readme_shows_what_the_quickstart_prints(capsys):
+    from mmvit.quickstart.run import _show
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^```\nstep (.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    accuracies = {"en": {"acc1": 0.629, "acc5": 0.883}, "ko": {"acc1": 0.618, "acc5": 0.876}}
+    facts = {"num_images": 1722, "num_classes": 1858, "steps": 348, "samples_seen": 89088, "samples_per_s": 320.0}
+    _show(facts | {"zero_shot": accuracies, "precision": "fp32", "searches": {}}, Path("quickstart"))
+    printed = capsys.readouterr().out
+    assert printed.lstrip("\n").startswith(block.partition("\n\n")[2])
+
+
 def test_configs_are_found_beside_the_package_in_a_wheel(tmp_path):
     source = tmp_path / "source"
     for name in (*SHIPPED, "configs"):
