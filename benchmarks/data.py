@@ -2,10 +2,11 @@
 
     python benchmarks/data.py                       all parts, photo-like shards made in a temporary folder
     python benchmarks/data.py decode --rounds 7     one part
+    python benchmarks/data.py --scale 0.1           a tenth of the samples: a quick look, with noisier figures
     python benchmarks/data.py --out results.json    also write the figures
 
 Each part runs A B A B ... and prints rates with the ratio of each pair: median, least, greatest. Files are in the page
-cache: what is compared is the work of a core, not the disk.
+cache: the work of a core is compared, not the disk.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -30,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import webdataset as wds
+from report import spread, write_report
 
 from data_tools.demo.synthetic import SyntheticPhotos, write_synthetic
 from data_tools.make.tokenizer import train_tokenizer
@@ -40,6 +42,7 @@ from mmvit.data.shards import IndexedShards
 from mmvit.data.stored import MANIFEST
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 
+NUM_SHARDS = 4
 Part = tuple[str, str, Callable[[], float], Callable[[], float]]  # name, unit, ours, theirs: each returns a rate
 SIZES = {500: (500, 375), 1600: (1600, 1200)}
 
@@ -49,53 +52,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the samples and shards to measure on")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.parts or PARTS:
-            for part in PARTS[name](Path(folder)):
+            for part in PARTS[name](Path(folder), options.scale):
                 rows.append(measure(part, options.rounds))
-                print(told(rows[-1]), flush=True)
+                print(row_text(rows[-1]), flush=True)
     if options.out:
-        facts = {"date": time.strftime("%Y-%m-%d"), "machine": f"{cpu_name()}, {os.cpu_count()} cores"}
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "webdataset": wds.__version__}
-        options.out.write_text(json.dumps(facts | {"versions": versions, "rows": rows}, indent=1) + "\n")
+        write_report(options.out, {"rows": rows}, ["webdataset", "open_clip_torch"])
 
 
-def measure(part: Part, rounds: int) -> dict[str, object]:
-    """Time both sides in turn, after one turn each to warm up."""
+def measure(part: Part, rounds: int) -> dict[str, Any]:
+    """Time both sides in turn, after one warm-up turn each."""
     name, unit, ours, theirs = part
     ours(), theirs()
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
-    ratios = sorted(a / b for a, b in pairs)
-    return {
-        "part": name,
-        "unit": unit,
-        "ours": statistics.median(a for a, _ in pairs),
-        "theirs": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(ratios),
-        "least": ratios[0],
-        "greatest": ratios[-1],
-    }
+    rates = [(ours(), theirs()) for _ in range(rounds)]
+    our_rates, their_rates = zip(*rates, strict=True)
+    medians = {"ours": statistics.median(our_rates), "theirs": statistics.median(their_rates)}
+    return {"part": name, "unit": unit} | medians | {"ratio": spread(our_rates, their_rates)}
 
 
-def told(row: dict[str, object]) -> str:
+def row_text(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    return "{part:48} {ours:9.1f} against {theirs:9.1f} {unit}: {ratio:.2f}x ({least:.2f} to {greatest:.2f})".format(
-        **row
-    )
+    rates = "{part:48} {ours:9.1f} against {theirs:9.1f} {unit}: ".format(**row)
+    return rates + "{median:.2f}x ({least:.2f} to {greatest:.2f})".format(**row["ratio"])
 
 
-def decode(folder: Path) -> Iterator[Part]:
+def scaled(count: int, scale: float, multiple: int = 1) -> int:
+    """Return the fraction `scale` of `count` as a multiple of `multiple`, at least one."""
+    return max(1, round(count * scale / multiple)) * multiple
+
+
+def decode(folder: Path, scale: float) -> Iterator[Part]:
     """Tar to training tensors: reading, decoding, random crop, tokens, batch; ours verifies hashes, as by default."""
     import open_clip
 
     tokenizer = build_tokenizer(TokenizerConfig(), 77)
     preprocess = open_clip.image_transform(224, is_train=True)
     for width, size in SIZES.items():
-        count, batch = (256, 32) if width == 500 else (48, 16)
+        most, batch = (256, 32) if width == 500 else (48, 16)
+        count = scaled(most, scale, batch)
         tars = shards_of(folder, size, count)
         batches = TrainBatches(
             IndexedShards(tars), DataConfig(), tokenizer, image_size=224, batch_size=batch, num_steps=1, seed=0
@@ -125,9 +125,10 @@ def decode(folder: Path) -> Iterator[Part]:
         yield f"tar to training tensors, {width}-px JPEG", "images/s", ours, theirs
 
 
-def read(folder: Path) -> Iterator[Part]:
+def read(folder: Path, scale: float) -> Iterator[Part]:
     """The stored bytes of each sample, in the order of an epoch, without decoding."""
-    for label, size, count in (("256-px JPEG", (256, 256), 4000), ("500-px JPEG", (500, 375), 2000)):
+    for label, size, most in (("256-px JPEG", (256, 256), 4000), ("500-px JPEG", (500, 375), 2000)):
+        count = scaled(most, scale, NUM_SHARDS)
         tars = with_metadata(shards_of(folder, size, count))
         shards = IndexedShards(tars)
 
@@ -145,9 +146,9 @@ def read(folder: Path) -> Iterator[Part]:
         yield f"reading without decoding, {label}", "samples/s", ours, theirs
 
 
-def index(folder: Path) -> Iterator[Part]:
+def index(folder: Path, scale: float) -> Iterator[Part]:
     """Building the index of shards, all cores, against SHA-256 of the same bytes in memory, one core."""
-    tars = shards_of(folder, (1600, 1200), 1200)
+    tars = shards_of(folder, SIZES[1600], scaled(1200, scale, NUM_SHARDS))
     data = b"".join(Path(tar).read_bytes() for tar in tars)
 
     def ours() -> float:
@@ -163,15 +164,15 @@ def index(folder: Path) -> Iterator[Part]:
     yield "building indexes, against SHA-256 alone", "MB/s", ours, theirs
 
 
-def start(folder: Path) -> Iterator[Part]:
+def start(folder: Path, scale: float) -> Iterator[Part]:
     """Opening 1,000 indexed shards and reading 256 samples of a batch, against webdataset up to its first sample."""
-    paths = []
+    paths, num_shards = [], scaled(1000, scale)
     (folder / "many").mkdir()
-    for i in range(1000):
+    for i in range(num_shards):
         paths.append(folder / "many" / f"{i:05d}.tar")
         with tarfile.open(paths[-1], "w") as tar:
             for j in range(100):
-                for field, content in (("jpg", b"picture"), ("txt", b"caption")):
+                for field, content in (("jpg", b"image"), ("txt", b"caption")):
                     info = tarfile.TarInfo(f"{i:05d}{j:04d}.{field}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
@@ -181,8 +182,9 @@ def start(folder: Path) -> Iterator[Part]:
     def ours() -> float:
         start = time.perf_counter()
         shards = IndexedShards(paths)
-        batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=4096, num_steps=1, seed=0)
-        ids = batches.order.ids(0, 4096).ids
+        size = min(4096, len(shards))
+        batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=size, num_steps=1, seed=0)
+        ids = batches.order.ids(0, size).ids
         [shards.fields(i) for i in ids[:256]]
         return 1 / (time.perf_counter() - start)
 
@@ -191,16 +193,16 @@ def start(folder: Path) -> Iterator[Part]:
         next(iter(wds.WebDataset([str(path) for path in paths], shardshuffle=False)))
         return 1 / (time.perf_counter() - start)
 
-    yield "starting on 1,000 shards (wds: first sample only)", "starts/s", ours, theirs
+    yield f"starting on {num_shards:,} shards (wds: first sample only)", "starts/s", ours, theirs
 
 
-def stored(folder: Path) -> Iterator[Part]:
+def stored(folder: Path, scale: float) -> Iterator[Part]:
     """Batches of stored embeddings against our own of decoded images; both have their captions tokenised."""
-    tars = shards_of(folder, SIZES[500], 256)
+    count = scaled(256, scale, 64)
+    tars = shards_of(folder, SIZES[500], count)
     shards = IndexedShards(tars)
-    train_tokenizer(
-        [shards.read(i, image=False).caption for i in range(256)], folder / "tokenizer.json", vocab_size=1000
-    )
+    captions = [shards.read(i, image=False).caption for i in range(count)]
+    train_tokenizer(captions, folder / "tokenizer.json", vocab_size=1000)
     tokenizer = build_tokenizer(TokenizerConfig("file", str(folder / "tokenizer.json")), 77)  # CLIP's takes 0.5 ms
     out = folder / "embeddings"
     for name in ("metadata", "img_emb"):
@@ -213,13 +215,13 @@ def stored(folder: Path) -> Iterator[Part]:
     (out / MANIFEST).write_text(json.dumps(facts | {"model_sha256": "", "source_sha256": source}))
 
     def rate(config: DataConfig) -> Callable[[], float]:
-        batches = TrainBatches(shards, config, tokenizer, image_size=224, batch_size=64, num_steps=4, seed=0)
+        batches = TrainBatches(shards, config, tokenizer, image_size=224, batch_size=64, num_steps=1, seed=0)
 
         def samples_per_s() -> float:
             start = time.perf_counter()
-            for step in range(4):
+            for step in range(count // 64):
                 batches[step]
-            return 256 / (time.perf_counter() - start)
+            return count / (time.perf_counter() - start)
 
         return samples_per_s
 
@@ -227,9 +229,9 @@ def stored(folder: Path) -> Iterator[Part]:
     yield name, "samples/s", rate(DataConfig(image_embeddings=str(out))), rate(DataConfig())
 
 
-def memory(folder: Path) -> Iterator[Part]:
+def memory(folder: Path, scale: float) -> Iterator[Part]:
     """Peak memory of a process that makes batches, beyond one that has only imported what it needs, in MiB."""
-    tars = shards_of(folder, (1600, 1200), 256)
+    tars = shards_of(folder, SIZES[1600], scaled(256, scale, NUM_SHARDS))
     script = (
         "import sys\n"
         "import torch\n"
@@ -241,7 +243,8 @@ def memory(folder: Path) -> Iterator[Part]:
         "open('/proc/self/clear_refs', 'w').write('5')  # the peak begins anew: importing has one of its own\n"
         "before = kib('VmRSS')\n"
         "shards = IndexedShards(sys.argv[1:])\n"
-        "batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=256, num_steps=1, seed=0)\n"
+        "batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=len(shards), "
+        "num_steps=1, seed=0)\n"
         "for step in range(4): batches[step]\n"
         "print((kib('VmHWM') - before) / 1024)\n"
     )
@@ -260,7 +263,7 @@ def shards_of(folder: Path, size: tuple[int, int], count: int) -> list[str]:
     """Make photo-like shards, or return those that were made before, read once into the page cache."""
     out = folder / f"{size[0]}x{size[1]}-{count}"
     if not out.exists():
-        write_synthetic(out, SyntheticPhotos(*size), num_shards=4, num_samples=count)
+        write_synthetic(out, SyntheticPhotos(*size), num_shards=NUM_SHARDS, num_samples=count)
     tars = sorted(out.glob("*.tar"))
     return [str(tar) for tar in tars if tar.read_bytes()]
 
@@ -277,12 +280,6 @@ def with_metadata(tars: list[str]) -> list[str]:
                 meta |= {"key": str(i), "sha256": hashlib.sha256(sample.image).hexdigest()}
                 writer.write(f"{i:09d}", {"jpg": sample.image, "txt": sample.caption, "json": meta})
     return [str(tar) for tar in sorted(out.glob("*.tar"))]
-
-
-def cpu_name() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -4,24 +4,23 @@
     python benchmarks/loss.py --pairs 8192 --out results.json  a smaller batch; also write the figures
 
 Each measurement is a process of its own: A B A B ... Memory is the peak beyond the embeddings, both gradients included.
-On a machine that others use, read the processor's seconds.
+On a shared machine compare the CPU seconds.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from report import spread, write_report
 from safetensors.torch import load_file, save_file
 
 MIB, GIB = 2**20, 2**30
@@ -40,7 +39,7 @@ def measure(side: str, pairs: int, width: int, out: Path) -> None:
         loss_function = ClipLoss()
     generator = torch.Generator().manual_seed(0)
     image, noise = (torch.randn(pairs, width, generator=generator) for _ in range(2))
-    text = F.normalize(image + 2 * noise, dim=1).requires_grad_()  # partners are nearer than others, as in training
+    text = F.normalize(image + 2 * noise, dim=1).requires_grad_()  # pairs are nearer than non-pairs, as in training
     image = F.normalize(image, dim=1).requires_grad_()
     del noise
     scale = torch.tensor(SCALE, requires_grad=True)
@@ -83,10 +82,8 @@ def main() -> None:
     if options.side:
         measure(options.side, options.pairs, options.width, options.out)
         return
-    needed, free = (
-        4.2 * 4 * options.pairs**2,
-        status("MemAvailable", "meminfo"),
-    )  # four matrices of logits, and a little
+    needed = 4.2 * 4 * options.pairs**2  # four matrices of logits, and a little
+    free = status("MemAvailable", "meminfo")
     if needed > free:
         sys.exit(f"open_clip's side needs {needed / GIB:.1f} GiB and {free / GIB:.1f} are free: choose fewer --pairs")
     figures: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
@@ -101,27 +98,24 @@ def main() -> None:
     report["relative_difference"] = {
         name: ((ours[name] - theirs[name]).norm() / theirs[name].norm()).item() for name in ours
     }
-    print(told(report))
+    print(report_text(report))
     if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(options.out, report, ["open_clip_torch"])
 
 
 def summary(options: argparse.Namespace, figures: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    facts = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    facts["threads"] = os.environ.get("OMP_NUM_THREADS", "all")
-    report: dict[str, Any] = facts | {"torch": torch.__version__, "open_clip": version("open_clip_torch")}
-    report |= {"pairs": options.pairs, "width": options.width, "rounds": figures}
+    report: dict[str, Any] = {"pairs": options.pairs, "width": options.width, "rounds": figures}
     for side in SIDES:
         report[side] = {name: statistics.median(figure[name] for figure in figures[side]) for name in FIGURES}
     for name in FIGURES:
-        ratios = sorted(b[name] / a[name] for a, b in zip(*(figures[side] for side in SIDES), strict=True))
-        report[f"ratio_{name}"] = {"median": statistics.median(ratios), "least": ratios[0], "greatest": ratios[-1]}
+        ours, theirs = ([figure[name] for figure in figures[side]] for side in SIDES)
+        report[f"ratio_{name}"] = spread(theirs, ours)
     return report
 
 
-def told(report: dict[str, Any]) -> str:
+def report_text(report: dict[str, Any]) -> str:
     lines = [f"\n{report['pairs']:,} pairs of {report['width']}, loss and gradients; medians of the rounds"]
-    lines.append(f"{'':12} {'seconds':>18} {'processor seconds':>18} {'peak MiB beyond':>18}")
+    lines.append(f"{'':12} {'seconds':>18} {'CPU seconds':>18} {'peak MiB':>18}")
     for side in SIDES:
         lines.append(f"{side:12}" + "".join(f"{report[side][name]:19,.2f}" for name in FIGURES))
     ratios = [report[f"ratio_{name}"] for name in FIGURES]

@@ -2,23 +2,22 @@
 
     python benchmarks/recipes.py                         all variants, 2 minutes each
     python benchmarks/recipes.py quickstart sigmoid --minutes 5 --seeds 0 1
+    python benchmarks/recipes.py quickstart --steps 2    so many steps, whatever their time
     python benchmarks/recipes.py --out results.json      also write the figures
 
 Each variant is configs/quickstart.yaml with the overrides below, and as many steps as its own measured step time fits
-into the minutes; every run starts from the same drawings, names and tokenizer. Accuracy is zero-shot over all names.
+into the minutes; every run starts from the same images, names and tokenizer. Accuracy is zero-shot over all names.
 """
 
 import argparse
-import json
 import logging
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from report import write_report
 
 from data_tools.demo.emoji import EmojiOptions, write_emoji
 from data_tools.tar.expand import expand_shards
@@ -51,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, help="steps of each run, instead of those that fit the minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -61,20 +61,19 @@ def main() -> None:
         write_emoji(data, EmojiOptions())
         for seed in options.seeds:
             for name in options.variants or VARIANTS:
-                rows.append(train(name, data, Path(temporary) / f"{len(rows)}", options.minutes, seed))
-                print(told(rows[-1]), flush=True)
+                rows.append(train(name, data, Path(temporary) / f"{len(rows)}", seed, options))
+                print(row_text(rows[-1]), flush=True)
     if options.out:
-        facts = {"date": time.strftime("%Y-%m-%d"), "machine": platform.processor() or platform.machine()}
-        options.out.write_text(json.dumps(facts | {"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        write_report(options.out, {"rows": rows})
 
 
-def train(name: str, data: Path, out: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """Train one variant for so many minutes of steps and return its row."""
+def train(name: str, data: Path, out: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one variant for so many steps, or minutes of steps, and return its row."""
     config = load_config(PretrainConfig, "quickstart", VARIANTS[name])
     config.out, config.seed = str(out), seed
     config.data.train = [str(data / "train-*.tar")]
     prepare_tokenizer(config, data, data / "tokenizer.json")
-    config.train.steps = max(20, round(minutes * 60 / measure_step_time(config)))
+    config.train.steps = options.steps or max(20, round(options.minutes * 60 / measure_step_time(config)))
     config.train.save_every = config.train.steps
     start = time.perf_counter()
     model = load(pretrain(config))
@@ -96,7 +95,7 @@ def train(name: str, data: Path, out: Path, minutes: float, seed: int) -> dict[s
     }
 
 
-def told(row: dict[str, Any]) -> str:
+def row_text(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     return (
         f"{row['variant']:32} seed {row['seed']}  {row['steps']:5} steps in {row['seconds']:6.1f} s  "

@@ -2,24 +2,23 @@
 
     python benchmarks/train_step.py                             the quickstart-size model and ViT-B/32
     python benchmarks/train_step.py small --rounds 9            one model
+    python benchmarks/train_step.py small --sides "mmvit fp32"  some sides, always with open_clip in fp32
     python benchmarks/train_step.py --out results.json          also write the figures
 
-Sides run in turn, A B C A B C ..., in one process; the ratio is taken within each round. Peak memory comes from a
-process of its own for each side. Captions have 6 to 13 tokens: open_clip pads them to 77, mmvit cuts them to the
-longest of the batch, which cannot change a causal tower's result. Losses of the first steps are compared: all sides
-train the same model.
+Each side is a process of its own. They take their steps in turn, A B C A B C ..., and the ratio is taken within each
+round. Captions have 6 to 13 tokens: open_clip pads them to 77, mmvit cuts them to the longest of the batch, which
+cannot change a causal tower's result. Losses of the first steps are compared: all sides train the same model.
 """
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
+from report import spread, write_report
 
 from mmvit.config import LossConfig, OptimConfig
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
@@ -49,98 +49,100 @@ MODELS = {
 }
 LENGTHS = range(6, 14)  # tokens of a caption
 NUM_LOSSES = 3
+BASELINE = "open_clip fp32"
+SIDES = {  # side -> library, precision, compiled
+    BASELINE: ("open_clip", "fp32", False),
+    "mmvit fp32": ("mmvit", "fp32", False),
+    "open_clip bf16 autocast": ("open_clip", "bf16", False),
+    "mmvit bf16": ("mmvit", "bf16", False),
+    "mmvit bf16 compiled": ("mmvit", "bf16", True),
+    "open_clip bf16 compiled": ("open_clip", "bf16", True),
+}
 Step = Callable[[], float]
 
 
 def main() -> None:
-    """Run what was asked for and print a table."""
+    """Measure the models that were asked for and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help=f"of {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="samples of a step; default: what suits model and device")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all that the device computes in hardware")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, metavar=("MODEL", "SIDE", "BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory_of:
-        print(peak_memory(*options.memory_of))
+    if options.worker:
+        name, side, batch = options.worker
+        serve_steps(name, side, int(batch))
         return
-    rows = [row for name in options.models or MODELS for row in compare(name, options.rounds)]
-    if options.out:
-        versions = {"torch": torch.__version__, "open_clip": open_clip.__version__, "python": platform.python_version()}
-        facts = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions, "rows": rows}
-        options.out.write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def sides(device: torch.device) -> dict[str, tuple[str, str, bool]]:
-    """Return what is measured on this device: side -> (library, precision, compiled)."""
-    found = {"open_clip fp32": ("open_clip", "fp32", False), "mmvit fp32": ("mmvit", "fp32", False)}
-    if has_bf16_units(device):
-        found["open_clip bf16 autocast"] = ("open_clip", "bf16", False)
-        found["mmvit bf16"] = ("mmvit", "bf16", False)
-        found["mmvit bf16 compiled"] = ("mmvit", "bf16", True)
-    if device.type == "cuda":
-        found["open_clip bf16 compiled"] = ("open_clip", "bf16", True)
-    return found
-
-
-def compare(name: str, rounds: int) -> list[dict[str, Any]]:
-    """Measure all sides of one model in turn; returns and prints a row for each."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch = batch_size(name, device)
-    steps = {side: build(name, *made, device=device) for side, made in sides(device).items()}
-    losses = {side: [step() for _ in range(NUM_LOSSES)] for side, step in steps.items()}
-    seconds: dict[str, list[float]] = {side: [] for side in steps}
-    for _ in range(rounds):
-        for side, step in steps.items():
-            seconds[side].append(timed(step, device))
+    device = this_device()
     rows = []
-    for side, times in seconds.items():
-        ratios = sorted(theirs / own for theirs, own in zip(seconds["open_clip fp32"], times, strict=True))
-        memory = float(subprocess.check_output([sys.executable, __file__, "--memory-of", name, side], text=True))
-        apart = max(abs(a - b) for a, b in zip(losses[side], losses["open_clip fp32"], strict=True))
-        row = {
-            "model": name,
-            "side": side,
-            "batch": batch,
-            "pairs_per_s": batch / statistics.median(times),
-            "ratio": statistics.median(ratios),
-            "least": ratios[0],
-            "greatest": ratios[-1],
-            "peak_mib": memory,
-            "loss_apart": apart,
-        }
-        rows.append(row)
-        print(
-            "{model:9} {side:24} batch {batch}: {pairs_per_s:8.1f} pairs/s, x{ratio:.2f} of open_clip fp32 "
-            "({least:.2f} to {greatest:.2f}), {peak_mib:.0f} MiB beyond start, losses within {loss_apart:.1e}".format(
-                **row
-            ),
-            flush=True,
-        )
-    return rows
+    for name in options.models or MODELS:
+        usual = MODELS[name][2 if device.type == "cuda" else 1]
+        batch = usual if options.batch is None else options.batch
+        rows += compare(name, options.sides or sides_of(device), batch, options.rounds)
+    if options.out:
+        write_report(options.out, {"rows": rows}, ["open_clip_torch", "accelerate"])
 
 
-def batch_size(name: str, device: torch.device) -> int:
-    """Return the batch that fits the device."""
-    return MODELS[name][2 if device.type == "cuda" else 1]
+def this_device() -> torch.device:
+    """Return the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def timed(step: Step, device: torch.device) -> float:
-    """Return the seconds of a step."""
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def sides_of(device: torch.device) -> list[str]:
+    """Return the sides whose precision the device has units for; open_clip is compiled on GPUs only."""
+    units, gpu = has_bf16_units(device), device.type == "cuda"
+    wanted = {"open_clip": gpu, "mmvit": True}
+    return [
+        side
+        for side, (library, precision, compiled) in SIDES.items()
+        if (units or precision == "fp32") and (wanted[library] or not compiled)
+    ]
 
 
-def peak_memory(name: str, side: str) -> float:
-    """Return the MiB that three steps of one side need beyond what importing did; for a process of its own."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = most_held()
-    step = build(name, *sides(device)[side], device=device)
-    for _ in range(3):
+class Worker:
+    """A process that holds one side and takes a step when asked."""
+
+    def __init__(self, name: str, side: str, batch: int):
+        command = [sys.executable, __file__, "--worker", name, side, str(batch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.losses, self.peak_mib = self.answer()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def answer(self) -> Any:
+        """Return the next line that the process prints; exits if the process has failed."""
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"the side ended with exit code {self.process.wait()}: {' '.join(self.process.args)}")
+        return json.loads(line)
+
+    def seconds(self) -> float:
+        """Return the time of one more step."""
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+
+def serve_steps(name: str, side: str, batch: int) -> None:
+    """Take the first steps, print losses and peak memory, then time a step for each line of standard input."""
+    device, before = this_device(), most_held()
+    step = build(name, *SIDES[side], device=device, batch=batch)
+    losses = [step() for _ in range(NUM_LOSSES)]
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else most_held() - before
+    print(json.dumps([losses, peak]), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
         step()
-    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else most_held() - before
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        print(time.perf_counter() - start, flush=True)
 
 
 def most_held() -> float:
@@ -149,8 +151,42 @@ def most_held() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
-def build(name: str, library: str, precision: str, compiled: bool, device: torch.device) -> Step:
-    """Return a training step on the same weights and the same batch, whatever the library."""
+def compare(name: str, sides: list[str], batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure the sides of one model in turn; return and print a row for each."""
+    with ExitStack() as stack:
+        workers = {side: stack.enter_context(Worker(name, side, batch)) for side in dict.fromkeys([BASELINE, *sides])}
+        seconds: dict[str, list[float]] = {side: [] for side in workers}
+        for _ in range(rounds):
+            for side, worker in workers.items():
+                seconds[side].append(worker.seconds())
+    rows = []
+    for side, worker in workers.items():
+        rows.append(
+            {
+                "model": name,
+                "side": side,
+                "batch": batch,
+                "pairs_per_s": batch / statistics.median(seconds[side]),
+                "ratio": spread(seconds[BASELINE], seconds[side]),
+                "peak_mib": worker.peak_mib,
+                "loss_apart": max(abs(a - b) for a, b in zip(worker.losses, workers[BASELINE].losses, strict=True)),
+            }
+        )
+        print(row_text(rows[-1]), flush=True)
+    return rows
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    return (
+        f"{row['model']:9} {row['side']:24} batch {row['batch']}: {row['pairs_per_s']:8.1f} pairs/s, "
+        "x{median:.2f} of open_clip fp32 ({least:.2f} to {greatest:.2f}), ".format(**row["ratio"])
+        + f"peak {row['peak_mib']:.0f} MiB, losses within {row['loss_apart']:.1e}"
+    )
+
+
+def build(name: str, library: str, precision: str, compiled: bool, device: torch.device, batch: int) -> Step:
+    """Return a training step; all libraries get the same weights and the same batch."""
     embed, (size, depth, width, patch), (text_depth, text_width, text_heads) = MODELS[name][0]
     torch.manual_seed(0)
     vision = {"image_size": size, "layers": depth, "width": width, "patch_size": patch}
@@ -162,12 +198,19 @@ def build(name: str, library: str, precision: str, compiled: bool, device: torch
         "layers": text_depth,
     }
     theirs = CLIP(embed, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**text)).to(device)
-    images, ids = some_batch(batch_size(name, device), size)
+    images, ids = some_batch(batch, size)
     if library == "open_clip":
         return open_clip_step(theirs, images.to(device), ids.to(device), precision, compiled)
-    image = ViTConfig(size, patch, width, depth, width // 64)
-    words = TextConfig(VOCAB, CONTEXT, VOCAB - 1, text_width, text_depth, text_heads)
-    ours = build_dual_encoder(DualEncoderConfig(embed, image=image, text=words))
+    image = ViTConfig(image_size=size, patch_size=patch, width=width, depth=depth, num_heads=width // 64)
+    words = TextConfig(
+        vocab_size=VOCAB,
+        context_length=CONTEXT,
+        end_of_text=VOCAB - 1,
+        width=text_width,
+        depth=text_depth,
+        num_heads=text_heads,
+    )
+    ours = build_dual_encoder(DualEncoderConfig(embed_dim=embed, image=image, text=words))
     ours.load_state_dict(from_open_clip(theirs.state_dict()))
     return mmvit_step(ours.to(device), images, ids, precision, compiled)
 
@@ -185,7 +228,7 @@ def some_batch(size: int, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def open_clip_step(model: CLIP, images: torch.Tensor, ids: torch.Tensor, precision: str, compiled: bool) -> Step:
-    """A step as open_clip's training loop takes it by default, its floats normalised by the loader."""
+    """Return a step as open_clip's training loop takes it by default; its loader has normalised the images."""
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=images.device).view(3, 1, 1)
     floats = (images / 255 - mean) / std
@@ -211,7 +254,7 @@ def open_clip_step(model: CLIP, images: torch.Tensor, ids: torch.Tensor, precisi
 
 
 def mmvit_step(model: torch.nn.Module, images: torch.Tensor, ids: torch.Tensor, precision: str, compiled: bool) -> Step:
-    """A step as a run takes it: texts cut to the longest of the batch."""
+    """Return a step as a run takes it: texts are cut to the longest of the batch."""
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=images.device.type == "cpu")
     if compiled:
         from mmvit.train.device.memory import compile_blocks
@@ -231,15 +274,6 @@ def mmvit_step(model: torch.nn.Module, images: torch.Tensor, ids: torch.Tensor, 
         return result.loss
 
     return step
-
-
-def machine() -> str:
-    """Name what the figures belong to."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@
     python benchmarks/vision.py larger          a ViT trained at 224 px, measured and trained further at 384 px
     python benchmarks/vision.py emoji --seeds 0 1 2 --out results.json
 
-Accuracies are those of the last step, on all pictures held out. Each row is one run of `mmvit finetune`: its seconds
+Accuracies are those of the last step, on all held-out images. Each row is one run of `mmvit finetune`: its seconds
 are those of the whole command, indexing and evaluations included, and its images/s those of the steps.
 """
 
 import argparse
-import json
 import logging
-import platform
 import statistics
 import tempfile
 import time
@@ -22,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from report import write_report
 
 from data_tools.demo.digits import write_digits
 from data_tools.demo.emoji import EmojiOptions, write_emoji
@@ -84,7 +82,7 @@ class Bench:
         return config
 
     def measure(self, config: FinetuneConfig) -> float:
-        """Return the accuracy with which a run that goes on from another model would begin."""
+        """Return the accuracy of a run before its first step when it starts from another model."""
         data = open_labelled(config.validation.data, config.classes)
         model = build_classifier(config.model, data.class_names, config.preprocess.mean, config.preprocess.std)
         start_from_model(model, config)
@@ -160,14 +158,13 @@ def main() -> None:
         for seed in options.seeds:
             for row in EXPERIMENTS[options.experiment](bench, seed):
                 rows.append(row)
-                print(f"seed {seed}  {told(row)}", flush=True)
+                print(f"seed {seed}  {row_text(row)}", flush=True)
     if len(options.seeds) > 1:
         print(f"\nmeans of {len(options.seeds)} seeds")
         for what in dict.fromkeys(row["what"] for row in rows):
-            print(told(mean_row([row for row in rows if row["what"] == what])))
+            print(row_text(mean_row([row for row in rows if row["what"] == what])))
     if options.out:
-        facts = {"date": time.strftime("%Y-%m-%d"), "machine": platform.processor() or platform.machine()}
-        options.out.write_text(json.dumps(facts | {"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        write_report(options.out, {"rows": rows})
 
 
 def mean_row(rows: Sequence[Row]) -> Row:
@@ -175,7 +172,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
     return rows[0] | {key: statistics.mean(row[key] for row in rows) for key in ("val_acc1", "seconds", "images_per_s")}
 
 
-def told(row: Row) -> str:
+def row_text(row: Row) -> str:
     """Return a row of the table."""
     return (
         f"{row['what']:24} {row['val_acc1']:7.2%}  {row['parameters']:>9,} parameters  {row['steps']:5} steps in "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_tools.core.program import run_program
+from mmvit import __version__
 
 if TYPE_CHECKING:
     from mmvit.models.classifier import ImageClassifier
@@ -28,6 +29,22 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and bu
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"mmvit {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Read the options that stand before a verb."""
 
 
 @app.command()

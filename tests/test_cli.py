@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
+from mmvit import __version__
 from mmvit.cli import app
 from mmvit.data.shards import IndexedShards
 
@@ -191,6 +192,10 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
         "import sys, mmvit, mmvit.cli; print({'torch', 'numpy', 'PIL', 'omegaconf', 'accelerate'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_version(told: Told):
+    assert told("--version") == (0, f"mmvit {__version__}\n", "")
 
 
 def test_debug_shows_the_traceback(mmvit: Program, told: Told, tmp_path: Path):

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,14 +42,14 @@ REGISTRY_HOSTS = ("py" + "pi.org", "python" + "hosted", "registry." + "npmjs", "
 
 def text_files() -> list[Path]:
     """Return the files of the repository that a person reads."""
-    skipped = {".git", "__pycache__", "build", "dist"}
+    skipped = {".git", "__pycache__", "build", "dist", "site"}
     names = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".html", ".js", ".css", ".sh", ""}
     files = []
     for folder, folders, entries in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in skipped and not name.startswith((".venv", "venv"))]
         folders[:] = [name for name in folders if not name.endswith("_cache") and name not in {"runs", ".hypothesis"}]
         top = Path(folder)
-        files += [top / name for name in entries if Path(name).suffix in names]
+        files += [top / name for name in entries if Path(name).suffix in names and name != ".git"]
     return files
 
 
@@ -62,13 +63,37 @@ def lines_with(words: tuple[str, ...], files: list[Path], root: Path) -> list[st
     return found
 
 
-def commands_of(markdown: str) -> set[tuple[str, str]]:
-    """Return (program, verb) of each command in a page's fenced blocks; output lines do not count."""
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", markdown, flags=re.MULTILINE | re.DOTALL)
-    start = r"(?:^(?:\$ )?|&& |-m )"
-    return {
-        found for block in blocks for found in re.findall(start + r"(mmvit(?:-data)?) ([a-z-]+)", block, re.MULTILINE)
-    }
+def commands_of(markdown: str) -> list[list[str]]:
+    """Return the words of each command in a page's fenced blocks, program first; output lines do not count."""
+    commands = []
+    for block in re.findall(r"^[ ]*```[a-z]*\n(.*?)^[ ]*```", markdown, flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r" && | \|\| | \| |; ", line.strip().removeprefix("$ ")):
+                found = re.match(r"(?:[A-Z_]+=\S+ )*(?:accelerate launch .*?-m )?(mmvit(?:-data)? [a-z-].*)", part)
+                commands += [shlex.split(found[1], comments=True)] if found else []
+    return commands
+
+
+def complaint_about(command: list[str]) -> str | None:
+    """Return what is wrong with a command: a verb, an option or a built-in config that does not exist."""
+    program, verb, *arguments = command
+    app = get_command({"mmvit": mmvit_app, "mmvit-data": data_app}[program])
+    if verb.startswith("-"):
+        parameters, arguments = app.params, command[1:]
+    elif verb in app.commands:
+        parameters = app.commands[verb].params
+    else:
+        return f"{program} has no verb {verb}"
+    options = {"--help", "--debug"} | {name for each in parameters for name in (*each.opts, *each.secondary_opts)}
+    unknown = [word for word in arguments if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in options]
+    if unknown:
+        return f"{program} {verb} has no option {unknown[0]}"
+    is_config = verb in ("pretrain", "finetune") and not arguments[0].endswith((".yaml", "CONFIG"))
+    return f"there is no config {arguments[0]}" if is_config and not _is_builtin(arguments[0]) else None
+
+
+def _is_builtin(config: str) -> bool:
+    return (ROOT / "configs" / f"{config}.yaml").is_file()
 
 
 def declared() -> dict[str, Requirement]:
@@ -98,7 +123,7 @@ def pins() -> dict[str, str]:
 
 def test_every_import_is_declared_and_every_dependency_is_imported():
     extras = PROJECT["optional-dependencies"]
-    tools = {canonicalize_name(Requirement(line).name) for line in extras["dev"]}
+    tools = {canonicalize_name(Requirement(line).name) for extra in ("dev", "docs") for line in extras[extra]}
     shipped = {name for name in declared() if name not in tools}
     names = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in shipped - set(NOT_IMPORTED)}
     imports = third_party_imports() - set(BROUGHT_ALONG)
@@ -114,7 +139,7 @@ def test_every_dependency_is_pinned_within_its_range():
 
 
 def test_doctor_looks_for_what_is_declared():
-    assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev"}
+    assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
     assert {canonicalize_name(name) for name in doctor.PACKAGES} <= set(pins())
 
 
@@ -143,11 +168,54 @@ def test_readme_has_one_test_line():
 
 
 def test_commands_of_the_pages_exist():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    commands = {found for page in pages for found in commands_of(page.read_text(encoding="utf-8"))}
-    assert ("mmvit", "quickstart") in commands
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    commands = [(page.name, command) for page in pages for command in commands_of(page.read_text(encoding="utf-8"))]
+    assert ("README.md", ["mmvit", "quickstart"]) in commands
+    assert len(commands) > 50
+    complaints = [(name, complaint_about(command)) for name, command in commands]
+    assert [complaint for complaint in complaints if complaint[1]] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("mmvit zero-shto m a.png", "no verb zero-shto"),
+        ("pip install x && mmvit-data mkae a b", "no verb mkae"),
+        ("accelerate launch -m mmvit pretrain pretrain/clip_vit_b23", "no config pretrain/clip_vit_b23"),
+        ("A=1 mmvit embed m shards/ \\\n  --uot e", "no option --uot"),
+        ("mmvit --vers", "no option --vers"),
+        ("mmvit search e --text 'a --b' -k 5  # --none", None),
+        ("mmvit-data check shards/ --no-decode && mmvit --version", None),
+    ],
+)
+def test_wrong_commands_of_pages_are_found(line, complaint):
+    complaints = [complaint_about(command) for command in commands_of(f"# Page\n\n  ```bash\n  {line}\n  ```\n")]
+    found = [each for each in complaints if each]
+    assert len(found) == (complaint is not None)
+    assert not found or found[0].endswith(complaint)
+
+
+def test_readme_is_short_lined_and_its_example_is_python():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [line for line in readme.splitlines() if len(line) >= 120] == []
+    (example,) = re.findall(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    compile(example, "README.md", "exec")
     verbs = {"mmvit": get_command(mmvit_app).commands, "mmvit-data": get_command(data_app).commands}
-    assert [f"{program} {verb}" for program, verb in sorted(commands) if verb not in verbs[program]] == []
+    rows = "\n".join(line for line in readme.splitlines() if line.startswith("| `"))
+    named = {name.split()[0] for name in re.findall(r"`([^`]+)`", rows)}
+    assert {verb for commands in verbs.values() for verb in commands} <= named
+
+
+def test_readme_shows_what_the_quickstart_prints(capsys):
+    from mmvit.quickstart.run import _show
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^```\nstep (.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    accuracies = {"en": {"acc1": 0.629, "acc5": 0.883}, "ko": {"acc1": 0.618, "acc5": 0.876}}
+    facts = {"num_images": 1722, "num_classes": 1858, "steps": 348, "samples_seen": 89088, "samples_per_s": 320.0}
+    _show(facts | {"zero_shot": accuracies, "precision": "fp32", "searches": {}}, Path("quickstart"))
+    printed = capsys.readouterr().out
+    assert printed.lstrip("\n").startswith(block.partition("\n\n")[2])
 
 
 def test_configs_are_found_beside_the_package_in_a_wheel(tmp_path):
