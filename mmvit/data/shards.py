@@ -67,6 +67,11 @@ class IndexedShards:
     def __len__(self) -> int:
         return self._stops[-1]
 
+    @property
+    def num_samples(self) -> int | None:
+        """Number of samples; None for a stream."""
+        return len(self)
+
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
         shard, local = self.place(i)

@@ -95,6 +95,10 @@ class StreamedShards(IndexedShards):
         self.note: Callable[[int], None] | None = None  # is told the shard that is waited for
         self.last: _Item | None = None
 
+    @property
+    def num_samples(self) -> None:
+        """None: a stream does not know how many samples it has."""
+
     def start(self, seed: int, first: int, reader: int, num_readers: int) -> None:
         """Begin to read as one of several readers; the order of the shards follows from `seed` and `first`."""
         os.environ["WDS_SECURE"] = "1"  # looked at when it is imported: no pickles, no commands
