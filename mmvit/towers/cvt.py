@@ -226,6 +226,17 @@ class CvT(Tower):
         Raises:
             ValueError: a side shorter than `stride`; `Patches`, or patches to keep.
         """
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
+        maps = images.to(self.norm.weight.dtype)
+        for stage in self.stages:
+            x, grid = stage(maps)
+            maps = as_map(x, grid)
+        tokens = self.norm(x)
+        return TowerOutput(tokens[:, 0], tokens)
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError for a side shorter than `stride`, and for patches."""
         if isinstance(images, Patches) or keep is not None:
             raise ValueError("patches cannot be dropped or come alone: this tower sees whole images, by convolutions")
         height, width = images.shape[2:]
@@ -233,12 +244,6 @@ class CvT(Tower):
             raise ValueError(
                 f"an image of {height}x{width} px is too small for this tower; sides of {self.stride} px or more fit"
             )
-        maps = images.to(self.norm.weight.dtype)
-        for stage in self.stages:
-            x, grid = stage(maps)
-            maps = as_map(x, grid)
-        tokens = self.norm(x)
-        return TowerOutput(tokens[:, 0], tokens)
 
 
 def as_map(tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B D h w"]:

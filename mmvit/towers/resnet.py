@@ -146,10 +146,15 @@ class ModifiedResNet(Tower):
         Raises:
             ValueError: a size that the stride does not divide; `Patches` or `keep`, which a convolution cannot take.
         """
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
+        return self.pool(self.stages(self.stem(images.to(self.pool.positions.dtype))))
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError for a size that the stride does not divide, and for patches."""
         if isinstance(images, Patches) or keep is not None:
             raise ValueError("patches can be neither packed nor dropped for a ResNet: this tower sees whole images")
         patch_grid(images.shape[2], images.shape[3], self.stride)
-        return self.pool(self.stages(self.stem(images.to(self.pool.positions.dtype))))
 
     @torch.no_grad()
     def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:

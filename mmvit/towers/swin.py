@@ -244,10 +244,16 @@ class SwinTransformer(Tower):
         self, images: Float[Tensor, "B 3 H W"] | Patches, keep: Int[Tensor, "B K"] | None = None
     ) -> TowerOutput:
         """Encode normalised images of one size; raises ValueError for what `grids` refuses, and for patches."""
-        if isinstance(images, Patches) or keep is not None:
-            raise ValueError("patches cannot be given or left out one by one: this tower sees whole images")
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
         tokens = self.norm(self.pyramid(images)[-1]).flatten(1, 2)  # [B, N, D]
         return TowerOutput(tokens.mean(dim=1), tokens)
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError for what `grids` refuses, and for patches."""
+        if isinstance(images, Patches) or keep is not None:
+            raise ValueError("patches cannot be given or left out one by one: this tower sees whole images")
+        self.grids(images.shape[2], images.shape[3])
 
     def pyramid(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B h w C"]]:
         """Return the map of each stage, before the last norm: strides 4, 8, 16, 32, widths C, 2C, 4C, 8C."""
