@@ -23,8 +23,9 @@ from mmvit.train.contract import StepResult, TaskParts
 from mmvit.train.device.precision import choose_precision
 from mmvit.train.meters import Meters, finite
 from mmvit.train.record.bad_samples import BadSamples
+from mmvit.train.record.figures import parameter_norm
 from mmvit.train.record.run_folder import check_run_folder, open_run_folder, settings
-from mmvit.train.record.run_log import RunLog, parameter_norm
+from mmvit.train.record.run_log import RunLog
 from mmvit.train.record.trackers import Trackers
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.runs.finetuning import build_finetuning

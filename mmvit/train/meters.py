@@ -10,7 +10,7 @@ from mmvit.data.batches import Batch
 from mmvit.train.contract import StepResult
 from mmvit.train.device.flops import peak_flops
 from mmvit.train.optim.schedule import schedule_factor
-from mmvit.train.record.run_log import CutCaptions, Throughput, parameter_norm, peak_memory
+from mmvit.train.record.figures import CutCaptions, Throughput, parameter_norm, peak_memory
 from mmvit.train.run import Run
 
 

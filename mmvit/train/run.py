@@ -25,9 +25,10 @@ from mmvit.train.device.flops import FlopCounter
 from mmvit.train.device.memory import compile_blocks
 from mmvit.train.device.parallel import ddp_arguments, full_state, shard_optimizer_state, shard_state
 from mmvit.train.device.precision import choose_precision
-from mmvit.train.optim.build import build_optimizers, flatten_state, restore_state, set_learning_rates
+from mmvit.train.optim.build import build_optimizers, set_learning_rates
 from mmvit.train.optim.ema import WeightAverage
 from mmvit.train.optim.schedule import schedule_factor
+from mmvit.train.optim.state import flatten_state, restore_state
 from mmvit.train.record.run_folder import settings
 from mmvit.train.record.saver import Saver
 from mmvit.train.record.trackers import tracker_arguments

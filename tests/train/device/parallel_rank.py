@@ -25,7 +25,8 @@ from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train.contract import Part
 from mmvit.train.device.parallel import ddp_arguments, full_state, make_shardable, shard_optimizer_state, shard_state
-from mmvit.train.optim.build import build_optimizers, flatten_state, restore_state
+from mmvit.train.optim.build import build_optimizers
+from mmvit.train.optim.state import flatten_state, restore_state
 from mmvit.train.runs.pretraining_loss import Targets
 from mmvit.train.step import train_step
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data_tools.core.errors import ResourceError
-from mmvit.train.record.run_log import RunLog, Throughput, parameter_norm, peak_memory, read_log
+from mmvit.train.record.figures import Throughput, parameter_norm, peak_memory
+from mmvit.train.record.run_log import RunLog, read_log
 
 
 def write(path: Path, start_step: int, steps: range) -> None:
@@ -97,7 +98,7 @@ def test_line_that_the_disk_takes_in_parts_is_whole(tmp_path: Path, monkeypatch:
 
 def test_speed_counts_work_waiting_and_no_pauses(monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
-    monkeypatch.setattr("mmvit.train.record.run_log.time.perf_counter", clock)
+    monkeypatch.setattr("mmvit.train.record.figures.time.perf_counter", clock)
     throughput = Throughput()
 
     for _ in range(4):
@@ -116,7 +117,7 @@ def test_speed_counts_work_waiting_and_no_pauses(monkeypatch: pytest.MonkeyPatch
 def test_a_reading_in_a_pause_is_of_what_came_before(monkeypatch: pytest.MonkeyPatch):
     """As the loop reads it: after an evaluation, before saving."""
     clock = Clock()
-    monkeypatch.setattr("mmvit.train.record.run_log.time.perf_counter", clock)
+    monkeypatch.setattr("mmvit.train.record.figures.time.perf_counter", clock)
     throughput = Throughput()
     for _ in range(3):
         clock.now += 2
