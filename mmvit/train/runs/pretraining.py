@@ -79,10 +79,9 @@ class PairInputs:
             moved: Tensor | Patches = images._replace(pixels=images.pixels.to(self.device, non_blocking=True))
         else:
             moved = images.to(self.device, non_blocking=True)
+        ids = batch.ids.to(self.device, non_blocking=True)
         keep = self._keep(step, batch.images, batch.positions)
-        return Part(
-            (moved, batch.ids.to(self.device, non_blocking=True), keep), self.losses.targets(batch, self.device)
-        )
+        return Part((moved, ids, keep), self.losses.targets(batch, self.device))
 
     def flop_inputs(self, step: int, batch: Batch) -> FlopInputs:
         """Return images, token ids and the patches to keep of the first sample."""
