@@ -36,10 +36,11 @@ from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
+from mmvit.train.contract import Part
 from mmvit.train.device.precision import has_bf16_units
 from mmvit.train.optim.build import build_optimizers
-from mmvit.train.runs.objective import PretrainObjective, Targets
-from mmvit.train.step import Part, train_step
+from mmvit.train.runs.pretraining_loss import PretrainObjective, Targets
+from mmvit.train.step import train_step
 
 VOCAB, CONTEXT = 49408, 77
 # embed_dim, image: size px, depth, width, patch px; text: depth, width, heads; batch on a CPU, batch on a GPU

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmvit.layers.patch_embedding import Patches
+
 
 @dataclass
 class TowerConfig:
@@ -42,6 +44,9 @@ class Tower(nn.Module):
     width: int
     stride: int
     grid: tuple[int, int] | None = None  # of the learned positions, in patches
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError if an image tower cannot encode such images; only shapes count, so `meta` tensors do."""
 
     def resampled_tables(self, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Return the learned position tables resampled to another grid, keyed by their names in the state dict."""

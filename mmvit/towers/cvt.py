@@ -227,6 +227,17 @@ class CvT(Tower):
         Raises:
             ValueError: a side is shorter than `stride`, or `Patches` or `keep` are passed.
         """
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
+        maps = images.to(self.norm.weight.dtype)
+        for stage in self.stages:
+            x, grid = stage(maps)
+            maps = as_map(x, grid)
+        tokens = self.norm(x)
+        return TowerOutput(tokens[:, 0], tokens)
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError for a side shorter than `stride`, and for patches."""
         if isinstance(images, Patches) or keep is not None:
             raise ValueError("a CvT needs whole images: it supports neither patch dropout nor packed patches")
         height, width = images.shape[2:]
@@ -234,12 +245,6 @@ class CvT(Tower):
             raise ValueError(
                 f"an image of {height}x{width} px is too small for this tower; use sides of {self.stride} px or more"
             )
-        maps = images.to(self.norm.weight.dtype)
-        for stage in self.stages:
-            x, grid = stage(maps)
-            maps = as_map(x, grid)
-        tokens = self.norm(x)
-        return TowerOutput(tokens[:, 0], tokens)
 
 
 def as_map(tokens: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B D h w"]:

@@ -146,10 +146,15 @@ class ModifiedResNet(Tower):
         Raises:
             ValueError: the stride does not divide the image size, or `Patches` or `keep` are passed.
         """
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
+        return self.pool(self.stages(self.stem(images.to(self.pool.positions.dtype))))
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError for a size that the stride does not divide, and for patches."""
         if isinstance(images, Patches) or keep is not None:
             raise ValueError("a ResNet needs whole images: it supports neither patch dropout nor packed patches")
         patch_grid(images.shape[2], images.shape[3], self.stride)
-        return self.pool(self.stages(self.stem(images.to(self.pool.positions.dtype))))
 
     @torch.no_grad()
     def resampled_tables(self, grid: Grid) -> dict[str, Tensor]:

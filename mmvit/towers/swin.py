@@ -250,10 +250,16 @@ class SwinTransformer(Tower):
         Raises:
             ValueError: the size does not fit (see `grids`), or `Patches` or `keep` are passed.
         """
-        if isinstance(images, Patches) or keep is not None:
-            raise ValueError("a Swin needs whole images: it supports neither patch dropout nor packed patches")
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
         tokens = self.norm(self.pyramid(images)[-1]).flatten(1, 2)  # [B, N, D]
         return TowerOutput(tokens.mean(dim=1), tokens)
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError if the size does not fit (see `grids`), or `Patches` or `keep` are passed."""
+        if isinstance(images, Patches) or keep is not None:
+            raise ValueError("a Swin needs whole images: it supports neither patch dropout nor packed patches")
+        self.grids(images.shape[2], images.shape[3])
 
     def pyramid(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B h w C"]]:
         """Return the feature map of each stage, before the last norm: strides 4, 8, 16, 32, widths C, 2C, 4C, 8C."""

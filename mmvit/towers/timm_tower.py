@@ -62,18 +62,23 @@ class TimmTower(Tower):
         Raises:
             ValueError: the model was not built for this image size, or `Patches` or `keep` are passed.
         """
-        if isinstance(images, Patches) or keep is not None:
-            raise ValueError("a timm model needs whole images: it supports neither patch dropout nor packed patches")
-        height, width = images.shape[2:]
-        if self.takes_one_size and (height, width) != (self.image_size, self.image_size):
-            size = f"{self.image_size}x{self.image_size}"
-            raise ValueError(f"timm's {self.name} was built for images of {size} px, got {height}x{width} px")
+        self.check_inputs(images, keep)
+        assert isinstance(images, Tensor)
         features = self.model.forward_features(images.to(next(self.model.parameters()).dtype))
         pooled = self.model.forward_head(features)  # [B, D]
         if isinstance(features, Tensor) and features.ndim == 4:
             features = features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
         fits = isinstance(features, Tensor) and features.shape[2] == self.width
         return TowerOutput(pooled, features if fits else pooled[:, None])
+
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError for a size that the model was not built for, and for patches."""
+        if isinstance(images, Patches) or keep is not None:
+            raise ValueError("a timm model needs whole images: it supports neither patch dropout nor packed patches")
+        height, width = images.shape[2:]
+        if self.takes_one_size and (height, width) != (self.image_size, self.image_size):
+            size = f"{self.image_size}x{self.image_size}"
+            raise ValueError(f"timm's {self.name} was built for images of {size} px, got {height}x{width} px")
 
 
 def _create(name: str, image_size: int | None) -> tuple[Any, bool]:

@@ -145,7 +145,8 @@ class VisionTransformer(Tower):
             ValueError: the patch size does not divide the image size, or `Patches` are passed to a stem, with relative
                 positions, or with `keep`.
         """
-        x, mask = self._embed(images, keep)
+        self.check_inputs(images, keep)
+        x, mask = self._embed(images)
         x = x if change is None else change(x)
         rotary = self._at_patches(self._rotary_table, images)
         if (table := self._at_patches(self.position_table, images)) is not None:
@@ -188,19 +189,23 @@ class VisionTransformer(Tower):
         with self.norm.weight.device:
             return rotary_table(grid, self.head_width) if self.position == "rotary" else None
 
-    def _embed(
-        self, images: Tensor | Patches, keep: Tensor | None
-    ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
-        dtype = self.norm.weight.dtype
+    def check_inputs(self, images: Tensor | Patches, keep: Tensor | None = None) -> None:
+        """Raise ValueError if this tower cannot encode such images."""
         if isinstance(images, Tensor):
             patch_grid(images.shape[2], images.shape[3], self.patch_size)  # a stem does not check
-            return self.embed(images.to(dtype)), None
+            return
         if not isinstance(self.embed, PatchEmbedding):
             raise ValueError("a convolutional stem needs whole images: it does not support packed patches")
         if self.relative is not None:
             raise ValueError("relative positions need images of one size: they do not support packed patches")
         if keep is not None:
             raise ValueError("patch dropout needs images of one size; packed patches have a patch budget instead")
+
+    def _embed(self, images: Tensor | Patches) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"] | None]:
+        dtype = self.norm.weight.dtype
+        if isinstance(images, Tensor):
+            return self.embed(images.to(dtype)), None
+        assert isinstance(self.embed, PatchEmbedding)
         return self.embed.embed_patches(images.pixels.to(dtype)), images.mask()
 
     def _at_patches(

@@ -6,37 +6,47 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, parse_flag_from_env
 
-from data_tools.core.errors import DataError, DivergedError, MmvitError, ResourceError, SampleError
+from data_tools.core.errors import DataError, DivergedError, MmvitError, ResourceError, SampleError, UsageError
 from data_tools.core.files import write_atomic
-from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig
+from mmvit.config import FinetuneConfig, PretrainConfig
 from mmvit.data.batches import Batch
 from mmvit.data.loader import Interrupted, Loader, plan_prefetch
+from mmvit.train.contract import StepResult, TaskParts
 from mmvit.train.device.precision import choose_precision
 from mmvit.train.meters import Meters, finite
 from mmvit.train.record.bad_samples import BadSamples
+from mmvit.train.record.figures import parameter_norm
 from mmvit.train.record.run_folder import check_run_folder, open_run_folder, settings
-from mmvit.train.record.run_log import RunLog, parameter_norm
+from mmvit.train.record.run_log import RunLog
 from mmvit.train.record.trackers import Trackers
 from mmvit.train.run import Run, open_accelerator
-from mmvit.train.runs.finetuning import Finetuning
-from mmvit.train.runs.masked_patches import MaskedPatches
-from mmvit.train.runs.pretraining import Pretraining
+from mmvit.train.runs.finetuning import build_finetuning
+from mmvit.train.runs.masked_patches import build_masked_patches
+from mmvit.train.runs.pretraining import build_pretraining
 from mmvit.train.safety.agree import check_agreement, gather_errors, leaving_group, on_all
 from mmvit.train.safety.guard import MAX_IN_A_ROW
 from mmvit.train.safety.stop import StopFlag, Stopped
 from mmvit.train.safety.watch import Watch
-from mmvit.train.step import StepResult
 
 DIVERGED = "diverged.json"
 
 logger = logging.getLogger(__name__)
+
+# How each task, named by `loss.kind` of its config, opens its data and builds its parts.
+TASKS: dict[str, Callable[[Any, Accelerator, Watch], TaskParts]] = {
+    "softmax": build_pretraining,
+    "sigmoid": build_pretraining,
+    "labels": build_finetuning,
+    "masked_patches": build_masked_patches,
+}
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -49,7 +59,7 @@ def finetune(config: FinetuneConfig) -> Path:
     return run_to_end(config)
 
 
-def run_to_end(config: RunConfig) -> Path:
+def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
     """Train what the config describes, or go on with a run that was interrupted; returns the model folder.
 
     Under `accelerate launch` every process calls this. The result does not depend on how often the run was killed.
@@ -61,11 +71,12 @@ def run_to_end(config: RunConfig) -> Path:
         ResourceError: a full disk, a stalled reader, a process of the run that is gone.
         Stopped: a signal came; the state is saved.
     """
+    config.check()
     with contextlib.ExitStack() as ending, leaving_group():
         accelerator = open_accelerator(config)
         _warn_of_lone_process(accelerator)
         with Watch(config.train.timeout_s) as watch, watch.explaining():
-            run = _kind(config)(config, accelerator, watch)
+            run = open_run(config, accelerator, watch)
             run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
             with watch.patient("reading the checkpoint"):
                 step = on_all(accelerator, run.resume)
@@ -89,28 +100,38 @@ def run_to_end(config: RunConfig) -> Path:
             return run.export()
 
 
+def open_run(config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, watch: Watch) -> Run:
+    """Build the parts of the task, and the run that trains them."""
+    if config.train.batch_size % accelerator.num_processes:
+        what = f"a batch of {config.train.batch_size} does not divide over {accelerator.num_processes} processes"
+        raise UsageError(what, where="train.batch_size")
+    return Run(config, accelerator, watch, TASKS[config.loss.kind](config, accelerator, watch))
+
+
 @leaving_group()
-def check(config: RunConfig) -> str:
+def check(config: PretrainConfig | FinetuneConfig) -> str:
     """Build everything that the run needs and take no step; returns what would be trained.
 
     Nothing is written but indexes of shards that have none.
     """
+    config.check()
     accelerator = open_accelerator(config)
     _warn_of_lone_process(accelerator)
-    run = _kind(config)(config, accelerator, Watch(config.train.timeout_s))
+    run = open_run(config, accelerator, Watch(config.train.timeout_s))
     told = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
     step = on_all(accelerator, run.resume)
     return "".join([_description(run, step), f"\n{told}" if told else ""])
 
 
-def measure_step_time(config: RunConfig, num_steps: int = 8) -> float:
+def measure_step_time(config: PretrainConfig | FinetuneConfig, num_steps: int = 8) -> float:
     """Return the mean seconds of a step, reading included, on weights that are thrown away.
 
     Of each stage of the curriculum the fastest of some steps counts, by the stage's share of the run. The fastest and
     not the median: a machine that is busy while this measures would plan far too short a run.
     """
-    run = _kind(config)(config, open_accelerator(config), Watch(config.train.timeout_s))
-    batches, seconds, begin = run.batches, 0.0, 0.0
+    config.check()
+    run = open_run(config, open_accelerator(config), Watch(config.train.timeout_s))
+    batches, seconds, begin = run.task.batches, 0.0, 0.0
     for until in [stage.until for stage in config.curriculum] or [1.0]:
         first, times = round(begin * config.train.steps), []
         for step in range(first, first + num_steps + 1):
@@ -124,23 +145,17 @@ def measure_step_time(config: RunConfig, num_steps: int = 8) -> float:
     return seconds
 
 
-def _kind(config: RunConfig) -> type[Run]:
-    if isinstance(config, FinetuneConfig):
-        return MaskedPatches if config.loss.kind == "masked_patches" else Finetuning
-    return Pretraining
-
-
 def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
     config, accelerator = run.config, run.accelerator
     meters = Meters(run)
     bad = _bad_samples(run, start)
     numbers = range(start * config.train.micro_batches, config.train.steps * config.train.micro_batches)
-    with Loader(run.batches, numbers, lambda: stop.wished) as loader:
+    with Loader(run.task.batches, numbers, lambda: stop.wished) as loader:
         for step, (parts, stopping) in enumerate(_agreed(run, loader, bad, stop, start), start):
             run.watch.at(step + 1, "step", parts[0].keys[0])
             with run.watch.patient("compiling") if run.compiles_at(step, start) else contextlib.nullcontext():
                 result = run.step(step, parts)
-            meters.count(parts)
+            meters.count(step, parts)
             done = step + 1
             if result.skipped:
                 _tell_skipped(run, done, result, parts)
@@ -148,21 +163,20 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
             logging_now = done % config.train.log_every == 0 or last
             # After a refused step the weights may be what is wrong, and would push out checkpoints from before.
             saving_now = (done % config.train.save_every == 0 and not result.skipped) or last or stopping
-            every = run.evaluates_every
-            due = every is not None and done % every == 0 and not stopping  # who asks to stop does not want to wait
-            evaluating_now = every is not None and (due or last)
+            evaluator = run.task.evaluator
+            due = evaluator is not None and (last or (done % evaluator.every == 0 and not stopping))
             with meters.throughput.paused():
                 figures: dict[str, float] = {}
-                if evaluating_now:
+                if evaluator is not None and due:
                     run.watch.at(done, "evaluation")
                     try:
-                        figures = run.evaluate(last, lambda: stop.wished)
+                        figures = run.evaluate(evaluator, last, lambda: stop.wished)
                     except MmvitError as error:
                         _save(run, bad, done)
                         if isinstance(error, Interrupted):
                             raise Stopped(done) from error
                         raise
-                if logging_now or evaluating_now:
+                if logging_now or due:
                     log.write(done, meters.numbers(step, result, loader.waited_s()) | bad.numbers() | figures)
                 if saving_now:
                     _save(run, bad, done, wait=stopping)
@@ -175,7 +189,8 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
 
 def _bad_samples(run: Run, start: int) -> BadSamples:
     config = run.config
-    num_samples = run.shards.num_samples or config.train.steps * config.train.batch_size  # a stream does not know
+    # Of a stream nobody knows how many samples it has.
+    num_samples = run.task.source.num_samples or config.train.steps * config.train.batch_size
     limit = max(1, int(config.data.max_bad_fraction * num_samples))
     return BadSamples(run.folder, start_step=start, limit=limit, active=run.accelerator.is_main_process)
 
@@ -189,7 +204,7 @@ def _agreed(
     """
     done, source = start, iter(loader)
     try:
-        bad.add(0, run.shards.lost())
+        bad.add(0, run.task.source.lost())
         while done < run.config.train.steps:
             run.watch.at(done + 1, "read")
             loaded = _until_failure(islice(source, run.config.train.micro_batches))
@@ -285,11 +300,11 @@ def _description(run: Run, step: int) -> str:
     precision, reason = choose_precision(train.precision, run.accelerator.device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     num_processes = run.accelerator.num_processes
-    samples = "streamed" if run.shards.num_samples is None else run.shards.num_samples
+    samples = run.task.source.num_samples or "streamed"
     shared = f" over {num_processes} processes" if num_processes > 1 else ""
     parts = f" in {train.micro_batches} parts" if train.micro_batches > 1 else ""
     going_on = f", going on at step {step}" if step else ""
     return (
         f"{run.folder}: {samples} samples, {train.steps} steps of {train.batch_size}{parts}{shared}, "
-        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.batches)}{going_on}"
+        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.task.batches)}{going_on}"
     )

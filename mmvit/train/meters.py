@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from mmvit.data.batches import Batch
+from mmvit.train.contract import StepResult
 from mmvit.train.device.flops import peak_flops
 from mmvit.train.optim.schedule import schedule_factor
-from mmvit.train.record.run_log import CutCaptions, Throughput, parameter_norm, peak_memory
+from mmvit.train.record.figures import CutCaptions, Throughput, parameter_norm, peak_memory
 from mmvit.train.run import Run
-from mmvit.train.step import StepResult
 
 
 class Meters:
@@ -25,10 +25,11 @@ class Meters:
         peak = peak_flops(run.accelerator.device, dtype)
         self.peak = peak and peak * run.accelerator.num_processes
 
-    def count(self, parts: Sequence[Batch]) -> None:
-        """Add a step that was taken on these micro-batches."""
+    def count(self, step: int, parts: Sequence[Batch]) -> None:
+        """Add the step with this number, from 0, that was taken on these micro-batches."""
         samples = self.run.config.train.batch_size
-        self.throughput.count(samples, samples * self.run.sample_flops(parts[0]))
+        flops = self.run.flops.sample_flops(*self.run.task.flop_inputs(step, parts[0]))
+        self.throughput.count(samples, samples * flops)
         for part in parts:
             self.captions.count(part.num_cut, part.ids.shape[0] * part.ids.shape[1])
 
@@ -45,7 +46,7 @@ class Meters:
             **({"cut_captions": cut} if cut else {}),
             "grad_norm": finite(result.grad_norm),
             "param_norm": parameter_norm(run.model),
-            **run.figures(),
+            **(run.task.figures() if run.task.figures else {}),
             "lr": schedule_factor(step, run.config.train.steps, run.config.optim) * run.config.optim.lr,
             **({"skipped_steps": run.guard.skipped} if run.guard.skipped else {}),
             **self.throughput.numbers(self.peak),

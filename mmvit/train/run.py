@@ -1,9 +1,7 @@
-"""Everything that a run holds, from the config to the prepared model, and what can be done with it."""
+"""A task in training: its model prepared for the ranks, its optimisers, and what can be done with them."""
 
 import contextlib
-import functools
 import importlib.metadata
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,18 +16,19 @@ from data_tools.core.errors import CheckpointError, MmvitError, UsageError
 from data_tools.tar.expand import expand_shards
 from mmvit.checkpoint import Checkpoint, check_leaves, latest_checkpoint, load_weights
 from mmvit.config import RunConfig
-from mmvit.data.batches import Batch, BatchSplit, TrainBatches
+from mmvit.data.batches import Batch
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.loader import Interrupted
-from mmvit.data.source import SampleSource
+from mmvit.train.contract import Evaluator, StepResult, TaskParts
 from mmvit.train.device.bf16 import Bf16Copy
 from mmvit.train.device.flops import FlopCounter
 from mmvit.train.device.memory import compile_blocks
 from mmvit.train.device.parallel import ddp_arguments, full_state, shard_optimizer_state, shard_state
 from mmvit.train.device.precision import choose_precision
-from mmvit.train.optim.build import build_optimizers, flatten_state, restore_state, set_learning_rates
+from mmvit.train.optim.build import build_optimizers, set_learning_rates
 from mmvit.train.optim.ema import WeightAverage
 from mmvit.train.optim.schedule import schedule_factor
+from mmvit.train.optim.state import flatten_state, restore_state
 from mmvit.train.record.run_folder import settings
 from mmvit.train.record.saver import Saver
 from mmvit.train.record.trackers import tracker_arguments
@@ -37,14 +36,13 @@ from mmvit.train.safety.agree import Failure, on_main
 from mmvit.train.safety.guard import Guard
 from mmvit.train.safety.watch import Watch, joining
 from mmvit.train.start.lora import merge_adapters
-from mmvit.train.step import Objective, Part, StepResult, train_step
+from mmvit.train.step import train_step
 
 T = TypeVar("T")
 
 
 def open_accelerator(config: RunConfig) -> Accelerator:
-    """Join the processes of the run."""
-    config.check()
+    """Join the ranks of the run."""
     # The others wait while the main process indexes shards or evaluates, which may take hours; `Watch` is what ends
     # a run whose processes wait for one that is gone.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
@@ -62,30 +60,17 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return seed * 1_000_003 + step + rank * 0x9E3779B1  # generators on CPUs take the lower 32 bits
 
 
-class Run(ABC):
-    """Everything that a run holds: `model` has the float32 weights that are saved, `wrapped` is what a step calls.
+class Run:
+    """A task in training: `model` has the float32 weights that are saved, `wrapped` is what a step calls."""
 
-    A kind of run says what it trains, on what, and what is made of the result; the rest is here.
-    """
-
-    config: RunConfig
-    shards: SampleSource
-    model: nn.Module
-    objective: Objective
-
-    def __init__(self, config: RunConfig, accelerator: Accelerator, watch: Watch):
+    def __init__(self, config: RunConfig, accelerator: Accelerator, watch: Watch, task: TaskParts):
         self.config = config
         self.folder = Path(config.out)
         self.accelerator = accelerator
         self.watch = watch
-        if config.train.batch_size % accelerator.num_processes:
-            raise UsageError(
-                f"a batch of {config.train.batch_size} does not divide over {accelerator.num_processes} processes",
-                where="train.batch_size",
-            )
-        self.open_data()
+        self.task = task
+        self.model = task.model
         self.guard = Guard(config.train.spike_factor)
-        self.build_model()
         self.optimizers = build_optimizers(self.model, config.optim)
         self.bf16 = Bf16Copy(self.model) if config.train.precision == "bf16_params" else None
         if self.bf16 and accelerator.is_fsdp2:
@@ -99,92 +84,13 @@ class Run(ABC):
         self.wrapped: nn.Module = prepared[0]
         self.prepared_optimizers = list(prepared[1:])
         self.average = None if config.optim.ema_decay is None else WeightAverage(self.model, config.optim.ema_decay)
-        self.build_objective()
         self.saver = Saver(self.folder, config.train.keep_last, config.train.keep_every)
-        assert self.identity  # now: a file that is replaced later is not what the run was trained with
-
-    @abstractmethod
-    def open_data(self) -> None:
-        """Open what is trained and evaluated on, `shards` and the rest."""
-
-    @abstractmethod
-    def build_model(self) -> None:
-        """Make `model`, as the run begins with it, on the device of this process."""
-
-    @abstractmethod
-    def build_objective(self) -> None:
-        """Make `objective`, and the teacher that it asks."""
-
-    @abstractmethod
-    def build_batches(self, split: BatchSplit) -> TrainBatches:
-        """Make the training data of one process."""
-
-    @abstractmethod
-    def part(self, batch: Batch) -> Part:
-        """Move a micro-batch to the device, with what it is held against."""
-
-    @abstractmethod
-    def sample_flops(self, batch: Batch) -> float:
-        """Return the floating-point operations that a sample of this batch costs."""
-
-    @abstractmethod
-    def own_identity(self) -> dict[str, str]:
-        """Fingerprint the files, besides the training data, that make this run this run."""
-
-    @property
-    @abstractmethod
-    def evaluates_every(self) -> int | None:
-        """The steps between two evaluations; None where there is nothing to evaluate on."""
-
-    @abstractmethod
-    def evaluate(self, last: bool, stop_wished: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Measure the model on the main process, wholly if it is the last time; the others wait.
-
-        All raise Interrupted when a stop is wished.
-        """
-
-    @abstractmethod
-    def fresh_model(self) -> nn.Module:
-        """Make an empty model for weights without adapters."""
-
-    @abstractmethod
-    def export(self) -> Path:
-        """Write the model folder."""
-
-    @abstractmethod
-    def after_update(self) -> None:
-        """Do what a kind of run does to its weights after each update."""
-
-    @abstractmethod
-    def figures(self) -> dict[str, float]:
-        """Return what a kind of run logs of its model; all processes call it."""
-
-    def interrupting(self, stop_wished: Callable[[], bool]) -> Callable[[], None]:
-        """Return what an evaluation calls before each batch, and what ends it when a stop is wished."""
-
-        def go_on() -> None:
-            if stop_wished():
-                raise Interrupted("asked to stop during an evaluation", where=str(self.folder))
-
-        return go_on
+        self.identity = self._identity()
 
     def on_main(self, what: str, call: Callable[[], T]) -> T | None:
-        """Return what `call` returns on the main process, for which the others wait as long as it takes."""
+        """Return what `call` returns on the main rank, for which the others wait as long as it takes."""
         with self.watch.patient(what):
             return on_main(self.accelerator, call)
-
-    def opened(self, what: str, call: Callable[[], T]) -> T:
-        """Return what `call` opens, on the main process first: the others then find made what it makes."""
-        mine = self.on_main(what, call)
-        return call() if mine is None else mine
-
-    @functools.cached_property
-    def batches(self) -> TrainBatches:
-        """The training data of this process."""
-        accelerator = self.accelerator
-        return self.build_batches(
-            BatchSplit(accelerator.process_index, accelerator.num_processes, self.config.train.micro_batches)
-        )
 
     def step(self, step: int, micro_batches: Sequence[Batch]) -> StepResult:
         """Take the step with this number, from 0."""
@@ -197,14 +103,15 @@ class Run(ABC):
             self.accelerator,
             self.wrapped,
             self.prepared_optimizers,
-            self.objective,
-            [self.part(batch) for batch in micro_batches],
+            self.task.objective,
+            [self.task.part(step, batch) for batch in micro_batches],
             clip_norm=config.optim.clip_norm,
             refuse=self.guard.refuse,
             bf16=self.bf16,
         )
         if result.skipped is None:
-            self.after_update()
+            if self.task.after_update is not None:
+                self.task.after_update()
             if self.bf16 is not None:
                 self.bf16.push_weights()
             if self.average is not None:
@@ -219,16 +126,6 @@ class Run(ABC):
         """Tell whether blocks may have to be compiled in a step: new shapes come, and then shapes of any size."""
         return self.config.train.compile and (step < start + 2 or self.stage(step) != self.stage(step - 2))
 
-    @functools.cached_property
-    def identity(self) -> dict[str, str]:
-        """What makes the run this run besides its config: the content of its files, as it began, and its arithmetic."""
-        told = {"training data": self.shards.fingerprint()}
-        told["precision"] = "bf16_params" if self.bf16 else self.accelerator.mixed_precision
-        if len(self.config.data.weights or []) > 1:  # each belongs to so many shards
-            counts = [len(expand_shards(entry)) for entry in self.config.data.train]
-            told["shards of each entry of data.train"] = str(counts)
-        return told | self.own_identity()
-
     def facts(self, step: int) -> dict[str, str]:
         """Name what all processes must have in common."""
         versions = {"torch": torch.__version__, "mmvit": importlib.metadata.version("mmvit")}
@@ -240,7 +137,9 @@ class Run(ABC):
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             return 0
-        self.check_identity(checkpoint)
+        if self.task.check_checkpoint is not None:
+            self.task.check_checkpoint(checkpoint)
+        _check_identity(checkpoint, self.identity)
         groups = ["model", "optimizer", *(["ema"] if self.average else [])]
         check_leaves(checkpoint, groups, ("step", "identity", "guard"))
         tensors = checkpoint.tensors
@@ -254,18 +153,6 @@ class Run(ABC):
         if "guard" in checkpoint.state:
             self.guard.restore(checkpoint.state["guard"])
         return checkpoint.step
-
-    def check_identity(self, checkpoint: Checkpoint) -> None:
-        """Raise CheckpointError where a checkpoint is of other files, or of another arithmetic."""
-        before, now = checkpoint.state["identity"], self.identity
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        if changed:
-            raise CheckpointError(
-                f"the {' and the '.join(changed)} changed since the checkpoint",
-                where=str(checkpoint.folder),
-                note="the run would go on as another one; nothing was changed",
-                hint="bring back what was, or start anew with another out=FOLDER",
-            )
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint after `step` steps; training may go on while the main process writes it."""
@@ -305,12 +192,51 @@ class Run(ABC):
             model = self.model
             if self.config.lora.rank or self.accelerator.is_fsdp2:
                 weights = merge_adapters(full_state(self.model.state_dict()), self.config.lora)
-                model = self.fresh_model()
+                model = self.task.fresh_model()
                 if weights:  # on the main process, where it is used
                     model.load_state_dict(weights)
                 model.to(self.accelerator.device).eval()
             yield model
             self.model.train()
+
+    def evaluate(self, evaluator: Evaluator, last: bool, stop_requested: Callable[[], bool]) -> dict[str, float]:
+        """Measure the finished model on the main rank; all ranks raise Interrupted if a stop is requested."""
+
+        def before_each_batch() -> None:
+            if stop_requested():
+                raise Interrupted("asked to stop during an evaluation", where=str(self.folder))
+
+        with self.finished_model() as model:
+            return self.on_main("evaluating", lambda: evaluator.measure(model, last, before_each_batch)) or {}
+
+    def export(self) -> Path:
+        """Write the model folder on the main rank and return it."""
+        folder = self.folder / "model"
+        with self.finished_model() as model:
+            self.on_main("saving", lambda: self.task.export(model, folder))
+        return folder
+
+    def _identity(self) -> dict[str, str]:
+        """Return what the result depends on besides the config: the content of files, and the arithmetic."""
+        told = {"training data": self.task.source.fingerprint()}
+        told["precision"] = "bf16_params" if self.bf16 else self.accelerator.mixed_precision
+        if len(self.config.data.weights or []) > 1:  # each belongs to so many shards
+            counts = [len(expand_shards(entry)) for entry in self.config.data.train]
+            told["shards of each entry of data.train"] = str(counts)
+        return told | self.task.identity
+
+
+def _check_identity(checkpoint: Checkpoint, now: dict[str, str]) -> None:
+    """Raise CheckpointError if a checkpoint depends on other files, or on another arithmetic."""
+    before = checkpoint.state["identity"]
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise CheckpointError(
+            f"the {' and the '.join(changed)} changed since the checkpoint",
+            where=str(checkpoint.folder),
+            note="the run would go on as another one; nothing was changed",
+            hint="bring back what was, or start anew with another out=FOLDER",
+        )
 
 
 def _mixed_precision(wish: str) -> str:

@@ -8,10 +8,10 @@ import pytest
 
 from mmvit.config import RunConfig
 from mmvit.data.batches import Batch
+from mmvit.train.contract import StepResult
 from mmvit.train.loop import run_to_end
 from mmvit.train.run import Run
 from mmvit.train.safety.stop import Stopped
-from mmvit.train.step import StepResult
 
 
 @pytest.fixture

@@ -412,7 +412,7 @@ def test_one_class_is_nothing_to_tell_apart(configure: Configure, tmp_path: Path
     folder.mkdir(parents=True)
     for number in range(40):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
-    with pytest.raises(UsageError, match="there is one class alone, 'cat'"):
+    with pytest.raises(UsageError, match="there is only one class, 'cat'"):
         finetune(configure("run", f"data.train={folder.parent}", "classes="))
 
 

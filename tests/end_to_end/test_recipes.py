@@ -27,11 +27,10 @@ from mmvit.retrieval.store import embed_source
 from mmvit.train import meters
 from mmvit.train.device import precision
 from mmvit.train.device.flops import FlopCounter
-from mmvit.train.loop import pretrain
+from mmvit.train.loop import open_run, pretrain
 from mmvit.train.record.run_log import read_log
-from mmvit.train.run import open_accelerator
+from mmvit.train.run import Run, open_accelerator
 from mmvit.train.runs import pretraining
-from mmvit.train.runs.pretraining import Pretraining
 from mmvit.train.safety.watch import Watch
 
 Told = Callable[..., tuple[int, str, str]]
@@ -133,8 +132,8 @@ def no_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FlopCounter, "sample_flops", lambda *batch: 1.0)
 
 
-def open_run(config: PretrainConfig) -> Pretraining:
-    return Pretraining(config, open_accelerator(config), Watch(config.train.timeout_s))
+def opened(config: PretrainConfig) -> Run:
+    return open_run(config, open_accelerator(config), Watch(config.train.timeout_s))
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -165,7 +164,7 @@ def test_stopped_run_goes_on_bit_for_bit(recipes: Recipes, name: str, stop_after
 
 def embeddings(model: DualEncoder, config: PretrainConfig) -> Embeddings:
     """Look at the first batch of a run as it stands in the data, in the mode of evaluation."""
-    batch = open_run(config).batches[0]
+    batch = opened(config).task.batches[0]
     with torch.no_grad():
         return model.eval()(batch.images, batch.ids)
 
@@ -184,7 +183,7 @@ def test_average_is_evaluated_and_exported(recipes: Recipes, tiny_data: Path, mo
     )
     data = f"zero_shot={{data: [{tiny_data}/val-*.tar], class_names: {tiny_data}/names.en.txt, every: 3}}"
     config = recipes.of("average", data)
-    average = {name: value.double() for name, value in open_run(config).model.state_dict().items()}
+    average = {name: value.double() for name, value in opened(config).model.state_dict().items()}
     run = pretrain(config).parent
     for step in range(STEPS):
         last = read_checkpoint(run / "checkpoints" / f"step-{step + 1:08d}").tensors["model"]
@@ -236,7 +235,7 @@ def test_adapters_are_merged_into_weights_that_stand_still(recipes: Recipes):
     assert sum(".lora_B." in name for name in towers) == 2 * 3
 
     config = load_config(PretrainConfig, run / "config.yaml")
-    adapted = open_run(config)
+    adapted = opened(config)
     assert adapted.resume() == STEPS
     merged = mmvit.load(run / "model").model
     for one, two in zip(embeddings(merged, config)[:2], embeddings(adapted.model, config)[:2], strict=True):
@@ -277,7 +276,7 @@ def test_further_losses_are_logged_and_fall(recipes: Recipes):
     assert (losses[:, -1] < 0.97 * losses[:, 0]).all()
     model = mmvit.load(run / "model").model
     assert abs(model.logit_bias.item() + 5) > 1e-3
-    fresh = open_run(load_config(PretrainConfig, run / "config.yaml")).model.state_dict()
+    fresh = opened(load_config(PretrainConfig, run / "config.yaml")).model.state_dict()
     for name in ("caption_decoder.blocks.0.context_attention.k.weight", "token_head.weight"):
         assert not torch.equal(model.state_dict()[name], fresh[name])
 
@@ -286,7 +285,7 @@ def test_further_losses_are_logged_and_fall(recipes: Recipes):
 def test_captions_of_an_image_stand_in_one_softmax_or_in_one_each(recipes: Recipes, joint: bool):
     settings = (f"loss.joint_captions={joint}", "train.same_caption_positives=false", "train.steps=1")
     config = recipes.config(*settings)
-    rows = embeddings(open_run(config).model, config)
+    rows = embeddings(opened(config).model, config)
     groups = [rows.text.flatten(0, 1)] if joint else list(rows.text.unbind(dim=1))
     losses = []
     for text in groups:
@@ -307,13 +306,13 @@ def test_parts_of_a_batch_train_as_the_whole(recipes: Recipes, name: str):
 
 
 def test_curriculum_changes_what_a_step_sees(recipes: Recipes):
-    run = open_run(recipes.of("curriculum"))
-    early, late = run.batches[0], run.batches[2 * (STEPS - 1)]
+    run = opened(recipes.of("curriculum"))
+    early, late = run.task.batches[0], run.task.batches[2 * (STEPS - 1)]
     assert early.images.shape == (4, 3, 16, 16)
     assert late.images.shape == (4, 3, 32, 32)
     assert early.ids.shape[2] <= 7
-    assert run.keep(early).shape == (4, 2)
-    assert run.keep(late).shape == (4, 13)
+    assert run.task.part(0, early).inputs[2].shape == (4, 2)
+    assert run.task.part(STEPS - 1, late).inputs[2].shape == (4, 13)
     exported = weights(recipes.finished("curriculum"))
     assert exported["image_tower.positions"].shape == (16, 32)
 
@@ -347,10 +346,10 @@ def test_run_past_its_start_needs_the_model_no_more(recipes: Recipes, tmp_path: 
 
 def test_a_part_of_a_model_is_taken(recipes: Recipes):
     fresh, model = (
-        open_run(recipes.config()).model.state_dict(),
+        opened(recipes.config()).model.state_dict(),
         load_model(recipes.names["model"]).model.state_dict(),
     )
-    taken = open_run(recipes.config("train.init={model}", "train.init_only=[image_*]")).model.state_dict()
+    taken = opened(recipes.config("train.init={model}", "train.init_only=[image_*]")).model.state_dict()
     assert all(torch.equal(taken[name], (model if name.startswith("image_") else fresh)[name]) for name in taken)
 
 

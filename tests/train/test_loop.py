@@ -22,12 +22,11 @@ from mmvit.data.batches import Batch, TrainBatches
 from mmvit.eval import classify
 from mmvit.eval.encoder import Encoder
 from mmvit.models.classifier import ImageClassifier
-from mmvit.train.loop import check, measure_step_time, pretrain
+from mmvit.train.loop import check, measure_step_time, open_run, pretrain
 from mmvit.train.record import saver
 from mmvit.train.record.run_log import read_log
 from mmvit.train.run import Run, open_accelerator
-from mmvit.train.runs import objective
-from mmvit.train.runs.pretraining import Pretraining
+from mmvit.train.runs import pretraining_loss
 from mmvit.train.safety.stop import StopFlag, Stopped
 from mmvit.train.safety.watch import Watch
 
@@ -43,13 +42,13 @@ def config(tiny_config: Path, tmp_path: Path) -> PretrainConfig:
     return load_config(PretrainConfig, tiny_config, [f"out={tmp_path / 'run'}", *steps])
 
 
-def open_run(config: PretrainConfig) -> Pretraining:
-    return Pretraining(config, open_accelerator(config), Watch(config.train.timeout_s))
+def opened(config: PretrainConfig) -> Run:
+    return open_run(config, open_accelerator(config), Watch(config.train.timeout_s))
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: range, how: str) -> None:
     """Have the loss of these steps, counted from 1, be no number, have no gradient, or be far too large."""
-    real, count = objective.contrastive_loss, 0
+    real, count = pretraining_loss.contrastive_loss, 0
 
     def contrastive_loss(image: Tensor, *rest: Any, **options: Any) -> Tensor:
         nonlocal count
@@ -60,7 +59,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: range, how: str) -> None:
         zero = image.sum() * 0
         return {"loss": loss * float("nan"), "gradient": loss + zero.abs().sqrt(), "spike": loss * 1e4}[how]
 
-    monkeypatch.setattr(objective, "contrastive_loss", contrastive_loss)
+    monkeypatch.setattr(pretraining_loss, "contrastive_loss", contrastive_loss)
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])
@@ -199,7 +198,7 @@ def test_wish_to_stop_is_taken_where_nobody_can_be_told(monkeypatch: pytest.Monk
 def test_fresh_weights_follow_from_the_seed(config: PretrainConfig):
     first = []
     for config.seed in (3, 3, 4):
-        first.append(open_run(config).model.image_projection.weight.detach())
+        first.append(opened(config).model.image_projection.weight.detach())
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
 
@@ -313,7 +312,7 @@ def test_bad_samples_are_told_and_the_run_goes_on(
     config.data.train, config.data.max_bad_fraction = [str(data)], 0.5
     pretrain(config)
     rows = read_log(Path(config.out) / "bad_samples.jsonl")
-    batches = open_run(config).batches
+    batches = opened(config).task.batches
     order = batches.order.epoch(0)[:48].tolist()
     wanted = [(1 + position // 8, batches.source.key(i)) for position, i in enumerate(order) if i % 5 == 0]
     found = [(row["step"], f"{Path(row['shard']).name}/{row['key']}") for row in rows]

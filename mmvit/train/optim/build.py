@@ -1,15 +1,15 @@
-"""Optimisers, what each of them updates and how fast, and their state as tensors."""
+"""Optimisers: what each of them updates, and how fast."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from data_tools.core.errors import CheckpointError, UsageError
+from data_tools.core.errors import UsageError
 from mmvit.config import OptimConfig
+from mmvit.train.optim.adamw import Lamb, StableAdamW
 from mmvit.train.optim.muon import Muon
 
 # Tables and tokens that are added, not multiplied: decay would pull them to zero for nothing.
@@ -94,101 +94,9 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and any(part in name for part in ("blocks.", ".pool.", "_projection.weight"))
 
 
-class RescaledAdamW(AdamW):
-    """AdamW whose step in each tensor is multiplied by a factor; the state is AdamW's, and so are the bits at 1.
-
-    Written here because the packages' versions cannot be resumed from tensors of parameters alone: they count steps
-    elsewhere (timm's LAMB, optimi, pytorch_optimizer). Or they leave weight decay out of the factor (timm's AdamW).
-    None has a fused kernel. The price of using torch's is a copy of the weights during a step.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient."""
-        before = {p: p.clone() for group in self.param_groups for p in group["params"] if p.grad is not None}
-        loss = super().step(closure)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter in before:
-                    factor = self.factor(parameter, before[parameter], group)
-                    parameter.lerp_(before[parameter], 1 - factor)
-        return loss
-
-    def factor(self, parameter: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return the factor [] for a parameter that went from `before` to where it is now."""
-        raise NotImplementedError
-
-
-class StableAdamW(RescaledAdamW):
-    """AdamW with update clipping: a step is divided by the RMS of g / sqrt(v) over its tensor, where that exceeds 1.
-
-    Wortsman et al. 2023, algorithm 2: v lags behind gradients that grow suddenly, and the loss then spikes.
-    """
-
-    def factor(self, parameter: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return 1 / max(1, RMS)."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        # v starts at zero; in float32 the first differences would lose up to four digits.
-        correction = (1 - group["betas"][1] ** state["step"].double()).float()
-        variance = state["exp_avg_sq"].clamp(min=group["eps"] ** 2 * correction)
-        mean_square = parameter.grad.square().div_(variance).mean() * correction
-        return mean_square.clamp(min=1).rsqrt()
-
-
-class Lamb(RescaledAdamW):
-    """LAMB: a step is as long as the rate times the length of its tensor (You et al. 2020, algorithm 2).
-
-    As in NVIDIA's version, norms, biases, tokens and other tables take AdamW's own step.
-    """
-
-    def factor(self, parameter: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return the trust ratio; 1 for a tensor that is zero or has not moved."""
-        length, way = group["lr"] * before.norm(), (before - parameter).norm()
-        adapted = (length > 0) & (way > 0) & group["adapts"]
-        return torch.where(adapted, length / way, 1.0)
-
-
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
     """Set each group's rate to its peak times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             peak = group.setdefault("peak_lr", group["lr"])
             group["lr"] = peak * factor
-
-
-def flatten_state(optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """Collect all optimiser tensors under flat names, "OPTIMIZER.PARAMETER.ENTRY", for a safetensors file."""
-    return {
-        f"{i}.{index}.{entry}": torch.as_tensor(value)
-        for i, optimizer in enumerate(optimizers)
-        for index, state in optimizer.state_dict()["state"].items()
-        for entry, value in state.items()
-    }
-
-
-def restore_state(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `flatten_state` collected; the optimisers must have been built from the same config.
-
-    Raises:
-        CheckpointError: a tensor belongs to no parameter, or to one of another shape; nothing was changed.
-    """
-    shapes = {
-        f"{i}.{index}": parameter.shape
-        for i, optimizer in enumerate(optimizers)
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
-    }
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, value in tensors.items():
-        owner, _, entry = name.rpartition(".")
-        if owner not in shapes or value.shape not in (shapes[owner], torch.Size()):
-            raise CheckpointError(
-                "the optimiser's state does not fit the model",
-                where=f"{name} of shape {tuple(value.shape)} in optimizer.safetensors",
-                note="nothing was changed",
-                hint="bring back the config that the checkpoint was made with, or start anew with another out=FOLDER",
-            )
-        number, index = owner.split(".")
-        states[int(number)].setdefault(int(index), {})[entry] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,22 +1,24 @@
-"""A pretraining run: images and their captions, one shared space."""
+"""Pretraining: images and their captions in one embedding space."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from data_tools.core.errors import CheckpointError, UsageError
 from data_tools.tar.expand import expand_shards
 from mmvit.checkpoint import file_sha256, save_model
 from mmvit.config import PretrainConfig, ZeroShotConfig
-from mmvit.data.batches import Batch, BatchSplit, TrainBatches
+from mmvit.data.batches import Batch, TrainBatches
+from mmvit.data.curriculum import stage_at
 from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
-from mmvit.data.source import SampleSource
 from mmvit.data.streaming import open_shards
 from mmvit.data.tokenizers import Tokenizer, build_tokenizer, tokenizer_file
-from mmvit.eval.classify import Accuracy
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.layers.patch_dropout import kept_patches
@@ -24,159 +26,145 @@ from mmvit.layers.patch_embedding import Patches
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder
 from mmvit.towers.text import TextConfig
+from mmvit.train.contract import FlopInputs, Part, TaskParts
 from mmvit.train.device.parallel import whole
-from mmvit.train.run import Run
-from mmvit.train.runs.objective import PretrainObjective
-from mmvit.train.runs.teacher import load_teacher
+from mmvit.train.runs.batches import build_batches
+from mmvit.train.runs.pretraining_loss import PretrainObjective
+from mmvit.train.runs.teacher import Teacher, load_teacher
+from mmvit.train.safety.agree import main_first
+from mmvit.train.safety.watch import Watch
 from mmvit.train.start.dual_encoder import build_start
-from mmvit.train.step import Part
 
 
-class ZeroShotTask(NamedTuple):
-    """What the live zero-shot figure is measured on."""
+class ZeroShotData(NamedTuple):
+    """What the zero-shot accuracy is measured on."""
 
     shards: IndexedShards
-    names: list[str]
+    class_names: list[str]
     templates: list[str]
 
 
-class Pretraining(Run):
-    """The run of a dual encoder."""
+class ZeroShotEvaluator:
+    """Classifies labelled images by the texts of their class names; `data` is None on all ranks but the main one."""
 
-    config: PretrainConfig
-    model: DualEncoder
+    def __init__(self, config: PretrainConfig, tokenizer: Tokenizer, data: ZeroShotData | None):
+        self.every = config.zero_shot.every
+        self.limit = config.zero_shot.limit
+        self.image_size = config.model.image.image_size
+        self.tokenizer = tokenizer
+        self.data = data
 
-    def open_data(self) -> None:
-        """Open the tokenizer, the shards, and what zero-shot classification is measured on."""
-        self.tokenizer = build_tokenizer(self.config.tokenizer, self.config.model.text.context_length)
-        _check_tokenizer(self.config.model.text, self.tokenizer)
-        self.shards = self.opened("indexing shards", self._open_shards)
-        self.zero_shot = self.on_main("indexing shards", lambda: _zero_shot_task(self.config.zero_shot))
+    def measure(self, model: Any, last: bool, before_each_batch: Callable[[], None]) -> dict[str, float]:
+        """Return top-1 and top-5 accuracy, of `limit` images unless `last`."""
+        assert self.data is not None
+        encoder = Encoder(model, self.tokenizer, image_size=self.image_size, fingerprint="")
+        limit = None if last else self.limit
+        result = evaluate_zero_shot(encoder, *self.data, limit=limit, before_each_batch=before_each_batch)
+        return {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5}
 
-    def build_model(self) -> None:
-        """Make both towers."""
-        self.model = build_start(self.config, self.accelerator)
 
-    def build_objective(self) -> None:
-        """Make the losses, and load the teacher."""
-        config, self.teacher = self.config, None
-        if config.loss.teacher:
-            length = config.model.text.context_length
-            pictures = not (config.data.patch_budget or config.data.image_embeddings)
-            self.teacher = load_teacher(
-                config.loss.teacher, self.tokenizer, length, self.accelerator.device, pictures=pictures
-            )
-        self.objective = self._losses = PretrainObjective(
-            config.loss,
-            self.teacher,
-            same_caption_positives=config.train.same_caption_positives,
-            tokenizer=self.tokenizer,
-        )
+class PairInputs:
+    """Turns micro-batches of images and captions into the arguments of the model and the targets of the losses."""
 
-    def build_batches(self, split: BatchSplit) -> TrainBatches:
-        """Make the training data of one process."""
-        config = self.config
-        return TrainBatches(
-            self.shards,
-            config.data,
-            self.tokenizer,
-            image_size=config.model.image.image_size,
-            batch_size=config.train.batch_size,
-            num_steps=config.train.steps,
-            seed=config.seed,
-            split=split,
-            stages=config.curriculum,
-            patch_size=config.model.image.stride,
-            teacher=self.teacher.stored if self.teacher else None,
-        )
+    def __init__(self, config: PretrainConfig, model: DualEncoder, losses: PretrainObjective, device: torch.device):
+        self.config = config
+        self.model = model
+        self.losses = losses
+        self.device = device
 
-    def part(self, batch: Batch) -> Part:
-        """Move a micro-batch to the device, with what it is held against."""
-        device, images = self.accelerator.device, batch.images
+    def part(self, step: int, batch: Batch) -> Part:
+        """Move a micro-batch to the device and compute its targets."""
+        images = batch.images
         if isinstance(images, Patches):
-            moved: Tensor | Patches = images._replace(pixels=images.pixels.to(device, non_blocking=True))
+            moved: Tensor | Patches = images._replace(pixels=images.pixels.to(self.device, non_blocking=True))
         else:
-            moved = images.to(device, non_blocking=True)
-        inputs = (moved, batch.ids.to(device, non_blocking=True), self.keep(batch))
-        return Part(inputs, self._losses.targets(batch, device))
+            moved = images.to(self.device, non_blocking=True)
+        ids = batch.ids.to(self.device, non_blocking=True)
+        keep = self._keep(step, batch.images, batch.positions)
+        return Part((moved, ids, keep), self.losses.targets(batch, self.device))
 
-    def keep(self, batch: Batch) -> Tensor | None:
-        """Return which patches the image tower sees, where the stage of this batch drops some."""
-        drop = self.stage(int(batch.positions[0]) // self.config.train.batch_size).patch_dropout
+    def flop_inputs(self, step: int, batch: Batch) -> FlopInputs:
+        """Return images, token ids and the patches to keep of the first sample."""
+        return batch.images, batch.ids, self._keep(step, batch.images, batch.positions[:1])
+
+    def _keep(self, step: int, images: Tensor | Patches, positions: Tensor) -> Tensor | None:
+        """Return the patches that the image tower sees, if the stage of the curriculum drops some."""
+        drop = stage_at(step, self.config.train.steps, self.config.curriculum).patch_dropout
         if not drop:
             return None
-        positions = batch.positions.to(self.accelerator.device)
-        return kept_patches(positions, self.model.num_patches(batch.images), drop, self.config.seed)
-
-    def sample_flops(self, batch: Batch) -> float:
-        """Return the floating-point operations that a sample of this batch costs."""
-        keep = self.keep(batch._replace(positions=batch.positions[:1]))
-        return self.flops.sample_flops(batch.images, batch.ids, keep)
-
-    def own_identity(self) -> dict[str, str]:
-        """Fingerprint the tokenizer, stored embeddings and the teacher."""
-        path = self.config.tokenizer.path
-        others = {"tokenizer": file_sha256(tokenizer_file(path)) if path else self.config.tokenizer.kind}
-        if self.batches.stored_images:
-            others["stored embeddings"] = self.batches.stored_images.fingerprint()
-        if self.teacher:
-            others["teacher"] = self.teacher.fingerprint
-        return others
-
-    def after_update(self) -> None:
-        """Keep the logit scale within its bounds."""
-        if self.model.logit_scale.requires_grad:
-            self.model.clamp_logit_scale(self.config.loss.max_logit_scale)
-
-    def figures(self) -> dict[str, float]:
-        """Return the logit scale."""
-        return {"logit_scale": whole(self.model.logit_scale).exp().item()}
-
-    @property
-    def evaluates_every(self) -> int | None:
-        """The steps between two evaluations; None where there is nothing to evaluate on."""
-        return self.config.zero_shot.every if self.config.zero_shot.data else None
-
-    def evaluate(self, last: bool, stop_wished: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Classify zero-shot on the main process; the others wait. All raise Interrupted when a stop is wished."""
-        size, limit = self.config.model.image.image_size, None if last else self.config.zero_shot.limit
-        with self.finished_model() as model:
-            encoder = Encoder(model, self.tokenizer, image_size=size, fingerprint="")
-            result = self.on_main("evaluating", lambda: self._evaluated(encoder, limit, stop_wished))
-        return {"zero_shot_acc1": result.acc1, "zero_shot_acc5": result.acc5} if result else {}
-
-    def fresh_model(self) -> DualEncoder:
-        """Make an empty model for weights without adapters."""
-        return build_dual_encoder(self.config.model, self.config.preprocess.mean, self.config.preprocess.std)
-
-    def export(self) -> Path:
-        """Write the model folder."""
-        config, folder = self.config, self.folder / "model"
-        path = config.tokenizer.path
-        if path and file_sha256(tokenizer_file(path)) != self.identity["tokenizer"]:
-            raise CheckpointError(
-                "the tokenizer changed while the run went on",
-                where=path,
-                note="the last checkpoint is whole; no model was written",
-                hint="bring back what was, then run again",
-            )
-        with self.finished_model() as model:
-            self.on_main("saving", lambda: save_model(folder, model, config.model, config.preprocess, config.tokenizer))
-        return folder
-
-    def _open_shards(self) -> SampleSource:
-        data, announce = self.config.data, self.accelerator.is_main_process
-        return open_shards(expand_shards(data.train), data.verify, require_caption=False, announce=announce)
-
-    def _evaluated(self, encoder: Encoder, limit: int | None, stop_wished: Callable[[], bool]) -> Accuracy:
-        assert self.zero_shot is not None
-        go_on = self.interrupting(stop_wished)
-        return evaluate_zero_shot(encoder, *self.zero_shot, limit=limit, before_each_batch=go_on)
+        return kept_patches(positions.to(self.device), self.model.num_patches(images), drop, self.config.seed)
 
 
-def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
-    if not config.data:
-        return None
+def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: Watch) -> TaskParts:
+    """Open the data and build the model, the losses and the evaluator."""
+    tokenizer = build_tokenizer(config.tokenizer, config.model.text.context_length)
+    _check_tokenizer(config.model.text, tokenizer)
+    is_main = accelerator.is_main_process
+    with main_first(accelerator, watch, "indexing shards"):
+        paths = expand_shards(config.data.train)
+        shards = open_shards(paths, config.data.verify, require_caption=False, announce=is_main)
+        zero_shot = _open_zero_shot(config.zero_shot) if is_main and config.zero_shot.data else None
+    model = build_start(config, accelerator)
+    teacher = _load_teacher(config, tokenizer, accelerator.device) if config.loss.teacher else None
+    same_captions = config.train.same_caption_positives
+    objective = PretrainObjective(config.loss, teacher, same_caption_positives=same_captions, tokenizer=tokenizer)
+    batches = build_batches(config, shards, accelerator, tokenizer, teacher.stored if teacher else None)
+    identity = _identity(config, batches, teacher)
+    inputs = PairInputs(config, model, objective, accelerator.device)
+    return TaskParts(
+        source=shards,
+        model=model,
+        batches=batches,
+        part=inputs.part,
+        flop_inputs=inputs.flop_inputs,
+        objective=objective,
+        fresh_model=partial(build_dual_encoder, config.model, config.preprocess.mean, config.preprocess.std),
+        export=partial(_export, config, identity["tokenizer"]),
+        identity=identity,
+        evaluator=ZeroShotEvaluator(config, tokenizer, zero_shot) if config.zero_shot.data else None,
+        after_update=partial(_clamp_logit_scale, model, config.loss.max_logit_scale),
+        figures=lambda: {"logit_scale": whole(model.logit_scale).exp().item()},
+    )
+
+
+def _load_teacher(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> Teacher:
+    pictures = not (config.data.patch_budget or config.data.image_embeddings)
+    return load_teacher(config.loss.teacher, tokenizer, config.model.text.context_length, device, pictures=pictures)
+
+
+def _identity(config: PretrainConfig, batches: TrainBatches, teacher: Teacher | None) -> dict[str, str]:
+    """Fingerprint the tokenizer, stored embeddings and the teacher."""
+    identity = {"tokenizer": _tokenizer_fingerprint(config)}
+    if batches.stored_images:
+        identity["stored embeddings"] = batches.stored_images.fingerprint()
+    if teacher:
+        identity["teacher"] = teacher.fingerprint
+    return identity
+
+
+def _tokenizer_fingerprint(config: PretrainConfig) -> str:
+    path = config.tokenizer.path
+    return file_sha256(tokenizer_file(path)) if path else config.tokenizer.kind
+
+
+def _clamp_logit_scale(model: DualEncoder, highest: float | None) -> None:
+    if model.logit_scale.requires_grad:
+        model.clamp_logit_scale(highest)
+
+
+def _export(config: PretrainConfig, tokenizer: str, model: DualEncoder, folder: Path) -> None:
+    """Write the model folder, unless the tokenizer is no longer the one with this fingerprint."""
+    if _tokenizer_fingerprint(config) != tokenizer:
+        raise CheckpointError(
+            "the tokenizer changed during the run",
+            where=config.tokenizer.path,
+            note="the last checkpoint is complete; no model was written",
+            hint="restore the tokenizer, then run the same command again",
+        )
+    save_model(folder, model, config.model, config.preprocess, config.tokenizer)
+
+
+def _open_zero_shot(config: ZeroShotConfig) -> ZeroShotData:
     shards = IndexedShards(expand_shards(config.data), require_caption=False)
     class_names = load_class_names(config.class_names)
     known = {None, *range(len(class_names)), *class_names}
@@ -188,7 +176,7 @@ def _zero_shot_task(config: ZeroShotConfig) -> ZeroShotTask | None:
             where=config.class_names,
             hint="name the file that belongs to zero_shot.data; line n, from 0, names label n",
         )
-    return ZeroShotTask(shards, class_names, load_templates(config.templates))
+    return ZeroShotData(shards, class_names, load_templates(config.templates))
 
 
 def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:

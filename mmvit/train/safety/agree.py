@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data_tools.core.errors import MmvitError, UsageError
+from mmvit.train.safety.watch import Watch
 
 MAX_DIFFERENCES, MAX_VALUE = 8, 80  # told at once; characters of each
 
@@ -67,6 +68,26 @@ def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T | None:
     An error of `call` that a user can fix is raised by all processes.
     """
     return on_all(accelerator, lambda: call() if accelerator.is_main_process else None)
+
+
+@contextlib.contextmanager
+def main_first(accelerator: Accelerator, watch: Watch, what: str) -> Iterator[None]:
+    """Run the block on the main rank first, so that the other ranks find the files that it writes.
+
+    They wait as long as it takes. An error of the main rank that a user can fix is raised by all ranks.
+    """
+    errors = list[Failure]()
+    with watch.patient(what):
+        if accelerator.is_main_process:
+            try:
+                yield
+            except (MmvitError, OSError) as error:
+                errors.append(error)
+        errors, _ = gather_errors(accelerator, errors, wished=False)
+    if errors:
+        raise errors[0]
+    if not accelerator.is_main_process:
+        yield
 
 
 def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:

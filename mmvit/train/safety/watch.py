@@ -11,8 +11,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -21,10 +21,9 @@ import torch.distributed as dist
 
 from data_tools.core.errors import ResourceError
 from mmvit.losses.gather import world
+from mmvit.train.safety.verdict import BROKEN_S, LOST_S, Seen, Status, broken_connection, judge, lost_rank, silence
 
 TICK_S = 1.0  # between two signs of life
-LOST_S = 10.0  # without a sign of life: killed, frozen or cut off
-BROKEN_S = 3.0  # the same once a connection broke, for which hardly another reason is left
 START_S = 60.0  # until the first sign of life
 # What gloo and NCCL say when the other end of a connection goes away.
 BROKEN = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -33,36 +32,6 @@ WAITING = re.compile(r"torch/(distributed|autograd|nn/parallel)/|accelerate/util
 MAX_TEXT = 300  # characters of a foreign error
 
 _numbers = itertools.count()
-
-
-@dataclass
-class Status:
-    """Where a process is, as it tells the others."""
-
-    beat: int = 0  # grows with each sign of life
-    step: int = 0
-    phase: str = "start"
-    key: str = ""  # of the first sample
-    idle_s: float = 0.0  # since the phase began
-    waiting: bool = False  # for other processes, as far as can be told
-    place: str = ""  # in the code
-    patient: str = ""  # long work that is no standstill
-    broken: str = ""  # what became of a connection
-    left: str | None = None  # the error that it left with, "" for none
-
-    def where(self, rank: int, step: int) -> str:
-        """Return rank, step, phase, key and place in words; `step` is the one that the run came to, as others know."""
-        told = [f"rank {rank}, step {step}", f"last heard of in step {self.step}" if self.step != step else ""]
-        told += [f"phase {self.patient or self.phase}", f"first key {self.key!r}" if self.key else "", self.place]
-        return ", ".join(filter(None, told))
-
-
-@dataclass
-class Seen:
-    """The latest that a process told, and when that came in, by the clock of the one who looks."""
-
-    status: Status = field(default_factory=Status)
-    changed: float = 0.0
 
 
 class Watch:
@@ -135,7 +104,7 @@ class Watch:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which has noticed too: first tell why
             self.mine.broken = " ".join(str(error).split())[:MAX_TEXT]
             time.sleep(2 * LOST_S)  # a thread ends the process before, unless all show signs of life
-            self._end(_broken(self.mine, self.rank))
+            self._end(broken_connection(self.mine, self.rank))
 
     def _leave(self, error: BaseException | None) -> None:
         with self._telling, contextlib.suppress(RuntimeError):  # the store may be gone
@@ -194,10 +163,10 @@ class Watch:
     def _unreachable(self, silent_s: float) -> ResourceError:
         """Return what is wrong where the store does not answer: rank 0 holds it, or the launcher."""
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and self.rank:
-            return _error(0, self._seen[0].status, self.mine.step, _silence(silent_s))
+            return lost_rank(0, self._seen[0].status, self.mine.step, silence(silent_s))
         host = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         what = f"cannot reach its launcher at {host}: killed, frozen or cut off"
-        return _error(self.rank, self.mine, self.mine.step, what)
+        return lost_rank(self.rank, self.mine, self.mine.step, what)
 
     def _end(self, verdict: str | ResourceError) -> None:
         """Tell the verdict and end the process."""
@@ -229,54 +198,6 @@ def joining(timeout_s: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def judge(seen: Mapping[int, Seen], now: float, timeout_s: float) -> ResourceError | None:
-    """Return what is wrong with the processes, by the ranks that told: lost, gone with an error, or standing still."""
-    broken = any(each.status.broken for each in seen.values())
-    step = max(each.status.step for each in seen.values())  # all are in one step, and the dead told theirs a while ago
-    for rank, (status, silent_s) in {rank: (each.status, now - each.changed) for rank, each in seen.items()}.items():
-        if silent_s <= (BROKEN_S if broken else LOST_S):
-            continue
-        if status.left is None:
-            return _error(rank, status, step, _silence(silent_s))
-        if status.left:
-            return _error(rank, status, step, f"ended with {status.left}")
-        if broken:
-            return _error(rank, status, step, "left the run before the others")
-    statuses = {rank: each.status for rank, each in seen.items()}
-    candidates = statuses
-    if any(status.patient for status in statuses.values()):  # an excuse for all but those that wait for nobody
-        candidates = {rank: status for rank, status in statuses.items() if not (status.patient or status.waiting)}
-    idle_s = max((status.idle_s for status in candidates.values() if status.left is None), default=0.0)
-    if idle_s <= timeout_s:
-        return None
-    rank = min(candidates, key=lambda rank: _innocence(statuses[rank]))
-    fault = "left the run before the others" if statuses[rank].left is not None else "made no progress"
-    return _error(rank, statuses[rank], step, f"{fault}, and the run stood still for {idle_s:.0f} s")
-
-
-def _innocence(status: Status) -> tuple[bool, int, bool]:
-    """Order processes of a run that stands still: the others wait for one that left, is behind, or does not wait."""
-    return status.left is None, status.step, status.waiting
-
-
-def _silence(silent_s: float) -> str:
-    return f"gave no sign of life for {silent_s:.0f} s: killed, frozen or cut off"
-
-
-def _error(rank: int, status: Status, step: int, what: str) -> ResourceError:
-    return ResourceError(
-        f"rank {rank} {what}",
-        where=status.where(rank, step),
-        note="the others cannot go on without it, and all processes end; the checkpoints are whole",
-        hint="look at the output of that process and at its machine, then run the same command again to go on",
-    )
-
-
-def _broken(status: Status, rank: int) -> ResourceError:
-    what = f"lost its connection to another process, though all are alive: {status.broken}"
-    return _error(rank, status, status.step, what)
 
 
 def _is_echo(error: BaseException) -> bool:

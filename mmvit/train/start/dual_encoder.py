@@ -16,8 +16,6 @@ from mmvit.config import FinetuneConfig, PretrainConfig
 from mmvit.data.stored import read_manifest
 from mmvit.data.tokenizers import build_tokenizer, read_alike
 from mmvit.data.transforms import PreprocessConfig
-from mmvit.layers.patch_dropout import kept_patches
-from mmvit.layers.patch_embedding import patch_grid
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder
 from mmvit.towers.contract import Tower, TowerConfig
@@ -56,23 +54,16 @@ def build_start(config: PretrainConfig, accelerator: Accelerator) -> DualEncoder
     return model.to(accelerator.device)
 
 
-@torch.no_grad()
 def check_curriculum(tower: Tower, config: PretrainConfig | FinetuneConfig) -> None:
-    """Have a tower encode an image of each stage; raises UsageError where it cannot."""
-    was_training = tower.training
-    tower.eval()
+    """Raise UsageError if the image tower cannot encode the images of a stage."""
     for i, stage in enumerate(config.curriculum):
         side = stage.image_size or config.model.image.image_size
+        keep = torch.empty(1, 1, dtype=torch.long, device="meta") if stage.patch_dropout else None
         try:
-            keep = None
-            if stage.patch_dropout:
-                rows, columns = patch_grid(side, side, tower.stride)
-                keep = kept_patches(torch.zeros(1, dtype=torch.long), rows * columns, stage.patch_dropout, config.seed)
-            tower(torch.zeros(1, 3, side, side), keep)
+            tower.check_inputs(torch.empty(1, 3, side, side, device="meta"), keep)
         except ValueError as error:
             what = f"curriculum[{i}] does not fit the image tower: {error}"
             raise UsageError(what, where="curriculum", hint="choose another size or tower") from error
-    tower.train(was_training)
 
 
 def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:

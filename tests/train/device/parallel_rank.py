@@ -23,17 +23,19 @@ from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoderConfig, Embeddings
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
+from mmvit.train.contract import Part
 from mmvit.train.device.parallel import ddp_arguments, full_state, make_shardable, shard_optimizer_state, shard_state
-from mmvit.train.optim.build import build_optimizers, flatten_state, restore_state
-from mmvit.train.runs.objective import Targets
-from mmvit.train.step import Objective, Part, train_step
+from mmvit.train.optim.build import build_optimizers
+from mmvit.train.optim.state import flatten_state, restore_state
+from mmvit.train.runs.pretraining_loss import Targets
+from mmvit.train.step import train_step
 
 STEPS, BATCH = 20, 8
 IMAGE = ViTConfig(image_size=16, patch_size=8, width=32, depth=2, num_heads=2)
 TEXT = TextConfig(vocab_size=50, context_length=8, end_of_text=49, width=32, depth=2, num_heads=2)
 
 
-class Contrastive(Objective):
+class Contrastive:
     """The loss alone."""
 
     compares = True

@@ -19,14 +19,13 @@ from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train.optim.build import (
     build_optimizers,
-    flatten_state,
     is_hidden_matrix,
     layer_factors,
-    restore_state,
     set_learning_rates,
 )
 from mmvit.train.optim.muon import Muon
 from mmvit.train.optim.schedule import schedule_factor
+from mmvit.train.optim.state import flatten_state, restore_state
 
 BLOCK_MATRICES = {
     f"{tower}_tower.blocks.0.{part}.weight"

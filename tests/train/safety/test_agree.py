@@ -4,7 +4,8 @@ import pytest
 from accelerate import Accelerator
 
 from data_tools.core.errors import DataError, SampleError, UsageError
-from mmvit.train.safety.agree import check_agreement, gather_errors, on_main
+from mmvit.train.safety.agree import Failure, check_agreement, gather_errors, main_first, on_main
+from mmvit.train.safety.watch import Watch
 
 ERROR = SampleError("bad-image", "what is wrong", shard="a.tar", key="x")
 
@@ -28,6 +29,33 @@ def test_main_process_gives_its_result_or_its_error(accelerator: Accelerator, er
     with pytest.raises(type(error)) as caught:
         on_main(accelerator, fail)
     assert caught.value is error
+
+
+@pytest.mark.parametrize(("is_main", "order"), [(True, ["opened", "agreed"]), (False, ["agreed", "opened"])])
+def test_main_rank_goes_first(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator, is_main: bool, order: list):
+    done = []
+
+    def gather(accelerator: Accelerator, mine: list[Failure], wished: bool) -> tuple[list[Failure], bool]:
+        done.append("agreed")
+        return mine, wished
+
+    monkeypatch.setattr("mmvit.train.safety.agree.gather_errors", gather)
+    monkeypatch.setattr(Accelerator, "is_main_process", is_main)
+    with main_first(accelerator, Watch(60.0), "opening"):
+        done.append("opened")
+    assert done == order
+
+
+def test_error_of_the_main_rank_is_raised_by_all(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
+    with pytest.raises(SampleError) as caught, main_first(accelerator, Watch(60.0), "opening"):
+        raise ERROR
+    assert caught.value is ERROR
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    monkeypatch.setattr("mmvit.train.safety.agree.gather_errors", lambda *_, **__: ([ERROR], False))
+    opened = []
+    with pytest.raises(SampleError), main_first(accelerator, Watch(60.0), "opening"):
+        opened.append(1)
+    assert not opened
 
 
 def facts(**changed: str) -> dict[str, str]:

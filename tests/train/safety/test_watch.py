@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from data_tools.core.errors import ResourceError
-from mmvit.train.safety.watch import BROKEN_S, LOST_S, Seen, Status, Watch, judge
+from mmvit.train.safety.verdict import BROKEN_S, LOST_S, Seen, Status, judge
+from mmvit.train.safety.watch import Watch
 
 NOW, TIMEOUT_S = 1000.0, 30.0
 

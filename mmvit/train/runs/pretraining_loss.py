@@ -19,8 +19,8 @@ from mmvit.losses.pairs import Layout
 from mmvit.losses.sigmoid import sigmoid_loss
 from mmvit.losses.token_classification import count_captions, token_classification_loss, token_weights
 from mmvit.models.dual_encoder import Embeddings
+from mmvit.train.contract import Part
 from mmvit.train.runs.teacher import Teacher
-from mmvit.train.step import Objective, Part
 
 
 class Targets(NamedTuple):
@@ -39,7 +39,7 @@ class Totals(NamedTuple):
     token_weights: Float[Tensor, " vocab"] | None
 
 
-class PretrainObjective(Objective):
+class PretrainObjective:
     """The losses of images and their captions, as `Objective` has them."""
 
     compares = True

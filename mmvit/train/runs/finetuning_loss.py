@@ -10,7 +10,7 @@ from torch import Tensor
 from mmvit.config import ClassLossConfig
 from mmvit.losses.classification import classification_loss, hard_distillation_loss, soft_distillation_loss
 from mmvit.models.classifier import ClassLogits
-from mmvit.train.step import Objective, Part
+from mmvit.train.contract import Part
 
 
 class ClassTargets(NamedTuple):
@@ -20,7 +20,7 @@ class ClassTargets(NamedTuple):
     teacher: Float[Tensor, "b C"] | None
 
 
-class ClassObjective(Objective):
+class ClassObjective:
     """The loss of images and their classes."""
 
     compares = False
