@@ -70,7 +70,7 @@ def main() -> None:
 
 def train(name: str, data: Path, out: Path, minutes: float, seed: int) -> dict[str, Any]:
     """Train one variant for so many minutes of steps and return its row."""
-    config = load_config(PretrainConfig, "quickstart", VARIANTS[name])
+    config = load_config(PretrainConfig, "quickstart", VARIANTS[name], complete=False)
     config.out, config.seed = str(out), seed
     config.data.train = [str(data / "train-*.tar")]
     prepare_tokenizer(config, data, data / "tokenizer.json")

@@ -6,13 +6,15 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmvit.keys import key
+
 
 @dataclass
 class TowerConfig:
     """What all image towers have; `kind` is a name in TOWERS, whose values are the defaults of the others."""
 
-    kind: str = ""
-    image_size: int = 224  # px
+    kind: str = key("", "name of the image tower; it sets the defaults of the other keys")
+    image_size: int = key(224, "side of an image, px", ge=1)
 
     @property
     def stride(self) -> int:
