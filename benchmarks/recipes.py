@@ -69,7 +69,7 @@ def main() -> None:
 
 def train(name: str, data: Path, out: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one variant for so many steps, or minutes of steps, and return its row."""
-    config = load_config(PretrainConfig, "quickstart", VARIANTS[name])
+    config = load_config(PretrainConfig, "quickstart", VARIANTS[name], complete=False)
     config.out, config.seed = str(out), seed
     config.data.train = [str(data / "train-*.tar")]
     prepare_tokenizer(config, data, data / "tokenizer.json")

@@ -72,7 +72,6 @@ def pretrain(
     settings = load_config(PretrainConfig, config, overrides or [])
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
-        settings.check()
         return
     from mmvit.train.loop import check, pretrain
 

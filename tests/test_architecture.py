@@ -24,7 +24,7 @@ SHIPPED = ("data_tools", "mmvit")
 ROOMS = (
     *(f"data_tools.{room}" for room in ("core", "tar", "sample", "make", "examine", "select", "demo", "cli")),
     *("data_tools", "data_tools.__main__"),
-    *("mmvit.layers", "mmvit.towers", "mmvit.models", "mmvit.losses", "mmvit.data", "mmvit.config"),
+    *("mmvit.keys", "mmvit.layers", "mmvit.towers", "mmvit.models", "mmvit.losses", "mmvit.data", "mmvit.config"),
     *("mmvit.checkpoint", "mmvit.eval"),
     *(f"mmvit.train.{room}" for room in ("device", "optim", "safety", "record", "start")),
     *(f"mmvit.train.{file}" for file in ("contract", "gradcache", "step", "run", "meters", "runs", "loop")),

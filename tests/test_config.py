@@ -2,8 +2,9 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,7 +13,14 @@ from data_tools.core.errors import UsageError
 from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig, find_config, from_tree, load_config, to_yaml
 from mmvit.data.captions import CaptionConfig
 from mmvit.data.prompts import configs_folder
-from mmvit.models.image_towers import tower_config
+from mmvit.keys import Key, Resume, key_of
+from mmvit.layers.feed_forward import ACTIVATIONS, Activation
+from mmvit.layers.pooling import POOLS
+from mmvit.layers.positions import POSITIONS
+from mmvit.models.image_towers import TOWERS, tower_config
+from mmvit.towers.contract import TowerConfig
+from mmvit.towers.timm_tower import TimmConfig
+from mmvit.towers.vit import Pool, Position
 
 CONFIGS = sorted(path for path in configs_folder().rglob("*.yaml") if "prompts" not in path.parts)
 
@@ -30,11 +38,12 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_runs(path: Path):
-    config = load_config(kind_of(path), path)
+    config = load_config(kind_of(path), path, complete=False)
     config.data.train = config.data.train or ["shards"]  # filled in by the program where the file leaves it open
     if isinstance(config, FinetuneConfig) and config.loss.kind == "labels":
         config.train.init = config.train.init or "model"  # which the command names
     config.check()
+    from_tree(kind_of(path), dataclasses.asdict(config), str(path))
     head = path.read_text().split("\nseed")[0]
     assert "# Command:" in head
     assert find_config(str(path.relative_to(configs_folder()).with_suffix(""))) == path
@@ -46,13 +55,13 @@ def test_there_is_a_shipped_config():
 
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda path: path.stem if path else "default")
 def test_yaml_round_trip_is_the_identity(path: Path | None, tmp_path: Path):
-    config = PretrainConfig() if path is None else load_config(kind_of(path), path)
+    config = PretrainConfig() if path is None else load_config(kind_of(path), path, complete=False)
     config.data.train = ["a b/{000..012}.tar", "*.tar", "\uac1c: x"]
     config.data.captions = [CaptionConfig("names.ko", ["{} \uc774\ubaa8\uc9c0", "{}", "# {}"]), CaptionConfig()]
     config.optim.clip_norm = None
     config.data.augment.zoom = [0.5, 1.0]
     (tmp_path / "run.yaml").write_text(to_yaml(config))
-    assert load_config(kind_of(path), tmp_path / "run.yaml") == config
+    assert load_config(kind_of(path), tmp_path / "run.yaml", complete=False) == config
 
 
 def test_values_of_the_file_and_of_the_command_line(file: Path):
@@ -61,18 +70,87 @@ def test_values_of_the_file_and_of_the_command_line(file: Path):
     assert config.out == "a=b"
     assert config.data.train == ["shards"]  # a single value for a list
     assert load_config(PretrainConfig, file, ["data.train=[a,b]"]).data.train == ["a", "b"]
-    with pytest.raises(UsageError, match=r"data\.train is given 2 times"):  # what a shell makes of an unquoted {0..1}
-        load_config(PretrainConfig, file, ["data.train=a-0.tar", "data.train=a-1.tar"])
     captions = load_config(PretrainConfig, file, ["data.captions={source: names.ko}"]).data.captions
     assert captions == [CaptionConfig("names.ko")]
     assert load_config(PretrainConfig, file, ["zero_shot.limit=3"]).zero_shot.limit == 3
+    converted = load_config(PretrainConfig, file, ["tokenizer.path=7", "train.steps=1e3", "optim.lr=1"])
+    assert (converted.tokenizer.path, converted.train.steps, converted.optim.lr) == ("7", 1000, 1.0)
     nothing = load_config(PretrainConfig, file, ["train.init=", "train.freeze=", "out="])
     assert (nothing.train.init, nothing.train.freeze, nothing.out) == ("", [], "")
+
+
+def test_last_of_repeated_overrides_wins(file: Path, caplog: pytest.LogCaptureFixture):
+    overrides = ["data.train=a-0.tar", "seed=1", "data.train=a-1.tar"]  # what a shell makes of an unquoted {0..1}
+    assert load_config(PretrainConfig, file, overrides).data.train == ["a-1.tar"]
+    assert caplog.messages == ["data.train is given 2 times; the last one wins"]
+
+
+def test_values_may_stand_for_those_of_other_keys_and_of_defaults(file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MMVIT_TEST_OUT", "there")
+    config = load_config(PretrainConfig, file, ["out=${oc.env:MMVIT_TEST_OUT}/${seed}-${optim.name}"])
+    assert (config.out, config.seed, config.optim) == ("there/5-adamw", 5, PretrainConfig().optim)
+
+
+def test_all_errors_are_reported_at_once(file: Path):
+    overrides = [
+        *("trian.steps=5", "optim.lr=-1", "optim.betas=[0.9, a]", "loss.kind=sigmiod", "data.train=[]"),
+        *("train.steps=many", "model.image.kind=swim", "data.captions=[{}, {templates: foo}]", "zero_shot=1"),
+        *("data.augment.rand_augment=[0, 9]", "train.timeout_s=2", "lora.rank=-4"),
+    ]
+    with pytest.raises(UsageError) as error:
+        load_config(PretrainConfig, file, overrides)
+    assert error.value.where == f"{file} or the command line"
+    assert error.value.what.splitlines() == [
+        "the config has 12 errors",
+        "  - train.steps is 'many'; it must be a valid integer, unable to parse string as an integer",
+        "  - unknown config key trian",
+        "      hint: did you mean 'train'?",
+        "  - optim.lr is -1.0; it must be at least 0",
+        "  - optim.betas[1] is 'a'; it must be a valid number, unable to parse string as a number",
+        "  - loss.kind is 'sigmiod'; it must be 'softmax' or 'sigmoid'",
+        "      hint: did you mean 'sigmoid'?",
+        "  - model.image.kind: there is no image tower 'swim'; did you mean 'swin'?",
+        "  - zero_shot is 1; it must be a mapping of keys to values",
+        "  - lora.rank is -4; it must be at least 0",
+        "  - data.train: no training data is named",
+        "      hint: data.train=[FOLDER or SHARDS]",
+        "  - data.stall_timeout_s 300.0 must be below train.timeout_s",
+        "      hint: train.timeout_s=330.0",
+        "  - data.captions[1].templates: the template 'foo' has 0 placeholders",
+        "      hint: write {} exactly once, where the class name goes: a photo of a {}.",
+        "  - data.augment.rand_augment is [0, 9]",
+        "      hint: give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null",
+    ]
+
+
+def test_unreadable_overrides_are_reported_at_once(file: Path):
+    with pytest.raises(UsageError, match=r"(?s)2 errors.*'train.steps' is not key=value.*cannot be read"):
+        load_config(PretrainConfig, file, ["train.steps", "data.train=[a"])
+
+
+def test_rules_are_silent_about_values_that_are_wrong_by_themselves(file: Path):
+    for overrides in (["lora.rank=4", "train.init=[]"], ["zero_shot.data=x", "zero_shot.class_names={}"]):
+        with pytest.raises(UsageError) as error:
+            load_config(PretrainConfig, file, overrides)
+        assert overrides[1].partition("=")[0] in error.value.what
+        assert "errors" not in error.value.what
+
+
+def test_recipe_with_open_keys_loads_where_the_caller_fills_them_in(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("seed: 5")
+    with pytest.raises(UsageError, match="no training data is named"):
+        load_config(PretrainConfig, tmp_path / "run.yaml")
+    config = load_config(PretrainConfig, tmp_path / "run.yaml", complete=False)
+    with pytest.raises(UsageError, match="no training data is named"):
+        config.check()
+    with pytest.raises(UsageError, match=r"train\.steps is 0"):
+        load_config(PretrainConfig, tmp_path / "run.yaml", ["train.steps=0"], complete=False)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train.steps=true", "train.steps is true"),
         ("train.steps=many", "train.steps"),
         ("train.steps=1.5", "train.steps"),
         ("train.steps=null", "train.steps"),
@@ -130,6 +208,11 @@ def test_missing_config_suggests_one(tmp_path: Path):
         ("train.log_every", 0),
         ("train.save_every", 0),
         ("data.train", []),
+        ("train.steps", "5"),
+        ("optim.betas", (0.9, 0.98)),
+        ("lora.targets", ["q", "query"]),
+        ("out", Path("runs")),
+        ("data", {"train": ["shards"], "num_workers": -1}),
     ],
 )
 def test_values_that_no_run_can_have(key: str, value: Any):
@@ -141,13 +224,14 @@ def test_values_that_no_run_can_have(key: str, value: Any):
     for part in path:
         node = getattr(node, part)
     setattr(node, name, value)
-    with pytest.raises(UsageError, match=key):
+    with pytest.raises(UsageError, match=key) as error:
         config.check()
+    assert "errors" not in error.value.what
 
 
 def test_written_config_names_every_field():
     tree = yaml.safe_load(to_yaml(PretrainConfig()))
-    assert from_tree(PretrainConfig, tree, "there") == PretrainConfig()
+    assert from_tree(PretrainConfig, tree, "there", complete=False) == PretrainConfig()
     assert set(tree["train"]) == {entry.name for entry in dataclasses.fields(PretrainConfig().train)}
 
 
@@ -157,12 +241,15 @@ def test_written_config_names_every_field():
         ("optim.lr=.nan", "optim.lr is nan"),
         ("optim.muon_lr=-1", "optim.muon_lr is -1"),
         ("optim.eps=-1", "optim.eps is -1"),
-        ("curriculum=[{until: 1, text_tokens: 400}]", "longest curriculum text_tokens is 400; it must be from 0 to 77"),
+        (
+            "curriculum=[{until: 1, text_tokens: 400}]",
+            "curriculum[0].text_tokens is 400; it must be at most model.text",
+        ),
         ("zero_shot.every=0", "zero_shot.every is 0; it must be at least 1"),
         ("seed=-1", "seed is -1"),
         ("optim.warmup_share=2000", "optim.warmup_share is 2000.0; it must be from 0 to 1"),
-        ("optim.betas=[0.9]", "number of optim.betas is 1"),
-        ("data.captions=[]", "number of data.captions is 0"),
+        ("optim.betas=[0.9]", "optim.betas has 1 items; it must have exactly 2"),
+        ("data.captions=[]", "data.captions has 0 items; it must have at least 1"),
         ("data.num_workers=-1", "data.num_workers is -1"),
         ("data.captions={templates: simple}", "the template 'simple' has 0 placeholders"),
         ("zero_shot.data=x", "zero_shot.data has no class names"),
@@ -171,12 +258,12 @@ def test_written_config_names_every_field():
 def test_values_no_run_can_have(file: Path, override: str, message: str):
     load_config(PretrainConfig, file).check()
     with pytest.raises(UsageError, match=re.escape(message)):
-        load_config(PretrainConfig, file, [override]).check()
+        load_config(PretrainConfig, file, [override])
 
 
 @pytest.mark.parametrize("kind", ["swin_t", "cvt_13", "rn50", "vit_ti16", "timm:resnet18"])
 def test_image_towers_of_every_kind_survive_a_round_trip(tmp_path: Path, kind: str):
-    (tmp_path / "run.yaml").write_text(f"model: {{image: {{kind: '{kind}', image_size: 448}}}}\n")
+    (tmp_path / "run.yaml").write_text(f"data: {{train: x}}\nmodel: {{image: {{kind: '{kind}', image_size: 448}}}}\n")
     config = load_config(PretrainConfig, tmp_path / "run.yaml")
     assert config.model.image == dataclasses.replace(tower_config(kind), image_size=448)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
@@ -184,7 +271,48 @@ def test_image_towers_of_every_kind_survive_a_round_trip(tmp_path: Path, kind: s
 
 
 def test_keys_of_another_kind_are_refused(tmp_path: Path):
-    (tmp_path / "run.yaml").write_text("model: {image: {kind: swin_t, depth: 3}}\n")
+    (tmp_path / "run.yaml").write_text("data: {train: x}\nmodel: {image: {kind: swin_t, depth: 3}}\n")
     with pytest.raises(UsageError, match=r"unknown config key model\.image\.depth") as error:
         load_config(PretrainConfig, tmp_path / "run.yaml")
     assert error.value.hint == "did you mean 'depths'?"
+
+
+def leaves(cls: type, seen: set[type]) -> Iterator[tuple[str, Key | None]]:
+    """Yield every key of a config and of those in it, also of those that stand in lists and of each image tower."""
+    if cls in seen:
+        return
+    seen.add(cls)
+    for entry in dataclasses.fields(cls):
+        inner = [kind for kind in (entry.type, *get_args(entry.type)) if dataclasses.is_dataclass(kind)]
+        for kind in inner:
+            kinds = [type(tower) for tower in TOWERS.values()] + [TimmConfig] if kind is TowerConfig else [kind]
+            for each in kinds:
+                yield from leaves(each, seen)
+        if not dataclasses.is_dataclass(entry.type):
+            yield f"{cls.__name__}.{entry.name}", key_of(entry)
+
+
+LEAVES = dict(leaf for seen in [set[type]()] for cls in (PretrainConfig, FinetuneConfig) for leaf in leaves(cls, seen))
+
+
+def test_each_key_has_help_and_a_meaning_at_resume():
+    assert len(LEAVES) > 150
+    assert [name for name, key in LEAVES.items() if key is None or key.resume not in get_args(Resume)] == []
+    bad = [name for name, key in LEAVES.items() if not key or not 5 <= len(key.help) <= 110 or key.help.endswith(".")]
+    assert bad == []
+
+
+def test_key_without_declaration_is_found():
+    @dataclasses.dataclass
+    class Bare:
+        steps: int = 5
+
+    assert list(leaves(Bare, set())) == [("Bare.steps", None)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "known"),
+    [(Activation, ACTIVATIONS), (Pool, [*POOLS, "attention"]), (Position, POSITIONS)],
+)
+def test_choices_of_the_towers_are_those_that_the_layers_know(choices: Any, known: Iterable[str]):
+    assert sorted(get_args(choices)) == sorted(known)

@@ -1,51 +1,70 @@
 """Configs from YAML and from the command line, and back."""
 
-import copy
-import dataclasses
+import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import is_dataclass
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_tools.core.errors import UsageError, did_you_mean
+from mmvit.config.validate import refuse, validate
 from mmvit.data.prompts import configs_folder
-from mmvit.models.image_towers import tower_config
-from mmvit.towers.contract import TowerConfig
-from mmvit.towers.vit import ViTConfig
+from mmvit.keys import Problem
 
 Config = TypeVar("Config")
 
+logger = logging.getLogger(__name__)
 
-def load_config(cls: type[Config], source: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file (a path, or a name under configs/), apply `key=value` overrides, check keys and types."""
-    return from_tree(cls, read_tree(source, overrides), where=config_place(source, overrides))
+
+def load_config(
+    cls: type[Config], source: str | Path, overrides: Sequence[str] = (), *, complete: bool = True
+) -> Config:
+    """Read a YAML file (a path, or a name under configs/), apply `key=value` overrides, validate all keys.
+
+    Args:
+        cls: the class of the config.
+        source: where its values stand.
+        overrides: they override the file; of several for one key the last one wins.
+        complete: apply the rules between keys too, for a recipe whose open keys the caller does not fill in.
+
+    Raises:
+        UsageError: with all problems of the config at once.
+    """
+    tree = read_tree(source, overrides, cls)
+    return from_tree(cls, tree, where=config_place(source, overrides), complete=complete)
 
 
 def config_place(source: str | Path, overrides: Sequence[str]) -> str:
     """Return where the values of a config stand, for errors."""
-    return f"{find_config(source)}{', or the command line' if overrides else ''}"
+    return f"{find_config(source)}{' or the command line' if overrides else ''}"
 
 
-def read_tree(source: str | Path, overrides: Sequence[str] = ()) -> Any:
-    """Read a YAML file and apply overrides, as plain dicts and lists: keys and types are not checked yet."""
+def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | None = None) -> Any:
+    """Read a YAML file and apply overrides, as plain dicts and lists: keys and types are not validated yet.
+
+    `${...}` stands for the value of another key; `cls` is the class of the config, whose defaults it may name too.
+    """
     path = find_config(source)
     try:
         tree = OmegaConf.load(path)
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
-    keys = [override.partition("=")[0] for override in overrides]
-    for key in keys:
-        if keys.count(key) > 1:
-            hint = f"quote the whole argument if it has braces: '{key}=...'"
-            raise UsageError(f"{key} is given {keys.count(key)} times", where=key, hint=hint)
+    counts = Counter(override.partition("=")[0] for override in overrides)
+    for key in (key for key, count in counts.items() if count > 1):  # as a shell makes them of unquoted braces
+        logger.warning("%s is given %d times; the last one wins", key, counts[key])
+    problems = []
     for override in overrides:
-        tree = _override(tree, override)
-    return OmegaConf.to_container(tree)
+        try:
+            tree = _override(tree, override)
+        except UsageError as error:
+            problems.append(Problem(error.where or override, error.what, error.hint))
+    refuse(problems, "the command line")
+    return _resolved(tree, cls, str(path))
 
 
 def _override(tree: Any, override: str) -> Any:
@@ -60,42 +79,36 @@ def _override(tree: Any, override: str) -> Any:
         raise UsageError(f"override {override!r} cannot be read: {reason}", where=key, hint=hint) from error
 
 
-def from_tree(cls: type[Config], tree: Any, where: str) -> Config:
-    """Make the dataclass `cls` of plain dicts and lists; raises UsageError naming the key that does not fit."""
-    return cast(Config, _fitted(cls, _checked(cls, tree, where), where))
-
-
-def _fitted(schema: Any, tree: Any, where: str, prefix: str = "") -> Any:
-    base = copy.deepcopy(_structured(schema)) if isinstance(schema, type) else OmegaConf.structured(schema)
-    _place_towers(base, tree)
+def _resolved(tree: Any, cls: type | None, where: str) -> Any:
+    """Return plain dicts and lists, each `${...}` in them replaced by what it stands for."""
+    plain = OmegaConf.to_container(tree)
+    if "${" not in str(plain):
+        return plain
     try:
-        return OmegaConf.to_object(OmegaConf.merge(base, tree))
+        whole = tree if cls is None else OmegaConf.merge(OmegaConf.create(asdict(cls())), tree)
+        return _picked(plain, OmegaConf.to_container(whole, resolve=True))
     except OmegaConfBaseException as error:
-        key = f" {prefix}{error.full_key}" if getattr(error, "full_key", None) else ""
-        reason, hint = str(error).splitlines()[0], None
-        if "is not a ListConfig" in reason:
-            reason, hint = "it takes a list", f"{key.strip()}=[SMALLEST,LARGEST] for a range, or null"
-        raise UsageError(f"config value{key} does not fit: {reason}", where=where, hint=hint) from error
+        key, reason = getattr(error, "full_key", None), str(error).splitlines()[0]
+        raise UsageError(f"{key or 'a value'} cannot be resolved: {reason}", where=where) from error
 
 
-@cache
-def _structured(schema: type) -> Any:
-    """Read the dataclasses, which takes five times as long as a copy of the result."""
-    return OmegaConf.structured(schema)
+def _picked(keys: Any, whole: Any) -> Any:
+    """Return of a tree the keys that another one has."""
+    if not isinstance(keys, dict):
+        return whole
+    return {key: _picked(value, whole[key]) for key, value in keys.items()}
 
 
-def _place_towers(base: Any, tree: Any) -> None:
-    """Put image towers of another kind in the place of the default: they cannot be merged into it."""
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, TowerConfig):
-            base[key] = value
-        elif isinstance(value, dict) and OmegaConf.is_dict(base[key]):
-            _place_towers(base[key], value)
+def from_tree(cls: type[Config], tree: Any, where: str, *, complete: bool = True) -> Config:
+    """Make the dataclass `cls` of plain dicts and lists; raises UsageError with all problems of the config at once."""
+    config, problems = validate(cls, tree, complete=complete)
+    refuse(problems, where)
+    return config
 
 
 def to_yaml(config: Any) -> str:
     """Write a config as YAML that `load_config` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def find_config(source: str | Path) -> Path:
@@ -108,40 +121,3 @@ def find_config(source: str | Path) -> Path:
     names = [str(file.relative_to(configs_folder()).with_suffix("")) for file in configs_folder().rglob("*.yaml")]
     hint = did_you_mean(str(source), names) or f"built-in configs: {', '.join(sorted(names))}"
     raise UsageError(f"there is no config {str(source)!r}", hint=hint)
-
-
-def _checked(cls: Any, tree: Any, where: str, prefix: str = "") -> Any:
-    """Return the tree, a single value for a list made a list of one, "" an empty one; UsageError for an unknown key.
-
-    An image tower becomes its kind's own config, with what the tree names in the place of that kind's values.
-    """
-    if not isinstance(tree, dict):
-        what = f"config value {prefix[:-1]}" if prefix else "the config"
-        raise UsageError(f"{what} does not fit: {tree!r:.50} is no mapping of keys to values", where=where)
-    if cls is TowerConfig:
-        preset = _preset(tree, where, f"{prefix}kind")
-        return _fitted(preset, _checked(type(preset), tree, where, prefix), where, prefix)
-    kinds: dict[str, Any] = {entry.name: entry.type for entry in dataclasses.fields(cls)}
-    checked = {}
-    for key, value in tree.items():
-        if key not in kinds:
-            hint = did_you_mean(str(key), kinds) or f"keys here: {', '.join(kinds)}"
-            of = f", which {tree['kind']} does not have" if issubclass(cls, TowerConfig) and "kind" in tree else ""
-            raise UsageError(f"unknown config key {prefix}{key}{of}", where=where, hint=hint)
-        kind = kinds[key]
-        if get_origin(kind) is list:
-            items = value if isinstance(value, list) else [] if value == "" else [value]
-            (item_kind,) = get_args(kind)
-            value = [
-                _checked(item_kind, item, where, f"{prefix}{key}[{i}].") if is_dataclass(item_kind) else item
-                for i, item in enumerate(items)
-            ]
-        checked[key] = _checked(kind, value, where, f"{prefix}{key}.") if is_dataclass(kind) else value
-    return checked
-
-
-def _preset(tree: dict[str, Any], where: str, key: str) -> TowerConfig:
-    try:
-        return tower_config(str(tree.get("kind", ViTConfig.kind)))
-    except ValueError as error:
-        raise UsageError(str(error), where=f"{where}, {key}") from error

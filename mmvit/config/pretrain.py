@@ -1,109 +1,99 @@
 """The config of a pretraining run."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
-from data_tools.core.errors import UsageError
-from mmvit.config.run import Ranges, RunConfig, one_of, value_or
-from mmvit.data.captions import check_captions
-from mmvit.data.curriculum import check_stages
+from mmvit.config.run import RunConfig, curriculum_problems
 from mmvit.data.tokenizers import TokenizerConfig
+from mmvit.keys import Problem, key
+from mmvit.losses.pairs import Layout
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.vit import ViTConfig
 
 
 @dataclass
 class LossConfig:
-    """What is minimised: the contrastive loss, and further losses by their weights."""
+    """The objective: the contrastive loss, and further losses by their weights."""
 
-    kind: str = "softmax"  # softmax (CLIP) | sigmoid (SigLIP)
-    layout: str = "auto"  # auto | global | rows | tiles | ring: how pairs are walked through; the numbers are the same
-    joint_captions: bool = False  # all captions of an image in one softmax, where equal first captions are positives
-    learn_logit_scale: bool = True
-    max_logit_scale: float | None = 100.0
-    captioning: float = 0.0  # weight of the CoCa loss; needs model.caption_depth
-    token_classification: float = 0.0  # weight of the SuperClass loss; needs model.token_head
-    distillation: float = 0.0  # weight of the teacher's similarities
-    teacher: str = ""  # a model folder, or a folder that `mmvit embed` made of the training data
+    kind: Literal["softmax", "sigmoid"] = key("softmax", "contrastive loss; softmax: CLIP; sigmoid: SigLIP")
+    layout: Layout = key("auto", "how the matrix of pairs is computed; the result is the same", "free")
+    joint_captions: bool = key(False, "all captions of an image in one softmax; equal first captions are positives")
+    learn_logit_scale: bool = key(True, "train the logit scale")
+    max_logit_scale: float | None = key(100.0, "maximum logit scale; null: no maximum", ge=1)
+    captioning: float = key(0.0, "weight of the captioning loss (CoCa); needs model.caption_depth", ge=0)
+    token_classification: float = key(
+        0.0, "weight of the token classification loss (SuperClass); needs model.token_head", ge=0
+    )
+    distillation: float = key(0.0, "weight of the distillation of the teacher's similarities", ge=0)
+    teacher: str = key("", "model folder, or folder that `mmvit embed` made of the training data", "free")
 
 
 @dataclass
 class ZeroShotConfig:
     """Zero-shot classification of labelled shards during training; nothing is evaluated where `data` is empty."""
 
-    data: list[str] = field(default_factory=list)
-    class_names: str = ""  # file, one name a line; the line number is the label
-    templates: str = "simple"  # name or file
-    every: int = 500  # steps
-    limit: int | None = None  # images of the live figure; the last step always takes all
+    data: list[str] = key([], "labelled shards", "free")
+    class_names: str = key("", "file with one class name a line; the line number is the label", "free")
+    templates: str = key("simple", "prompt templates: name of a built-in set, or a file", "free")
+    every: int = key(500, "steps between two evaluations", "free", ge=1)
+    limit: int | None = key(
+        None, "number of images of an evaluation during training; null, and at the end: all", "free", ge=1
+    )
 
 
 @dataclass
 class PretrainConfig(RunConfig):
     """Everything that `mmvit pretrain` does."""
 
-    out: str = "runs/pretrain"
+    out: str = key("runs/pretrain", "run folder", "free")
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
-    def check(self) -> None:
-        """Raise UsageError for values that no run can have."""
-        super().check()
-        one_of("loss.kind", self.loss.kind, ("softmax", "sigmoid"))
-        one_of("loss.layout", self.loss.layout, ("auto", "global", "rows", "tiles", "ring"))
-        check_stages(self.curriculum, self.model.image.stride)
-        self._check_losses()
-        self._check_inputs()
+    def problems(self) -> Iterator[Problem]:
+        """Yield what breaks the rules between keys; each key is valid by itself."""
+        yield from super().problems()
+        yield from curriculum_problems(self.curriculum, self.model.image)
+        for i, stage in enumerate(self.curriculum):
+            if (stage.text_tokens or 0) > self.model.text.context_length:
+                name = f"curriculum[{i}].text_tokens"
+                what = f"{name} is {stage.text_tokens}; it must be at most model.text.context_length, "
+                yield Problem(name, f"{what}{self.model.text.context_length}", others=("model.text",))
+        yield from self._loss_problems()
+        yield from self._input_problems()
         if self.data.repeats > 1:
             what = "data.repeats would make copies of an image negatives of one another"
-            raise UsageError(what, where="data.repeats", hint="data.repeats=1; it is for supervised runs")
-        for i, caption in enumerate(self.data.captions):
-            check_captions(caption, where=f"data.captions[{i}]")
+            yield Problem("data.repeats", what, "data.repeats=1; it is for supervised runs")
         if self.zero_shot.data and not self.zero_shot.class_names:
-            raise UsageError("zero_shot.data has no class names", where="zero_shot.class_names", hint="name their file")
-        if self.zero_shot.limit is not None and self.zero_shot.limit < 1:
-            raise UsageError(
-                f"zero_shot.limit is {self.zero_shot.limit}", where="zero_shot.limit", hint="null takes all"
+            yield Problem(
+                "zero_shot.class_names", "zero_shot.data has no class names", "name their file", ("zero_shot.data",)
             )
 
-    def _ranges(self) -> Ranges:
-        longest = max((stage.text_tokens or 0 for stage in self.curriculum), default=0)
-        return super()._ranges() | {
-            "longest curriculum text_tokens": (longest, 0, self.model.text.context_length),
-            "loss.max_logit_scale": (value_or(self.loss.max_logit_scale, 1), 1, None),
-            "loss.captioning": (self.loss.captioning, 0, None),
-            "loss.token_classification": (self.loss.token_classification, 0, None),
-            "loss.distillation": (self.loss.distillation, 0, None),
-            "data.patch_budget": (value_or(self.data.patch_budget, 1), 1, None),
-            "zero_shot.every": (self.zero_shot.every, 1, None),
-            "number of data.captions": (len(self.data.captions), 1, None),
-            "model.text.context_length": (self.model.text.context_length, 3, None),
-        }
-
-    def _check_losses(self) -> None:
-        """Refuse a loss whose part of the model is not there, and a part that no loss would train."""
-        pairs = [
-            ("loss.captioning", bool(self.loss.captioning), "model.caption_depth", bool(self.model.caption_depth)),
+    def _loss_problems(self) -> Iterator[Problem]:
+        """Yield losses whose part of the model is missing, and parts that no loss would train."""
+        loss, model = self.loss, self.model
+        pairs = (
+            ("loss.captioning", bool(loss.captioning), "model.caption_depth", bool(model.caption_depth)),
+            ("loss.token_classification", bool(loss.token_classification), "model.token_head", model.token_head),
+            ("loss.distillation", bool(loss.distillation), "loss.teacher", bool(loss.teacher)),
             (
-                "loss.token_classification",
-                bool(self.loss.token_classification),
-                "model.token_head",
-                self.model.token_head,
+                "loss.kind=sigmoid",
+                loss.kind == "sigmoid",
+                "model.initial_logit_bias",
+                model.initial_logit_bias is not None,
             ),
-            ("loss.distillation", bool(self.loss.distillation), "loss.teacher", bool(self.loss.teacher)),
-        ]
-        sigmoid = self.loss.kind == "sigmoid"
-        bias = self.model.initial_logit_bias is not None
-        pairs.append(("loss.kind=sigmoid", sigmoid, "model.initial_logit_bias", bias))
-        for loss, wanted, part, there in pairs:
+        )
+        for name, wanted, part, there in pairs:
+            others = (name.partition("=")[0],)
             if wanted and not there:
-                raise UsageError(f"{loss} needs {part}, which is not set", where=part)
+                yield Problem(part, f"{name} needs {part}, which is not set", others=others)
             if there and not wanted:
-                raise UsageError(f"{part} is set, but without {loss} nothing uses it", where=part)
+                yield Problem(part, f"{part} is set, but without {name} nothing uses it", others=others)
 
-    def _check_inputs(self) -> None:
-        """Refuse two ways of feeding the image tower at once."""
+    def _input_problems(self) -> Iterator[Problem]:
+        """Yield two ways of feeding the image tower at once."""
         ways = {
             "data.patch_budget": self.data.patch_budget is not None,
             "data.image_embeddings": bool(self.data.image_embeddings),
@@ -113,7 +103,8 @@ class PretrainConfig(RunConfig):
         dropped = any(stage.patch_dropout for stage in self.curriculum)
         if len(used) > 1 or (dropped and used[:1] and used[0] != "curriculum image_size"):
             what = " and ".join([*used, *(["curriculum patch_dropout"] if dropped else [])])
-            raise UsageError(f"{what} exclude each other", where=used[0], hint="keep one of them")
+            others = ("data.patch_budget", "data.image_embeddings", "curriculum")
+            yield Problem(used[0].split()[0], f"{what} exclude each other", "keep one of them", others)
         image = self.model.image
         alone = isinstance(image, ViTConfig) and not (
             image.stem_channels or image.stem_stages or image.position == "relative"
@@ -121,9 +112,9 @@ class PretrainConfig(RunConfig):
         if self.data.patch_budget is not None and not alone:
             what = "data.patch_budget needs a ViT without a convolutional stem and without relative positions"
             hint = "model.image.stem_channels=[] model.image.stem_stages=[] model.image.position=learned"
-            raise UsageError(what, where="data.patch_budget", hint=hint)
+            yield Problem("data.patch_budget", what, hint, ("model.image",))
         if self.data.image_embeddings and (self.model.caption_depth or self.model.token_head):
             what = "data.image_embeddings hold nothing that a caption decoder or a token head could look at"
-            raise UsageError(
-                what, where="data.image_embeddings", hint="train on the pictures, or leave out those losses"
-            )
+            hint = "train on the images, or leave out those losses"
+            heads = ("model.caption_depth", "model.token_head")
+            yield Problem("data.image_embeddings", what, hint, heads)

@@ -1,161 +1,138 @@
 """What the configs of all runs have in common."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
-from data_tools.core.errors import UsageError, did_you_mean
+from mmvit.config.validate import refuse, validate
 from mmvit.data.batches import DataConfig
-from mmvit.data.curriculum import Stage
-from mmvit.data.transforms import PreprocessConfig, check_augment
-
-Number = int | float
-Ranges = dict[str, tuple[Number, Number, Number | None]]  # value, smallest, largest
+from mmvit.data.curriculum import Stage, stage_problems
+from mmvit.data.transforms import PreprocessConfig
+from mmvit.keys import Problem, key
+from mmvit.towers.contract import TowerConfig
 
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule. Muon takes the hidden matrices and AdamW the rest; each other one takes everything."""
+    """Optimizer and schedule. Muon updates the hidden matrices, AdamW the rest; the others update everything."""
 
-    name: str = "adamw"  # adamw | stable_adamw | muon | lamb | sgd
-    lr: float = 5e-4  # peak, at the global batch; with muon that of AdamW
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # sgd takes the first as its momentum
-    eps: float = 1e-6
-    weight_decay: float = 0.2  # not on norms, biases, positions, tokens, logit scale
-    muon_lr: float = 0.02
-    muon_momentum: float = 0.95
-    muon_weight_decay: float = 0.01
-    layer_decay: float | None = None  # rate of a block over the rate of the block above it; null: all learn alike
-    clip_norm: float | None = 1.0
-    warmup_share: float = 0.05  # share of the steps over which the rate rises
-    decay: str = "cosine"  # cosine | linear | sqrt | inverse_sqrt
-    decay_share: float = 1.0  # share of the steps, at their end, over which the rate falls to 0; 0 keeps it constant
-    ema_decay: float | None = None  # of the averaged weights, which are then evaluated and exported
+    name: Literal["adamw", "stable_adamw", "muon", "lamb", "sgd"] = key("adamw", "optimizer")
+    lr: float = key(5e-4, "peak learning rate at the global batch size; with muon that of AdamW", ge=0)
+    betas: list[float] = key(
+        [0.9, 0.98], "Adam's betas; sgd uses the first as momentum", ge=0, le=0.999999, min_length=2, max_length=2
+    )
+    eps: float = key(1e-6, "Adam's epsilon", ge=0)
+    weight_decay: float = key(0.2, "weight decay; not on norms, biases, positions, tokens and logit scale", ge=0)
+    muon_lr: float = key(0.02, "peak learning rate of Muon", ge=0)
+    muon_momentum: float = key(0.95, "momentum of Muon", ge=0, le=0.9999999)
+    muon_weight_decay: float = key(0.01, "weight decay of Muon", ge=0)
+    layer_decay: float | None = key(
+        None, "learning rate of a block / that of the block above it; null: the same for all", ge=1e-6, le=1
+    )
+    clip_norm: float | None = key(1.0, "maximum gradient norm; null: no clipping", "logged", ge=1e-6)
+    warmup_share: float = key(0.05, "fraction of the steps over which the learning rate rises", ge=0, le=1)
+    decay: Literal["cosine", "linear", "sqrt", "inverse_sqrt"] = key("cosine", "shape of the learning rate decay")
+    decay_share: float = key(
+        1.0, "fraction of the steps, at the end, over which the learning rate falls to 0; 0: constant", ge=0, le=1
+    )
+    ema_decay: float | None = key(
+        None, "decay of the EMA weights, which are evaluated and exported; null: no EMA", ge=0, le=0.9999999
+    )
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters, trained in the place of the matrices that they adapt, and merged into the exported model."""
+    """Low-rank adapters, trained in place of the matrices that they adapt and merged into the exported model."""
 
-    rank: int = 0  # 0: none
-    alpha: float = 16.0  # the adapters are scaled by alpha / rank
-    targets: list[str] = field(default_factory=lambda: ["q", "v"])  # any of q, k, v, out, up, down
+    rank: int = key(0, "rank of the adapters; 0: no adapters", ge=0)
+    alpha: float = key(16.0, "the adapters are scaled by alpha / rank", ge=0)
+    targets: list[Literal["q", "k", "v", "out", "up", "down"]] = key(["q", "v"], "matrices to adapt", min_length=1)
 
 
 @dataclass
 class TrainConfig:
     """Length, size and bookkeeping of a run."""
 
-    steps: int = 10_000
-    batch_size: int = 256  # global: over all processes and micro-batches
-    micro_batches: int = 1  # parts in which each process takes its share, exactly as one (GradCache)
-    precision: str = "auto"  # auto | bf16 | bf16_params | fp32; auto takes bf16 where the machine has units for it
-    same_caption_positives: bool = True  # equal captions in a batch are positives, not negatives
-    init: str = ""  # model folder to start from
-    init_only: list[str] = field(default_factory=list)  # parameters to take from it, such as image_*; none: all
-    freeze: list[str] = field(default_factory=list)  # parameters that are not trained, such as image_tower.*
-    checkpointing: str = "none"  # none | selective | full: activations computed again in the backward pass
-    compile: bool = False  # compile each block
-    spike_factor: float | None = 20.0  # a step whose loss or gradient is so many times the usual one is skipped
-    log_every: int = 10  # steps
-    trackers: list[str] = field(default_factory=list)  # tensorboard, trackio, wandb, beside log.jsonl
-    save_every: int = 500  # steps
-    keep_last: int = 2  # checkpoints
-    keep_every: int | None = None  # steps; checkpoints at multiples of it are kept for ever
-    timeout_s: float = 330.0  # longest standstill of a process before all end; above data.stall_timeout_s
+    steps: int = key(10_000, "number of steps", "logged", ge=1)
+    batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1)
+    micro_batches: int = key(1, "micro-batches of each rank, with the same result as one (GradCache)", "logged", ge=1)
+    precision: Literal["auto", "bf16", "bf16_params", "fp32"] = key(
+        "auto", "precision; auto: bf16 where the machine has units for it"
+    )
+    same_caption_positives: bool = key(True, "equal captions in a batch are positives, not negatives")
+    init: str = key("", "model folder to start from", "logged")
+    init_only: list[str] = key([], "patterns of the parameters to load from it, such as image_*; empty: all", "logged")
+    freeze: list[str] = key([], "patterns of the parameters that are not trained, such as image_tower.*")
+    checkpointing: Literal["none", "selective", "full"] = key(
+        "none", "activations that are recomputed in the backward pass", "free"
+    )
+    compile: bool = key(False, "compile each block", "free")
+    spike_factor: float | None = key(
+        20.0, "skip a step whose loss or gradient norm is this many times the usual one; null: never", "logged", ge=1.5
+    )
+    log_every: int = key(10, "steps between two lines of the log", "free", ge=1)
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = key(
+        [], "experiment trackers, in addition to log.jsonl", "free"
+    )
+    save_every: int = key(500, "steps between two checkpoints", "free", ge=1)
+    keep_last: int = key(2, "number of newest checkpoints to keep", "free", ge=1)
+    keep_every: int | None = key(
+        None, "keep the checkpoints at multiples of this many steps; null: only the newest", "free", ge=1
+    )
+    timeout_s: float = key(
+        330.0,
+        "end the run when a rank makes no progress for this many seconds; above data.stall_timeout_s",
+        "free",
+        ge=1,
+    )
 
 
 @dataclass
 class RunConfig:
     """What all runs have."""
 
-    out: str = ""
-    seed: int = 0
+    out: str = key("", "run folder", "free")
+    seed: int = key(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    curriculum: list[Stage] = field(default_factory=list)
+    curriculum: list[Stage] = key(
+        [], "stages with their own image size, text length and patch dropout; empty: one stage"
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self) -> None:
-        """Raise UsageError for values that no run can have."""
-        one_of("optim.name", self.optim.name, ("adamw", "stable_adamw", "muon", "lamb", "sgd"))
-        one_of("optim.decay", self.optim.decay, ("cosine", "linear", "sqrt", "inverse_sqrt"))
-        one_of("train.precision", self.train.precision, ("auto", "bf16", "bf16_params", "fp32"))
-        one_of("train.checkpointing", self.train.checkpointing, ("none", "selective", "full"))
-        one_of("data.decode", self.data.decode, ("fast", "exact"))
-        for name in self.train.trackers:
-            one_of("train.trackers", name, ("tensorboard", "trackio", "wandb"))
-        for name in self.lora.targets:
-            one_of("lora.targets", name, ("q", "k", "v", "out", "up", "down"))
-        check_ranges(self._ranges())
-        if self.data.weights and len(self.data.weights) != len(self.data.train):
-            what = f"data.weights has {len(self.data.weights)} entries and data.train {len(self.data.train)}"
-            raise UsageError(what, where="data.weights", hint="give one weight for each entry of data.train, or none")
-        check_augment(self.data.augment, "data.augment")
-        if self.lora.rank and not self.train.init:
+        """Raise one UsageError for all values that no run can have; `load_config` has checked what it returns."""
+        refuse(validate(type(self), asdict(self), strict=True)[1])
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what breaks the rules between keys; each key is valid by itself."""
+        data, train = self.data, self.train
+        if not data.train:
+            yield Problem("data.train", "no training data is named", "data.train=[FOLDER or SHARDS]")
+        if data.weights and len(data.weights) != len(data.train):
+            what = f"data.weights has {len(data.weights)} entries and data.train {len(data.train)}"
+            hint = "give one weight for each entry of data.train, or none"
+            yield Problem("data.weights", what, hint, others=("data.train",))
+        if data.repeats > train.batch_size:
+            what = f"data.repeats is {data.repeats}; it must be at most train.batch_size, {train.batch_size}"
+            yield Problem("data.repeats", what, others=("train.batch_size",))
+        if self.lora.rank and not train.init:
             what = "lora.rank adapts the towers of a finished model, and none is named"
-            raise UsageError(what, where="train.init", hint="train.init=MODEL, the model/ folder of a run")
-        if self.data.stall_timeout_s >= self.train.timeout_s:
-            what = f"data.stall_timeout_s {self.data.stall_timeout_s} must be below train.timeout_s"
-            raise UsageError(what, where="train.timeout_s", hint=f"train.timeout_s={self.data.stall_timeout_s + 30}")
-        if not self.data.train:
-            raise UsageError("no training data is named", where="data.train", hint="data.train=[FOLDER or SHARDS]")
-
-    def _ranges(self) -> Ranges:
-        return {
-            "seed": (self.seed, 0, 2**32 - 1),
-            "train.steps": (self.train.steps, 1, None),
-            "train.batch_size": (self.train.batch_size, 1, None),
-            "train.micro_batches": (self.train.micro_batches, 1, None),
-            "train.keep_every": (value_or(self.train.keep_every, 1), 1, None),
-            "train.timeout_s": (self.train.timeout_s, 1, None),
-            "train.spike_factor": (value_or(self.train.spike_factor, 2), 1.5, None),
-            "optim.lr": (self.optim.lr, 0, None),
-            "smallest of optim.betas": (min(self.optim.betas, default=0), 0, 1),
-            "largest of optim.betas": (max(self.optim.betas, default=0), 0, 0.999999),
-            "optim.weight_decay": (self.optim.weight_decay, 0, None),
-            "optim.clip_norm": (value_or(self.optim.clip_norm, 1), 1e-6, None),
-            "optim.layer_decay": (value_or(self.optim.layer_decay, 1), 1e-6, 1),
-            "optim.ema_decay": (value_or(self.optim.ema_decay, 0), 0, 0.9999999),
-            "optim.eps": (self.optim.eps, 0, None),
-            "optim.muon_lr": (self.optim.muon_lr, 0, None),
-            "optim.muon_momentum": (self.optim.muon_momentum, 0, 0.9999999),
-            "optim.muon_weight_decay": (self.optim.muon_weight_decay, 0, None),
-            "lora.rank": (self.lora.rank, 0, None),
-            "lora.alpha": (self.lora.alpha, 0, None),
-            "data.cache_mb": (self.data.cache_mb, 0, None),
-            "number of lora.targets": (len(self.lora.targets), 1, None),
-            "train.log_every": (self.train.log_every, 1, None),
-            "train.save_every": (self.train.save_every, 1, None),
-            "train.keep_last": (self.train.keep_last, 1, None),
-            "data.num_workers": (self.data.num_workers, 0, None),
-            "data.prefetch_mb": (self.data.prefetch_mb, 1, None),
-            "data.stall_timeout_s": (self.data.stall_timeout_s, 1, None),
-            "data.max_bad_fraction": (self.data.max_bad_fraction, 0, 1),
-            "data.repeats": (self.data.repeats, 1, self.train.batch_size),
-            "number of optim.betas": (len(self.optim.betas), 2, 2),
-            "optim.warmup_share": (self.optim.warmup_share, 0, 1),
-            "optim.decay_share": (self.optim.decay_share, 0, 1),
-        }
+            yield Problem("train.init", what, "train.init=MODEL, the model/ folder of a run", others=("lora.rank",))
+        if data.stall_timeout_s >= train.timeout_s:
+            what = f"data.stall_timeout_s {data.stall_timeout_s} must be below train.timeout_s"
+            hint = f"train.timeout_s={data.stall_timeout_s + 30}"
+            yield Problem("train.timeout_s", what, hint, others=("data.stall_timeout_s",))
 
 
-def check_ranges(ranges: Ranges) -> None:
-    """Raise UsageError for the first value outside its bounds."""
-    for key, (value, low, high) in ranges.items():
-        if not (low <= value < math.inf) or (high is not None and value > high):  # so that NaN is refused too
-            wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise UsageError(f"{key} is {value}; it must be {wanted}", where=key)
-
-
-def value_or(value: Number | None, default: Number) -> Number:
-    """Return the value, or what stands for None."""
-    return default if value is None else value
-
-
-def one_of(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise UsageError for a value that is none of the choices."""
-    if value not in choices:
-        hint = did_you_mean(value, choices) or f"choose from {', '.join(choices)}"
-        raise UsageError(f"{key} is {value!r}", where=key, hint=hint)
+def curriculum_problems(stages: Sequence[Stage], image: TowerConfig) -> Iterator[Problem]:
+    """Yield what is wrong with stages for an image tower."""
+    patch_size = 1
+    if any(stage.image_size for stage in stages):  # the stride of a timm model takes a while to find out
+        try:
+            patch_size = image.stride
+        except ValueError as error:
+            yield Problem("model.image.kind", str(error))
+    yield from stage_problems(stages, patch_size)

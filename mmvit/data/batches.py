@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mmvit.data.source import RawSample, Reading, SampleSource
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer, Tokens
 from mmvit.data.transforms import AugmentConfig, Pixels, Size, train_pixels, train_pixels_from_bytes
+from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches
 
 
@@ -32,20 +33,31 @@ from mmvit.layers.patch_embedding import Patches
 class DataConfig:
     """Training data: shards, the texts to take from them, random changes."""
 
-    train: list[str] = field(default_factory=list)  # files, folders, brace ranges, URLs
-    weights: list[float] = field(default_factory=list)  # of each entry of train: uses of a sample; none: one data set
-    repeats: int = 1  # uses of a sample in a batch, each changed anew: repeated augmentation, DeiT's 3
-    captions: list[CaptionConfig] = field(default_factory=lambda: [CaptionConfig()])
+    train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free")
+    weights: list[float] = key([], "for each entry of train: uses of a sample; empty: one data set")
+    repeats: int = key(1, "uses of a sample in a batch, augmented anew (repeated augmentation; DeiT: 3)", ge=1)
+    captions: list[CaptionConfig] = key([CaptionConfig()], "texts of each sample", min_length=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    decode: str = "fast"  # fast: a JPEG no larger than its crop needs | exact: as Pillow does it
-    verify: bool = True  # compare what is read with the hashes of the index: bit rot decodes without an error
-    max_bad_fraction: float = 0.01  # of the samples; when more cannot be used, the run ends. One always may be bad
-    num_workers: int = 1  # loader processes for each training process; 0 loads between the steps
-    prefetch_mb: int = 2048  # memory for batches that are prepared ahead, of each training process
-    stall_timeout_s: float = 300.0  # longest wait for a batch
-    patch_budget: int | None = None  # patches of an image that keeps its shape; null: images are cut to a square
-    image_embeddings: str = ""  # folder that `mmvit embed` made of the training data, in the place of a frozen tower
-    cache_mb: int = 0  # pictures, decoded exactly, that each loader process keeps in memory, for small data sets
+    decode: Literal["fast", "exact"] = key(
+        "fast", "JPEG decoding; fast: no larger than the crop needs; exact: pixel for pixel as Pillow"
+    )
+    verify: bool = key(True, "compare the bytes read with the hashes of the index", "logged")
+    max_bad_fraction: float = key(
+        0.01,
+        "fail (exit code 3) if more than this fraction of the samples is invalid; one is tolerated",
+        "free",
+        ge=0,
+        le=1,
+    )
+    num_workers: int = key(1, "loader workers of each rank; 0 loads between the steps", "free", ge=0)
+    prefetch_mb: int = key(2048, "memory for batches prepared ahead, MB of each rank", "free", ge=1)
+    stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1)
+    patch_budget: int | None = key(
+        None, "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square", ge=1
+    )
+    image_embeddings: str = key("", "folder that `mmvit embed` made of the training data, instead of images", "free")
+    # With a cache all images are decoded exactly, which is why it changes the pixels.
+    cache_mb: int = key(0, "decoded images kept in memory, MB of each worker; for small data sets", ge=0)
 
 
 Vector = Float32[np.ndarray, "E"]
@@ -229,13 +241,13 @@ class TrainBatches(Dataset[Batch]):
         if unsized and any(stage.image_size for stage in self.stages):
             what = f"a stage has an image_size, and with {unsized} images have none"
             raise UsageError(what, where="curriculum", hint=f"leave out image_size, or {unsized}")
-        for key, stored, kinds in (
+        for name, stored, kinds in (
             ("data.image_embeddings", self.stored_images, {"img"}),
             ("loss.teacher", self.teacher, {"img", "text"}),
         ):
             if stored and not kinds <= set(stored.kinds):
                 what = f"the embeddings in {stored.folder} are of {stored.manifest['modality']}s alone"
-                raise UsageError(what, where=key, hint="embed with --modality both")
+                raise UsageError(what, where=name, hint="embed with --modality both")
 
     def _check_samples(self) -> None:
         """Raise UsageError for a batch with a sample twice or streams that are mixed; check stored embeddings."""

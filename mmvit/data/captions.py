@@ -1,9 +1,8 @@
 """Which texts of a sample a training step sees."""
 
-import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from data_tools.core.errors import SampleError, UsageError
 from data_tools.sample.content import find_texts
 from mmvit.data.prompts import check_template, fill
 from mmvit.data.source import RawSample
+from mmvit.keys import Problem, key
 
 
 @dataclass
@@ -22,9 +22,22 @@ class CaptionConfig:
     The source is a text, a list of texts, or an object of language -> text or list; of several, one is drawn at random.
     """
 
-    source: str = "txt"  # "txt", or a path into the sample's JSON such as "names.ko"
-    templates: list[str] = field(default_factory=list)  # one is drawn at random; none: the text as it is
-    weights: dict[str, float] = field(default_factory=dict)  # language -> how often; none: all languages equally
+    source: str = key("txt", "txt, or a path into the sample's JSON such as names.ko")
+    templates: list[str] = key([], "templates with one {}, of which one is drawn at random; empty: the text as it is")
+    weights: dict[str, float] = key({}, "language: relative frequency; empty: all languages equally often")
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield templates and weights that no caption can have."""
+        for template in self.templates:
+            try:
+                check_template(template, where="templates")
+            except UsageError as error:
+                yield Problem("templates", error.what, error.hint)
+        if self.weights and self.source == "txt":
+            yield Problem("weights", "weights are for texts by language", "name their JSON path in source")
+        elif self.weights and not (min(self.weights.values()) >= 0 and any(self.weights.values())):
+            hint = "give numbers of at least 0, and not 0 for all languages"
+            yield Problem("weights", f"weights is {self.weights}", hint)
 
 
 class Candidate(NamedTuple):
@@ -39,22 +52,6 @@ class Caption(NamedTuple):
 
     bare: str
     text: str
-
-
-def check_captions(config: CaptionConfig, where: str) -> None:
-    """Raise UsageError, naming the key below `where`, for templates and weights that no caption can have."""
-    for template in config.templates:
-        check_template(template, where=f"{where}.templates")
-    weights = config.weights
-    if not weights:
-        return
-    key = f"{where}.weights"
-    if config.source == "txt":
-        raise UsageError("weights are for texts by language", where=key, hint=f"name their JSON path in {where}.source")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(weights.values()):
-        raise UsageError(
-            f"{weights} are no weights", where=key, hint="give numbers of at least 0, and not 0 for all languages"
-        )
 
 
 def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
@@ -72,8 +69,8 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
     if not candidates:
         cause, what = ("empty-caption", "empty") if wanted else ("no-caption", "missing")
         languages = f" in {', '.join(weights)}" if by_language else ""
-        shard, _, key = sample.key.partition("/")
-        raise SampleError(cause, f"caption {config.source!r} is {what}{languages}", shard=shard, key=key)
+        shard, _, name = sample.key.partition("/")
+        raise SampleError(cause, f"caption {config.source!r} is {what}{languages}", shard=shard, key=name)
     return candidates
 
 

@@ -1,20 +1,22 @@
 """What a training step looks like: smaller images, shorter texts and fewer patches early in a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from data_tools.core.errors import UsageError
+from mmvit.keys import Problem, key
 
 
 @dataclass
 class Stage:
     """A part of the run. None: as the model has it. The last stage must end at 1."""
 
-    until: float = 1.0  # share of the steps at which the stage ends
-    image_size: int | None = None  # px; positions are resampled
-    text_tokens: int | None = None  # longest text, the framing tokens included
-    patch_dropout: float = 0.0  # share of the patches that the image tower does not see
+    until: float = key(1.0, "fraction of the steps at which the stage ends", gt=0, le=1)
+    image_size: int | None = key(None, "side of an image, px; null: that of the model", ge=1)
+    text_tokens: int | None = key(
+        None, "maximum text length in tokens, start and end included; null: the model's", ge=3
+    )
+    patch_dropout: float = key(0.0, "fraction of the patches that the image tower does not see", ge=0, lt=1)
 
 
 def stage_at(step: int, num_steps: int, stages: Sequence[Stage]) -> Stage:
@@ -22,20 +24,14 @@ def stage_at(step: int, num_steps: int, stages: Sequence[Stage]) -> Stage:
     return next((stage for stage in stages if step < round(stage.until * num_steps)), Stage())
 
 
-def check_stages(stages: Sequence[Stage], patch_size: int) -> None:
-    """Raise UsageError unless the stages follow each other up to 1 and hold values that a step can have."""
+def stage_problems(stages: Sequence[Stage], patch_size: int) -> Iterator[Problem]:
+    """Yield what keeps the stages from following each other up to 1, and sizes that the patches do not divide."""
     ends = [stage.until for stage in stages]
     if ends and not (ends[-1] == 1 and all(before < end for before, end in pairwise([0, *ends]))):
         hint = "let until rise from stage to stage up to 1, such as 0.5, 0.8, 1"
-        raise UsageError(f"the stages end at {ends}", where="curriculum", hint=hint)
+        yield Problem("curriculum", f"the stages of curriculum end at {ends}", hint)
     for i, stage in enumerate(stages):
-        if not 0 <= stage.patch_dropout < 1:
-            what = f"curriculum[{i}].patch_dropout is {stage.patch_dropout}"
-            raise UsageError(what, where="curriculum", hint="give a share from 0 to below 1")
-        size = stage.image_size
-        if size is not None and (size < 1 or size % patch_size):
-            what = f"curriculum[{i}].image_size is {size}"
-            raise UsageError(what, where="curriculum", hint=f"give a multiple of the patch size, {patch_size} px")
-        if stage.text_tokens is not None and stage.text_tokens < 3:
-            what = f"curriculum[{i}].text_tokens is {stage.text_tokens}"
-            raise UsageError(what, where="curriculum", hint="3 hold one word between the framing tokens")
+        if stage.image_size is not None and stage.image_size % patch_size:
+            name = f"curriculum[{i}].image_size"
+            hint = f"give a multiple of the patch size, {patch_size} px"
+            yield Problem(name, f"{name} is {stage.image_size}", hint, others=("model.image",))

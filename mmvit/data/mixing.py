@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from data_tools.core.errors import UsageError
+from mmvit.keys import key
 
 _ONE = 2**16  # weights of pixels are whole numbers of which this is 1
 
@@ -17,10 +17,10 @@ _ONE = 2**16  # weights of pixels are whole numbers of which this is 1
 class MixConfig:
     """How two images of a batch become two mixtures of them; DeiT and Swin take 0.8 and 1.0."""
 
-    mixup: float = 0.0  # blend: the share of one image is drawn from Beta(this, this); 0 is off
-    cutmix: float = 0.0  # a rectangle changes places, its share of the image drawn likewise; 0 is off
-    switch: float = 0.5  # share of the pairs that get CutMix where both are on
-    prob: float = 1.0  # share of the pairs that are mixed at all
+    mixup: float = key(0.0, "Mixup: the weight of one image is drawn from Beta(this, this); 0 is off", ge=0)
+    cutmix: float = key(0.0, "CutMix: the area of the exchanged rectangle is drawn likewise; 0 is off", ge=0)
+    switch: float = key(0.5, "fraction of the pairs that get CutMix where both are on", ge=0, le=1)
+    prob: float = key(1.0, "fraction of the pairs that are mixed at all", ge=0, le=1)
 
 
 class Mixed(NamedTuple):
@@ -28,15 +28,6 @@ class Mixed(NamedTuple):
 
     images: Shaped[Tensor, "b 3 H W"]
     targets: Float[Tensor, "b C"]
-
-
-def check_mix(config: MixConfig, where: str) -> None:
-    """Raise UsageError, naming the key below `where`, for values that no mixture can have."""
-    for name, high in (("mixup", None), ("cutmix", None), ("switch", 1), ("prob", 1)):
-        value = getattr(config, name)
-        if not 0 <= value < np.inf or (high is not None and value > high):
-            wanted = "at least 0" if high is None else f"from 0 to {high}"
-            raise UsageError(f"{where}.{name} is {value}; it must be {wanted}", where=f"{where}.{name}")
 
 
 def mix_pairs(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_tools.core.errors import UsageError
 from data_tools.make.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT
+from mmvit.keys import key
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -32,11 +33,13 @@ class TokenizerConfig:
     then in the folder's special tokens, then under the names that are common.
     """
 
-    kind: str = "clip"  # clip | file
-    path: str = ""  # for kind "file": a tokenizer.json, or the folder of a transformers tokenizer that holds one
-    start: str | None = None  # token before each text; "" for none
-    end: str | None = None  # token after each text
-    pad: str | None = None  # token that fills up; where none is found, the end
+    kind: Literal["clip", "file"] = key(
+        "clip", "clip: CLIP's byte-pair encoding; file: a tokenizer of the tokenizers library"
+    )
+    path: str = key("", "of kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free")
+    start: str | None = key(None, 'token before each text; "" for none; null: as found')
+    end: str | None = key(None, "token after each text; null: as found")
+    pad: str | None = key(None, "padding token; null: as found, otherwise the end token")
 
 
 _PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\uc544\uc9c0 \uc5bc\uad74", "x" * 40]
@@ -161,8 +164,6 @@ def _open(config: TokenizerConfig) -> tuple[TokenizerConfig, Any]:
     """Read the file of the tokenizers library and find its special tokens."""
     import tokenizers
 
-    if config.kind != "file":
-        raise UsageError(f"tokenizer kind {config.kind!r} is unknown", where="tokenizer.kind", hint="use clip or file")
     path = tokenizer_file(config.path)
     if not path.is_file():
         hint = f"set tokenizer.path to a {TOKENIZER_FILE}; transformers writes one when it saves a fast tokenizer"
@@ -174,7 +175,8 @@ def _open(config: TokenizerConfig) -> tuple[TokenizerConfig, Any]:
     bpe.no_padding()
     bpe.no_truncation()
     named = _transformers_names(path.parent) if Path(config.path).is_dir() else {}
-    return replace(config, path=str(path), **_special_tokens(config, bpe, named, str(path))), bpe
+    tokens = _special_tokens(config, bpe, named, str(path))
+    return replace(config, path=str(path), start=tokens["start"], end=tokens["end"], pad=tokens["pad"]), bpe
 
 
 def _special_tokens(config: TokenizerConfig, bpe: Any, named: dict[str, str], where: str) -> dict[str, str]:

@@ -4,8 +4,8 @@ import functools
 import math
 import random
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import nn
 
-from data_tools.core.errors import UsageError
 from data_tools.sample.decode import Jpeg, decode_image, open_jpeg
 from mmvit.data.patches import PatchBudget
+from mmvit.keys import Problem, key
 from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 
 _IDENTITY = np.eye(3)
@@ -45,8 +45,8 @@ Size = int | PatchBudget  # side of a square, px; or the most patches of an imag
 class PreprocessConfig:
     """What an image goes through before the tower, besides its size; stored with every model."""
 
-    mean: list[float] = field(default_factory=lambda: list(CLIP_MEAN))
-    std: list[float] = field(default_factory=lambda: list(CLIP_STD))
+    mean: list[float] = key(list(CLIP_MEAN), "mean of red, green and blue", min_length=3, max_length=3)
+    std: list[float] = key(list(CLIP_STD), "standard deviation of each", gt=0, min_length=3, max_length=3)
 
 
 @dataclass
@@ -56,32 +56,39 @@ class AugmentConfig:
     A picture that keeps its shape is not cropped; all else is done to it as to a square.
     """
 
-    crop_area: list[float] | None = field(default_factory=lambda: [0.9, 1.0])  # share of the image's area
-    zoom: list[float] | None = None  # factors, for drawings on a white ground
-    rotate: float | None = None  # up to so many degrees either way
-    shift: float | None = None  # up to this share of the side either way
-    brightness: float | None = None  # factor within 1 +- this
-    contrast: float | None = None
-    saturation: float | None = None
-    hue: float | None = None  # up to this share of the colour circle either way
-    flip: float | None = None  # probability of left and right changing places
-    rand_augment: list[int] | None = None  # number of changes, their magnitude (0 to 30): RandAugment, [2, 9] is usual
-    timm_augment: str | None = None  # RandAugment as timm has it; rand-m9-mstd0.5-inc1 is that of DeiT and Swin
-    erase: float | None = None  # probability that a rectangle of 1/50 to 1/3 of the area becomes noise
+    crop_area: list[float] | None = key(
+        [0.9, 1.0],
+        "random square crop: smallest and largest fraction of the area; null: off",
+        min_length=2,
+        max_length=2,
+    )
+    zoom: list[float] | None = key(
+        None, "smallest and largest factor, for images on a white ground", min_length=2, max_length=2
+    )
+    rotate: float | None = key(None, "up to this many degrees either way", ge=0)
+    shift: float | None = key(None, "up to this fraction of the side either way", ge=0)
+    brightness: float | None = key(None, "factor within 1 +- this", ge=0)
+    contrast: float | None = key(None, "factor within 1 +- this", ge=0)
+    saturation: float | None = key(None, "factor within 1 +- this", ge=0)
+    hue: float | None = key(None, "up to this fraction of the colour circle either way", ge=0)
+    flip: float | None = key(None, "probability of a horizontal flip", ge=0, le=1)
+    rand_augment: list[int] | None = key(
+        None, "RandAugment: number of changes, magnitude (0 to 30); usual: [2, 9]", min_length=2, max_length=2
+    )
+    timm_augment: str | None = key(None, "RandAugment in timm's notation; DeiT and Swin: rand-m9-mstd0.5-inc1")
+    erase: float | None = key(
+        None, "probability that a rectangle of 1/50 to 1/3 of the area becomes noise (random erasing)", ge=0, le=1
+    )
 
-
-def check_augment(config: AugmentConfig, where: str) -> None:
-    """Raise UsageError, naming the key below `where`, for changes that there are not."""
-    strength = config.rand_augment
-    if strength is not None and not (len(strength) == 2 and strength[0] >= 1 and 0 <= strength[1] <= 30):
-        hint = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
-        raise UsageError(f"{where}.rand_augment is {strength}", where=f"{where}.rand_augment", hint=hint)
-    if config.timm_augment is not None and not _TIMM_NOTATION.fullmatch(config.timm_augment):
-        hint = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
-        raise UsageError(f"{where}.timm_augment is {config.timm_augment!r}", where=f"{where}.timm_augment", hint=hint)
-    for name, value in (("flip", config.flip), ("erase", config.erase)):
-        if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"{where}.{name} is {value}; it must be from 0 to 1", where=f"{where}.{name}")
+    def problems(self) -> Iterator[Problem]:
+        """Yield changes that do not exist."""
+        strength = self.rand_augment
+        if strength is not None and not (strength[0] >= 1 and 0 <= strength[1] <= 30):
+            hint = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
+            yield Problem("rand_augment", f"rand_augment is {strength}", hint)
+        if self.timm_augment is not None and not _TIMM_NOTATION.fullmatch(self.timm_augment):
+            hint = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
+            yield Problem("timm_augment", f"timm_augment is {self.timm_augment!r}", hint)
 
 
 def eval_pixels(image: Image.Image, size: Size) -> Pixels:

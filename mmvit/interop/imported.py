@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from data_tools.core.errors import UsageError
 from mmvit.data.tokenizers import TokenizerConfig
 from mmvit.data.transforms import PreprocessConfig
+from mmvit.layers.feed_forward import Activation
 from mmvit.models.classifier import ClassifierConfig
 from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.contract import TowerConfig
 
 Names = Mapping[str, str | Callable[["re.Match[str]"], str]]
 # Names of activations in other libraries, in their configs or as a class.
-_ACTIVATIONS = {"gelu": "gelu", "GELU": "gelu", "quick_gelu": "quick_gelu", "QuickGELU": "quick_gelu"}
-_ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "GELUTanh"), "gelu_tanh")
+_ACTIVATIONS: dict[str, Activation] = {
+    **{"gelu": "gelu", "GELU": "gelu", "quick_gelu": "quick_gelu", "QuickGELU": "quick_gelu"},
+    **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "GELUTanh": "gelu_tanh"},
+}
 
 
 class Imported(NamedTuple):
@@ -72,7 +75,7 @@ def rename_weights(state: Mapping[str, Tensor], names: Names) -> dict[str, Tenso
     return renamed
 
 
-def activation_name(theirs: str | nn.Module, where: str) -> str:
+def activation_name(theirs: str | nn.Module, where: str) -> Activation:
     """Return our name of an activation; raises UsageError if it is not supported."""
     if isinstance(theirs, nn.GELU):
         return "gelu_tanh" if theirs.approximate == "tanh" else "gelu"

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.models.pixels import PixelNorm
 from mmvit.towers.contract import Tower, TowerConfig
 from mmvit.towers.vit import ViTConfig
@@ -18,9 +19,13 @@ class ClassifierConfig:
     """Architecture of an image classifier, without its classes."""
 
     image: TowerConfig = field(default_factory=ViTConfig)
-    head: str = "linear"  # linear | hidden: with a tanh layer, as ViT has it in pre-training
-    embed_dim: int | None = None  # classify unit-length embeddings of this width, as a contrastive model does
-    image_projection: bool = True  # false: the tower's own output, of width embed_dim, is the embedding
+    head: Literal["linear", "hidden"] = key("linear", "classification head; hidden: with a tanh layer, as in ViT")
+    embed_dim: int | None = key(
+        None,
+        "classify unit-length embeddings of this width, as a contrastive model does; null: the tower's output",
+        ge=1,
+    )
+    image_projection: bool = key(True, "false: the tower's output, of width embed_dim, is the embedding")
 
 
 class ClassLogits(NamedTuple):

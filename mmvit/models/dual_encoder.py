@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches, patch_grid
 from mmvit.models.caption_decoder import CaptionDecoder
 from mmvit.models.pixels import PixelNorm
@@ -21,13 +22,13 @@ from mmvit.towers.vit import ViTConfig
 class DualEncoderConfig:
     """Architecture of a dual encoder; the defaults are those of CLIP ViT-B/32."""
 
-    embed_dim: int = 512
-    initial_logit_scale: float = 1 / 0.07  # the factor itself, not its logarithm
-    initial_logit_bias: float | None = None  # of the sigmoid loss, -10 in SigLIP; null: there is none
-    image_projection: bool = True  # false: the tower's own output, of width embed_dim, is the embedding
-    text_projection_bias: bool = False
-    caption_depth: int = 0  # blocks of the caption decoder (CoCa); 0: there is none
-    token_head: bool = False  # a linear map from the pooled image to the vocabulary (SuperClass)
+    embed_dim: int = key(512, "width of the shared embedding space", ge=1)
+    initial_logit_scale: float = key(1 / 0.07, "initial logit scale: the factor itself, not its logarithm", gt=0)
+    initial_logit_bias: float | None = key(None, "initial logit bias of the sigmoid loss, -10 in SigLIP; null: no bias")
+    image_projection: bool = key(True, "false: the image tower's output, of width embed_dim, is the embedding")
+    text_projection_bias: bool = key(False, "bias in the text projection")
+    caption_depth: int = key(0, "blocks of the caption decoder (CoCa); 0: no decoder", ge=0)
+    token_head: bool = key(False, "linear head from the pooled image to the vocabulary (SuperClass)")
     image: TowerConfig = field(default_factory=ViTConfig)
     text: TextConfig = field(default_factory=TextConfig)
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from data_tools.core.errors import did_you_mean
+from mmvit.keys import bound_problems
 from mmvit.layers.block import Block, start_as_identity
 from mmvit.layers.conv_stem import ConvStem
 from mmvit.layers.drop_path import drop_path_rates
@@ -20,7 +21,6 @@ from mmvit.towers.swin import SwinConfig, SwinTransformer
 from mmvit.towers.timm_tower import TimmConfig, TimmTower
 from mmvit.towers.vit import VisionTransformer, ViTConfig
 
-SIZES = ("image_size", "patch_size", "width", "depth", "num_heads", "window_size")  # config fields of 1 or more
 TIMM = "timm:"  # prefix of the name of a timm model
 
 
@@ -75,9 +75,8 @@ def tower_config(kind: str) -> TowerConfig:
 
 def build_image_tower(config: TowerConfig) -> Tower:
     """Build an image tower, randomly initialised; raises ValueError if sizes do not fit."""
-    for name, value in dataclasses.asdict(config).items():
-        if name in SIZES and isinstance(value, int) and value < 1:
-            raise ValueError(f"{name} is {value}; it must be 1 or more")
+    for problem in bound_problems(config):
+        raise ValueError(problem.what)
     size, stride = config.image_size, config.stride
     takes_any = isinstance(config, TimmConfig) and size >= stride and config.takes_any_size
     if size % stride and not takes_any:

@@ -133,7 +133,7 @@ def _planned_config(out: Path, minutes: float, seed: int) -> PretrainConfig:
     """
     plan, data = out / "config.yaml", out / "data"
     planned = plan.exists()
-    config = load_config(PretrainConfig, plan if planned else "quickstart")
+    config = load_config(PretrainConfig, plan if planned else "quickstart", complete=False)
     config.out, config.seed = str(out), seed
     config.data.train = [str(data / "train-*.tar")]
     config.zero_shot.data = [str(data / "val-*.tar")]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches
 
 
@@ -13,8 +14,8 @@ from mmvit.layers.patch_embedding import Patches
 class TowerConfig:
     """Fields of all image towers; `kind` is a name in TOWERS, which sets the defaults of the other fields."""
 
-    kind: str = ""
-    image_size: int = 224  # px
+    kind: str = key("", "name of the image tower; it sets the defaults of the other keys")
+    image_size: int = key(224, "side of an image, px", ge=1)
 
     @property
     def stride(self) -> int:

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.layers.drop_path import DropPath, drop_path_rates
-from mmvit.layers.feed_forward import FeedForward
+from mmvit.layers.feed_forward import Activation, FeedForward
 from mmvit.layers.patch_embedding import Patches
 from mmvit.layers.positions import Grid
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
@@ -20,17 +21,20 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 class CvTConfig(TowerConfig):
     """Architecture of a CvT, one number per stage in each list; the defaults are those of CvT-13."""
 
-    kind: str = "cvt"
-    widths: list[int] = field(default_factory=lambda: [64, 192, 384])
-    depths: list[int] = field(default_factory=lambda: [1, 2, 10])
-    num_heads: list[int] = field(default_factory=lambda: [1, 3, 6])
-    patch_sizes: list[int] = field(default_factory=lambda: [7, 3, 3])  # px of the image, then cells of the map before
-    strides: list[int] = field(default_factory=lambda: [4, 2, 2])  # between patches, which overlap
-    mlp_ratio: float = 4.0
-    activation: str = "gelu"  # as in the paper and transformers; the released weights were trained with quick_gelu
-    norm_eps: float = 1e-5
-    qkv_bias: bool = True
-    drop_path: float = 0.0  # of the last block; it rises from 0 within the last stage. Released configs: 0.1
+    kind: str = key("cvt", "name of the image tower; it sets the defaults of the other keys")
+    widths: list[int] = key([64, 192, 384], "width of each stage", ge=1)
+    depths: list[int] = key([1, 2, 10], "blocks of each stage", ge=1)
+    num_heads: list[int] = key([1, 3, 6], "attention heads of each stage", ge=1)
+    patch_sizes: list[int] = key([7, 3, 3], "patch side of each stage: px of the image, then cells of the map", ge=1)
+    strides: list[int] = key([4, 2, 2], "distance between patches of each stage; patches overlap", ge=1)
+    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    # As in the paper and transformers; the released weights were trained with quick_gelu.
+    activation: Activation = key("gelu", "activation of the feed-forward network")
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    qkv_bias: bool = key(True, "biases in the query, key and value maps")
+    drop_path: float = key(
+        0.0, "stochastic depth rate of the last block, rising from 0 within the last stage; paper: 0.1", ge=0, lt=1
+    )
 
     @property
     def stride(self) -> int:

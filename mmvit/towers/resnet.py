@@ -1,13 +1,14 @@
 """CLIP's modified ResNet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches, patch_grid
 from mmvit.layers.positions import Grid, resample_positions
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
@@ -17,11 +18,12 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 class ResNetConfig(TowerConfig):
     """Architecture of a modified ResNet; the defaults are those of CLIP RN50."""
 
-    kind: str = "resnet"
-    width: int = 1024  # of the output, which is CLIP's embedding: leave out the image projection to have the same
-    depths: list[int] = field(default_factory=lambda: [3, 4, 6, 3])  # bottlenecks of each stage
-    stem_width: int = 64  # channels after the stem; stage i (from 0) ends with 4 * 2^i times as many
-    num_heads: int = 32  # of the attention pooling
+    kind: str = key("resnet", "name of the image tower; it sets the defaults of the other keys")
+    # The output is CLIP's embedding: leave out the image projection to have the same.
+    width: int = key(1024, "width of the output", ge=1)
+    depths: list[int] = key([3, 4, 6, 3], "bottlenecks of each stage", ge=1)
+    stem_width: int = key(64, "channels after the stem; stage i (from 0) ends with 4 * 2^i times as many", ge=1)
+    num_heads: int = key(32, "heads of the attention pooling", ge=1)
 
     @property
     def stride(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.layers.attention import Attention
 from mmvit.layers.drop_path import DropPath, drop_path_rates
-from mmvit.layers.feed_forward import FeedForward
+from mmvit.layers.feed_forward import Activation, FeedForward
 from mmvit.layers.patch_embedding import PatchEmbedding, Patches
 from mmvit.layers.positions import Grid
 from mmvit.layers.relative_positions import relative_position_index, resample_offsets
@@ -27,16 +28,18 @@ HIDDEN = -100.0
 class SwinConfig(TowerConfig):
     """Architecture of a Swin Transformer; the defaults are those of Swin-T."""
 
-    kind: str = "swin"
-    patch_size: int = 4  # px
-    width: int = 96  # C, that of the first stage; each further stage doubles it
-    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])  # blocks of each stage
-    num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])  # of each stage
-    window_size: int = 7  # patches a side
-    mlp_ratio: float = 4.0
-    activation: str = "gelu"
-    norm_eps: float = 1e-5
-    drop_path: float = 0.0  # of the last block; it rises from 0. The paper's recipes: T 0.2, S 0.3, B 0.5
+    kind: str = key("swin", "name of the image tower; it sets the defaults of the other keys")
+    patch_size: int = key(4, "side of a patch, px", ge=1)
+    width: int = key(96, "width of the first stage; each further stage doubles it", ge=1)
+    depths: list[int] = key([2, 2, 6, 2], "blocks of each stage", ge=1)
+    num_heads: list[int] = key([3, 6, 12, 24], "attention heads of each stage", ge=1)
+    window_size: int = key(7, "side of a window, in patches", ge=1)
+    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    activation: Activation = key("gelu", "activation of the feed-forward network")
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    drop_path: float = key(
+        0.0, "stochastic depth rate of the last block, rising from 0; paper: T 0.2, S 0.3, B 0.5", ge=0, lt=1
+    )
 
     @property
     def stride(self) -> int:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_tools.core.errors import did_you_mean
+from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
@@ -17,7 +18,7 @@ from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 class TimmConfig(TowerConfig):
     """A timm model; `kind` is "timm:" and its name in timm."""
 
-    kind: str = "timm:resnet18"
+    kind: str = key("timm:resnet18", "timm:NAME, a model of timm")
 
     @property
     def name(self) -> str:

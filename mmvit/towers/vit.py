@@ -1,16 +1,19 @@
 """The Vision Transformer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmvit.keys import key
 from mmvit.layers.block import Block
 from mmvit.layers.conv_stem import ConvStem
+from mmvit.layers.feed_forward import Activation
 from mmvit.layers.patch_embedding import PatchEmbedding, Patches, patch_grid
 from mmvit.layers.pooling import POOLS, AttentionPool
 from mmvit.layers.positions import FIXED, LEARNED, POSITIONS, Grid
@@ -19,33 +22,40 @@ from mmvit.layers.resnet_stem import ResNetStem
 from mmvit.layers.rotary import rotary_table
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
+Pool = Literal["class", "mean", "attention"]
+Position = Literal["learned", "learned_2d", "one_hot", "sinusoidal", "sincos_2d", "relative", "rotary", "none"]
+
 
 @dataclass
 class ViTConfig(TowerConfig):
     """Architecture of a ViT; the defaults are those of CLIP ViT-B/32."""
 
-    kind: str = "vit"
-    patch_size: int = 32  # px
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    activation: str = "gelu"
-    norm_eps: float = 1e-5
-    pool: str = "class"  # class | mean | attention; only "class" adds a class token
-    pre_norm: bool = True  # LayerNorm before the first block, as CLIP has it
-    patch_bias: bool = False
-    init: str = "clip"  # clip: torch's linear maps, tables N(0, 1/width) | vit: N(0, 0.02^2) and biases of zero
-    identity_start: bool = False  # zero the blocks' output maps at the start
-    stem_channels: list[int] = field(default_factory=list)  # hybrid ViT: a stride-2 convolution a number
-    stem_residuals: list[int] = field(default_factory=list)  # residual blocks after each of them
-    stem_stages: list[int] = field(default_factory=list)  # hybrid ViT: residual units of each stage of a ResNet
-    position: str = "learned"  # learned | learned_2d | one_hot | sinusoidal | sincos_2d | relative | rotary | none
-    distilled: bool = False  # a distillation token, as DeiT has it; needs pool "class"
-    num_registers: int = 0  # further learned tokens, which the blocks alone see
-    qk_norm: bool = False  # LayerNorm on the queries and keys of each head
-    layer_scale: float | None = None  # initial factor of each channel of a residual branch; null: there is none
-    drop_path: float = 0.0  # share of samples that skip the last block in training; rises evenly from 0 in the first
+    kind: str = key("vit", "name of the image tower; it sets the defaults of the other keys")
+    patch_size: int = key(32, "side of a patch, px", ge=1)
+    width: int = key(768, "width of the tokens", ge=1)
+    depth: int = key(12, "number of blocks", ge=1)
+    num_heads: int = key(12, "attention heads of each block", ge=1)
+    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    activation: Activation = key("gelu", "activation of the feed-forward network")
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    pool: Pool = key("class", "how tokens become one vector; only class adds a class token")
+    pre_norm: bool = key(True, "LayerNorm before the first block, as in CLIP")
+    patch_bias: bool = key(False, "bias in the patch embedding")
+    init: Literal["clip", "vit"] = key(
+        "clip", "initial weights; clip: PyTorch's linear maps, tables N(0, 1/width); vit: N(0, 0.02^2), biases zero"
+    )
+    identity_start: bool = key(False, "start with the output maps of the blocks at zero")
+    stem_channels: list[int] = key([], "hybrid ViT: channels of each stride-2 convolution of the stem", ge=1)
+    stem_residuals: list[int] = key([], "residual blocks after each convolution of the stem", ge=0)
+    stem_stages: list[int] = key([], "hybrid ViT: residual units of each stage of a ResNet stem", ge=1)
+    position: Position = key("learned", "position encoding")
+    distilled: bool = key(False, "add a distillation token, as in DeiT; needs pool class")
+    num_registers: int = key(0, "number of register tokens", ge=0)
+    qk_norm: bool = key(False, "LayerNorm on the queries and keys of each head")
+    layer_scale: float | None = key(None, "initial factor of each channel of a residual branch; null: no LayerScale")
+    drop_path: float = key(
+        0.0, "stochastic depth rate of the last block, rising evenly from 0 in the first", ge=0, lt=1
+    )
 
     @property
     def stride(self) -> int:

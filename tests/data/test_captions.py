@@ -1,12 +1,14 @@
 """Where a caption comes from and the template it stands in."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
 
-from data_tools.core.errors import SampleError, UsageError
-from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, check_captions, draw_caption
+from data_tools.core.errors import SampleError
+from mmvit.config.validate import validate
+from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, draw_caption
 from mmvit.data.source import RawSample
 
 NAMES = {"en": "cat", "de": ["Katze", " ", "Kater"], "ko": " ", "fr": None}
@@ -105,20 +107,19 @@ def test_texts_are_drawn_as_often_as_their_weights_say():
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        (CaptionConfig(templates=["no place"]), "x.templates"),
-        (CaptionConfig(weights={"en": 1.0}), "x.weights"),
-        (CaptionConfig("names", weights={"en": -1.0, "de": 2.0}), "x.weights"),
-        (CaptionConfig("names", weights={"en": float("nan")}), "x.weights"),
-        (CaptionConfig("names", weights={"en": float("inf")}), "x.weights"),
-        (CaptionConfig("names", weights={"en": 0.0}), "x.weights"),
+        (CaptionConfig(templates=["no place"]), "templates"),
+        (CaptionConfig(weights={"en": 1.0}), "weights"),
+        (CaptionConfig("names", weights={"en": -1.0, "de": 2.0}), "weights"),
+        (CaptionConfig("names", weights={"en": float("nan")}), "weights"),
+        (CaptionConfig("names", weights={"en": float("inf")}), "weights"),
+        (CaptionConfig("names", weights={"en": 0.0}), "weights"),
     ],
 )
 def test_bad_settings_are_named(config: CaptionConfig, key: str):
-    with pytest.raises(UsageError) as caught:
-        check_captions(config, "x")
-    assert caught.value.where == key
+    (problem,) = validate(CaptionConfig, dataclasses.asdict(config), strict=True)[1]
+    assert problem.key.startswith(key)
 
 
 def test_good_settings():
-    check_captions(CaptionConfig(), "x")
-    check_captions(CaptionConfig("names", ["a {}"], {"en": 1.0, "de": 0.0}), "x")
+    for config in (CaptionConfig(), CaptionConfig("names", ["a {}"], {"en": 1.0, "de": 0.0})):
+        assert validate(CaptionConfig, dataclasses.asdict(config), strict=True)[1] == []

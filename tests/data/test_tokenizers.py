@@ -149,11 +149,6 @@ def test_a_file_without_the_special_tokens_is_refused(trained_file: Path, tmp_pa
     assert build_tokenizer(TokenizerConfig("file", str(path), end="other"), 24).end_of_text == vocabulary["other"]
 
 
-def test_an_unknown_kind_is_named():
-    with pytest.raises(UsageError, match="tokenizer kind 'bpe' is unknown"):
-        build_tokenizer(TokenizerConfig("bpe"), 77)
-
-
 @pytest.mark.parametrize("kind", ["clip", "trained"])
 def test_a_copy_sent_to_a_worker_gives_the_same_ids(kind: str, request: pytest.FixtureRequest):
     """Processes that are spawned, not forked, get their tokenizer pickled."""

@@ -1,5 +1,6 @@
 """Evaluation pixels are open_clip's; training pixels follow from the random state and each change does what it says."""
 
+import dataclasses
 import io
 import random
 from importlib.util import find_spec
@@ -12,12 +13,11 @@ from open_clip.transform import image_transform
 from PIL import ExifTags, Image
 from timm.data.auto_augment import rand_augment_transform
 
-from data_tools.core.errors import UsageError
 from data_tools.sample.decode import ImageError, Jpeg, decode_image, read_image
+from mmvit.config.validate import validate
 from mmvit.data import transforms
 from mmvit.data.transforms import (
     AugmentConfig,
-    check_augment,
     eval_pixels,
     train_pixels,
     train_pixels_from_bytes,
@@ -489,12 +489,13 @@ def test_nothing_is_erased_where_no_rectangle_fits(shape: tuple[int, int]):
     ],
 )
 def test_changes_that_there_are_not_name_their_key(config: AugmentConfig, key: str):
-    with pytest.raises(UsageError, match=f"data.augment.{key} is") as caught:
-        check_augment(config, where="data.augment")
-    assert caught.value.where == f"data.augment.{key}"
+    (problem,) = validate(AugmentConfig, dataclasses.asdict(config), strict=True)[1]
+    assert problem.key == key
+    assert problem.what.startswith(f"{key} ")
 
 
 @pytest.mark.parametrize("notation", ["rand-m9-mstd0.5-inc1", "rand", "rand-m15-n2-p0.3-mmax30-mstd101-inc0"])
 def test_what_passes_the_check_is_known_to_timm(notation: str):
-    check_augment(AugmentConfig(rand_augment=[2, 9], timm_augment=notation, flip=0.5, erase=0.25), where="data.augment")
+    config = AugmentConfig(rand_augment=[2, 9], timm_augment=notation, flip=0.5, erase=0.25)
+    assert validate(AugmentConfig, dataclasses.asdict(config), strict=True)[1] == []
     assert rand_augment_transform(notation, {}).ops

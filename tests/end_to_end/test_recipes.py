@@ -428,12 +428,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ):
     monkeypatch.setattr(precision, "has_bf16_units", lambda device: False)
     code, settings, words = REFUSED[case]
-    config = recipes.config(*settings)
     with pytest.raises(MmvitError) as caught:
-        pretrain(config)
+        pretrain(recipes.config(*settings))
     assert caught.value.exit_code == code
     assert words in str(caught.value)
-    assert not Path(config.out).exists()
+    assert not (recipes.folder / str(recipes.count)).exists()
 
 
 def test_refusal_is_told_by_the_program(told: Told, tiny_config: Path, tmp_path: Path):

@@ -130,3 +130,16 @@ def test_zero_shot_figures_share_the_line_of_their_step(told: Told, tiny_config:
     for line in lines:
         assert 0 <= line["zero_shot_acc1"] <= line["zero_shot_acc5"] <= 1
         assert line["loss"] > 0
+
+
+def test_print_config_validates_and_prints_a_config_that_loads_as_it_is(told: Told, tiny_config: Path, tmp_path: Path):
+    (tmp_path / "short.yaml").write_text("data: {train: digits}\nmodel: {image: {kind: swin_t}}\n")
+    for verb, config in (("pretrain", tiny_config), ("finetune", tmp_path / "short.yaml")):
+        code, out, err = told(verb, config, "train.steps=7", "--print-config")
+        assert (code, err) == (0, "")
+        (tmp_path / "printed.yaml").write_text(out)
+        assert told(verb, tmp_path / "printed.yaml", "--print-config") == (0, out, "")
+        code, out, err = told(verb, config, "train.steps=0", "optim.nam=sgd", "lora.rank=2", "--print-config")
+        assert (code, out) == (2, "")
+        assert "the config has 3 errors" in err
+        assert "did you mean 'name'?" in err

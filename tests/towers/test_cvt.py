@@ -17,7 +17,7 @@ NARROW: dict[str, Any] = {"widths": [8, 12, 16], "depths": [1, 2, 3], "num_heads
 def tower(**changes: Any) -> CvT:
     """Return a CvT of the default config with `changes`, and norms different from 1 and 0."""
     torch.manual_seed(0)
-    config = dataclasses.asdict(CvTConfig(**(NARROW | changes)))
+    config = dataclasses.asdict(CvTConfig(**NARROW)) | changes
     model = CvT(**{name: value for name, value in config.items() if name not in ("kind", "image_size")})
     with torch.no_grad():
         for module in model.modules():

@@ -1,7 +1,7 @@
 """What pretraining minimises: the losses of its config, weighted."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -57,7 +57,7 @@ class PretrainObjective:
 
     def between(self, rows: Embeddings, targets: Targets) -> dict[str, Tensor]:
         """Return the losses that compare samples, by name and weighted; `rows` are all rows of this process."""
-        groups, layout = targets.groups, cast(Layout, self.config.layout)
+        groups, layout = targets.groups, self.config.layout
         views: list[tuple[Tensor, Tensor | None, Tensor | None]]
         if self.config.joint_captions:
             own = _own_groups(rows.image) if groups is None else groups[:, 0]

@@ -23,7 +23,7 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         UsageError: as `load_config`; or there is neither the model nor the run.
         CheckpointError: `train.init` is there and no model folder.
     """
-    tree = read_tree(source, overrides)
+    tree = read_tree(source, overrides, FinetuneConfig)
     init = _at(tree, "train").get("init")
     if isinstance(init, str) and init:
         found = _settings(init, Path(str(tree.get("out", FinetuneConfig.out))))

@@ -135,8 +135,10 @@ def test_state_with_adapters_is_taken_up_exactly(model: DualEncoder):
 
 
 def test_unknown_map_and_missing_package_are_told(model: DualEncoder, monkeypatch: pytest.MonkeyPatch):
+    config = LoraConfig(rank=2)
+    config.targets = ["query"]
     with pytest.raises(UsageError, match="no linear map 'query'") as error:
-        add_adapters(model, LoraConfig(rank=2, targets=["query"]))
+        add_adapters(model, config)
     assert error.value.where == "lora.targets"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="need peft") as error:

@@ -1,0 +1,162 @@
+"""Validation of configs: unknown keys, types, bounds and the rules between keys, all problems at once."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from data_tools.core.errors import UsageError, did_you_mean
+from mmvit.keys import Problem, key_of
+from mmvit.models.image_towers import tower_config
+from mmvit.towers.contract import TowerConfig
+from mmvit.towers.vit import ViTConfig
+
+Config = TypeVar("Config")
+
+
+def validate(
+    cls: type[Config], tree: Any, *, strict: bool = False, complete: bool = True
+) -> tuple[Config, list[Problem]]:
+    """Return the config that dicts and lists describe, with defaults in place of wrong values, and the problems.
+
+    Args:
+        cls: a config whose fields all have defaults.
+        tree: the values to set; an image tower gets the defaults of its `kind`.
+        strict: refuse values of another type, such as "5" for 5, instead of converting them.
+        complete: apply the rules between keys too; some ask for keys that a recipe leaves open.
+    """
+    fit = _Fit(strict)
+    config = fit.config(cls(), tree, "")
+    if complete:
+        fit.problems += [problem for problem in _rule_problems(config) if not _follows(problem, fit.problems)]
+    return config, fit.problems
+
+
+def refuse(problems: Sequence[Problem], where: str | None = None) -> None:
+    """Raise one UsageError for all problems, where there are any; `where` is the file that the values come from."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        (problem,) = problems
+        raise UsageError(problem.what, where=", ".join(filter(None, [problem.key, where])), hint=problem.hint)
+    lines = []
+    for problem in problems:
+        what = problem.what if problem.key in problem.what else f"{problem.key}: {problem.what}"
+        lines.append("\n    ".join(filter(None, [f"  - {what}", problem.hint and f"  hint: {problem.hint}"])))
+    raise UsageError("\n".join([f"the config has {len(problems)} errors", *lines]), where=where)
+
+
+class _Fit:
+    """Put values into a config, and note those that do not fit."""
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.problems: list[Problem] = []
+
+    def config(self, base: Any, tree: Any, name: str) -> Any:
+        """Set the keys of a config and return it."""
+        if not isinstance(tree, dict):
+            what = f"{name or 'the config'} is {_shown(tree)}; it must be a mapping of keys to values"
+            self.problems.append(Problem(name, what))
+            return base
+        prefix = f"{name}." if name else ""
+        if isinstance(base, TowerConfig):
+            try:
+                base = tower_config(str(tree.get("kind", ViTConfig.kind)))
+            except ValueError as error:
+                self.problems.append(Problem(f"{prefix}kind", str(error)))
+                return base
+        entries = {entry.name: entry for entry in dataclasses.fields(base)}
+        for key, value in tree.items():
+            if key in entries:
+                setattr(base, key, self.value(entries[key], getattr(base, key), value, f"{prefix}{key}"))
+            else:
+                hint = did_you_mean(str(key), entries) or f"keys here: {', '.join(entries)}"
+                of = f", which {base.kind} does not have" if isinstance(base, TowerConfig) and "kind" in tree else ""
+                self.problems.append(Problem(f"{prefix}{key}", f"unknown config key {prefix}{key}{of}", hint))
+        return base
+
+    def value(self, entry: "dataclasses.Field[Any]", default: Any, value: Any, name: str) -> Any:
+        """Return the value of a field as its type has it, or the default where it does not fit."""
+        if is_dataclass(entry.type):
+            return self.config(default, value, name)
+        if get_origin(entry.type) is list and not self.strict and not isinstance(value, list):
+            value = [] if value == "" else [value]  # a single value for a list
+        (item_type,) = get_args(entry.type) if get_origin(entry.type) is list else (None,)
+        if isinstance(item_type, type) and is_dataclass(item_type) and isinstance(value, list):
+            found = [self.config(item_type(), item, f"{name}[{i}]") for i, item in enumerate(value)]
+            problems: list[Problem] = []
+        else:
+            found, problems = _converted(entry.type, value, name, self.strict)
+        declared = key_of(entry)
+        if declared and not problems:
+            problems = list(declared.problems(name, found))
+        self.problems += problems
+        return default if problems else found
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    return TypeAdapter(kind, config=ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False))
+
+
+def _converted(kind: Any, value: Any, name: str, strict: bool) -> tuple[Any, list[Problem]]:
+    """Return the value as the type has it, and what is wrong with it."""
+    if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:  # which pydantic takes for 0 or 1
+        return value, [Problem(name, f"{name} is {_shown(value)}; it must be a number")]
+    try:
+        return _adapter(kind).validate_python(value, strict=strict), []
+    except ValidationError as error:
+        return value, [_type_problem(kind, name, dict(each)) for each in error.errors(include_url=False)]
+
+
+def _type_problem(kind: Any, name: str, error: dict[str, Any]) -> Problem:
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    value, hint = error["input"], None
+    if error["type"] == "literal_error":
+        hint = did_you_mean(str(value), _choices(kind)) or f"choose from {', '.join(_choices(kind))}"
+    elif error["type"] == "list_type":
+        hint = f"{name}=[...]" + (", or null" if type(None) in get_args(kind) else "")
+    what = str(error["msg"]).replace("Input should be", "it must be")
+    return Problem(name + place, f"{name}{place} is {_shown(value)}; {what}", hint)
+
+
+def _choices(kind: Any) -> list[str]:
+    """Return the choices of a type, also of one that holds it."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [choice for part in get_args(kind) for choice in _choices(part)]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as YAML has it, cut where it is long."""
+    plain = {None: "null", True: "true", False: "false"}
+    return plain[value] if value is None or isinstance(value, bool) else f"{value!r:.60}"
+
+
+def _rule_problems(config: Any, prefix: str = "") -> Iterator[Problem]:
+    """Yield what breaks the rules of a config and of those in it."""
+    if hasattr(config, "problems"):
+        yield from (problem.below(prefix) for problem in config.problems())
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from _rule_problems(value, f"{prefix}{entry.name}.")
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                if is_dataclass(item):
+                    yield from _rule_problems(item, f"{prefix}{entry.name}[{i}].")
+
+
+def _follows(problem: Problem, earlier: Sequence[Problem]) -> bool:
+    """Tell whether a rule was broken by a value that is wrong by itself."""
+    wrong = [each.key for each in earlier]
+    names = (problem.key, *problem.others)
+    return any(_holds(name, key) or _holds(key, name) for name in names for key in wrong)
+
+
+def _holds(name: str, key: str) -> bool:
+    return key == name or key.startswith((f"{name}.", f"{name}["))
