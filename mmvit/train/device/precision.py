@@ -7,7 +7,6 @@ import torch
 
 from data_tools.core.errors import UsageError
 
-
 OVERRIDE = "MMVIT_BF16_UNITS"
 
 
