@@ -3,6 +3,7 @@
 Shapes in signatures are checked, nothing leaves this machine, no window opens.
 """
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -14,7 +15,9 @@ from typing import Any
 import jaxtyping
 import pytest
 
-# Programs that the tests start inherit these.
+# Before the first import of torch; programs that the tests start inherit these. Each worker of pytest computes on one
+# thread, and so does each program: threads that wait for each other's cores cost more than they bring.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -40,19 +43,45 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
 
 
-@pytest.fixture(scope="session")
-def one_thread() -> dict[str, str]:
-    """The environment of a program that computes on one thread, so that runs side by side do not slow each other."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+@pytest.fixture
+def fp32_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without bf16 units, also for the programs that are started: what is exact is tested in fp32."""
+    monkeypatch.setenv("MMVIT_BF16_UNITS", "0")
+
+
+@pytest.fixture
+def bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with bf16 units, which are emulated where there are none."""
+    monkeypatch.setenv("MMVIT_BF16_UNITS", "1")
 
 
 @pytest.fixture(scope="session")
-def mmvit(one_thread: dict[str, str]) -> Program:
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Have the first worker of pytest that asks build a folder, and return it to all."""
+
+    def build_once(name: str, build: Callable[[Path], object]) -> Path:
+        root = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            root = root.parent
+        folder, done = root / f"{name}-once", root / f"{name}-once.done"
+        with (root / f"{name}-once.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return build_once
+
+
+@pytest.fixture(scope="session")
+def mmvit() -> Program:
     """Run the program `mmvit` to its end, in a process of its own."""
 
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "mmvit", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=one_thread)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
     return run
 
@@ -97,13 +126,12 @@ def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 @pytest.fixture(scope="session")
-def emoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def emoji_folder(built_once: Callable[..., Path]) -> Path:
     """The drawings of two vendors to train on and of one that is held out, with English and Korean names."""
     from data_tools.demo.emoji import EmojiOptions, write_emoji
 
-    folder = tmp_path_factory.mktemp("emoji") / "data"
-    write_emoji(folder, EmojiOptions(vendors=("Goog", "Twtr", "Sams"), languages=("en", "ko")))
-    return folder
+    options = EmojiOptions(vendors=("Goog", "Twtr", "Sams"), languages=("en", "ko"))
+    return built_once("emoji", lambda folder: write_emoji(folder / "data", options)) / "data"
 
 
 @pytest.fixture(scope="session")
@@ -137,11 +165,14 @@ def cut_emoji(emoji_folder: Path) -> Callable[[Path, list[int] | None, int, int]
 
 
 @pytest.fixture(scope="session")
-def tiny_data(cut_emoji: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred drawings: train-*.tar, val-*.tar, names and a tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny")
-    cut_emoji(folder, None, NUM_TRAIN, NUM_VAL)
-    return folder
+def tiny_data(request: pytest.FixtureRequest, built_once: Callable[..., Path]) -> Path:
+    """A few hundred drawings: train-*.tar, val-*.tar, names and a tokenizer, with the config `tiny.yaml`."""
+
+    def build(folder: Path) -> None:
+        request.getfixturevalue("cut_emoji")(folder, None, NUM_TRAIN, NUM_VAL)
+        _write_tiny_config(folder)
+
+    return built_once("tiny", build)
 
 
 @pytest.fixture(scope="session")
@@ -166,24 +197,24 @@ def spoiled_data(tiny_data: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_data: Path) -> Path:
-    """A run of seconds with all that a run can have: a stem, Muon beside AdamW, two captions, augmentation."""
-    return _write_tiny_config(tiny_data)
+    """A run of seconds with all that a run can have: a stem, Muon and AdamW, two captions, augmentation."""
+    return tiny_data / "tiny.yaml"
 
 
-def _write_tiny_config(folder: Path) -> Path:
+def _write_tiny_config(folder: Path) -> None:
     from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 
     tokenizer = build_tokenizer(TokenizerConfig("file", str(folder / "tokenizer.json")), 24)
     sizes = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
-    path = folder / "tiny.yaml"
-    path.write_text(TINY_CONFIG.format(folder=folder, **sizes))
-    return path
+    (folder / "tiny.yaml").write_text(TINY_CONFIG.format(folder=folder, **sizes))
 
 
 @pytest.fixture(scope="session")
-def finished_run(mmvit: Program, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(mmvit: Program, tiny_config: Path, built_once: Callable[..., Path]) -> Path:
     """The folder of a finished run of the tiny config; its data are never changed."""
-    out = tmp_path_factory.mktemp("run") / "run"
-    done = mmvit("pretrain", tiny_config, f"out={out}")
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def build(folder: Path) -> None:
+        done = mmvit("pretrain", tiny_config, f"out={folder / 'run'}")
+        assert done.returncode == 0, done.stderr
+
+    return built_once("finished", build) / "run"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
 from torch import nn
 
@@ -46,9 +47,13 @@ def open_accelerator(config: RunConfig) -> Accelerator:
     # The others wait while the main process indexes shards or evaluates, which may take hours; `Watch` is what ends
     # a run whose processes wait for one that is gone.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    precision = _mixed_precision(config.train.precision)
+    # Accelerate has one precision per Python process and refuses another; the process group is kept.
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()
     with joining(config.train.timeout_s):
         return Accelerator(
-            mixed_precision=_mixed_precision(config.train.precision),
+            mixed_precision=precision,
             kwargs_handlers=[patience, ddp_arguments()],
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever a launcher's file says
             **tracker_arguments(config.train.trackers, Path(config.out)),

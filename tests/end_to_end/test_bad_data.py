@@ -5,15 +5,14 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from support.processes import launch
 
 from data_tools.tar.expand import expand_shards
 from mmvit.checkpoint import latest_checkpoint
@@ -32,31 +31,16 @@ Start = Callable[..., list[Process]]
 
 
 @pytest.fixture
-def start(tiny_config: Path, one_thread: dict[str, str]) -> Iterator[Start]:
+def start(tiny_config: Path) -> Iterator[Start]:
     """Start the processes of a run, each in a group of its own; none outlives the test."""
     started: list[Process] = []
 
     def popen(out: Path, data: Path, *settings: str, world_size: int = 1, patch: str = "") -> list[Process]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         program = ["-c", f"{patch}\nfrom mmvit.cli import main\nmain()"]
         named = {setting.partition("=")[0]: setting for setting in (*SETTINGS, *settings)}  # the later one counts
         command = [*program, "pretrain", str(tiny_config), f"out={out}", f"data.train=[{data}]", *named.values()]
-        for rank in range(world_size):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-            environment = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment |= one_thread | {name: str(value) for name, value in place.items()}
-            with errors_of(out, rank).open("a") as errors:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, *command],
-                        stdout=subprocess.DEVNULL,
-                        stderr=errors,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                )
+        fp32 = {"MMVIT_BF16_UNITS": "0"}  # the same arithmetic on every machine
+        started.extend(launch(world_size, command, lambda rank: errors_of(out, rank), fp32))
         return started[-world_size:]
 
     yield popen

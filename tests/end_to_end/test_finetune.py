@@ -4,9 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.processes import launch
 
 from data_tools.core.errors import CheckpointError, DataError, UsageError
 from data_tools.demo.digits import write_digits
@@ -135,17 +133,9 @@ def test_parts_of_a_batch_are_the_batch(configure: Configure):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(configure: Configure, one_thread: dict[str, str], tmp_path: Path):
+def test_two_processes_give_the_losses_of_one(configure: Configure, tmp_path: Path):
     one = finetune(configure("one", "mix.mixup=0.2", "mix.cutmix=1.0", "data.repeats=3")).parent
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "mmvit", "finetune", str(one / "config.yaml"), f"out={tmp_path / 'two'}"]
-    ranks = [
-        {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | place | one_thread
-        for rank in "01"
-    ]
-    processes = [subprocess.Popen(command, env=environment) for environment in ranks]
+    processes = launch(2, ["-m", "mmvit", "finetune", str(one / "config.yaml"), f"out={tmp_path / 'two'}"])
     assert [process.wait(300) for process in processes] == [0, 0]
     assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-5)
 

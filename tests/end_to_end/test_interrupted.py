@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import processes
 
 from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 
@@ -22,14 +23,13 @@ SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.save_every=3", "
 LIMIT_S = 120  # for whatever is waited for
 MOMENTS = ("start", "step", "save")
 
-Start = Callable[[Path], "subprocess.Popen[str]"]
+Start = Callable[[Path], "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture(scope="module")
 def start(
     tiny_config: Path,
     spoiled_data: Callable[..., Path],
-    one_thread: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Start]:
     """Start the run in a process of its own, which does not outlive the tests; every fifth sample is bad."""
@@ -37,19 +37,10 @@ def start(
     data = spoiled_data(tmp_path_factory.mktemp("data"), broken=range(0, 300, 5))
     settings = (f"data.train=[{data}]", *SETTINGS)
 
-    def popen(out: Path) -> "subprocess.Popen[str]":
+    def popen(out: Path) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "mmvit", "pretrain", str(tiny_config), f"out={out}", *settings]
-        with (out.parent / "errors.txt").open("a") as errors:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                text=True,
-                env=one_thread,
-                start_new_session=True,
-            )
-        started.append(process)
-        return process
+        started.append(processes.start(command, out.parent / "errors.txt"))
+        return started[-1]
 
     yield popen
     for process in started:
@@ -95,7 +86,7 @@ def unfinished_saves(run: Path) -> set[Path]:
     return set((run / "checkpoints").glob(".step-*")) if (run / "checkpoints").exists() else set()
 
 
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
     """Wait for the condition, and fail where the process ends or the limit passes first."""
     limit = time.monotonic() + LIMIT_S
     while not condition():
@@ -104,7 +95,7 @@ def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") 
         time.sleep(0.0005)
 
 
-def kill_at(moment: str, rng: random.Random, process: "subprocess.Popen[str]", run: Path) -> str:
+def kill_at(moment: str, rng: random.Random, process: "subprocess.Popen[bytes]", run: Path) -> str:
     """Kill -9 about the moment, a random time after it came; returns where the kill landed."""
     before, garbage = num_steps(run), unfinished_saves(run)
     reached = before + rng.randint(1, 3)

@@ -17,16 +17,14 @@ BATCH_SIZE = 24
 LIMIT_S = 300
 
 
-def load_all(config: Path, folder: Path, environment: dict[str, str]) -> dict[tuple[int, int, int], str]:
+def load_all(config: Path, folder: Path) -> dict[tuple[int, int, int], str]:
     """Return the SHA-256 of some global batches for each layout, from a real process for each rank, two at a time."""
     ranks = [(rank, world_size) for world_size in WORLD_SIZES for rank in range(world_size)]
     outputs = {place: folder / f"{place[0]}-of-{place[1]}.json" for place in ranks}
     program = Path(__file__).with_name("layout_rank.py")
     for start in range(0, len(ranks), 2):
         running = [
-            subprocess.Popen(
-                [sys.executable, str(program), str(config), *map(str, place), str(outputs[place])], env=environment
-            )
+            subprocess.Popen([sys.executable, str(program), str(config), *map(str, place), str(outputs[place])])
             for place in ranks[start : start + 2]
         ]
         assert [process.wait(LIMIT_S) for process in running] == [0] * len(running)
@@ -49,7 +47,6 @@ def test_24_layouts_have_the_same_batches(
     tiny_config: Path,
     tiny_data: Path,
     spoiled_data: Callable[..., Path],
-    one_thread: dict[str, str],
     tmp_path: Path,
     mixed: bool,
 ):
@@ -66,6 +63,6 @@ def test_24_layouts_have_the_same_batches(
     assert told not in text
     config = tmp_path / "config.yaml"
     config.write_text(curriculum + text.replace("batch_size: 32", f"batch_size: {BATCH_SIZE}"))
-    hashes = load_all(config, tmp_path, one_thread)
+    hashes = load_all(config, tmp_path)
     assert len(hashes) == 24
     assert len(set(hashes.values())) == 1, hashes

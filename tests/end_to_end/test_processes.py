@@ -3,7 +3,6 @@
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,18 +11,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from support.processes import launch, launcher, start
 
 from data_tools.tar.expand import expand_shards
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.batches import BatchSplit, TrainBatches
 from mmvit.data.shards import IndexedShards
 from mmvit.data.tokenizers import build_tokenizer
+from mmvit.train.loop import pretrain as run_to_end
 from mmvit.train.record.run_log import read_log
 
 STEPS = 20
 BATCH_SIZE = 24
 SETTINGS = (f"train.steps={STEPS}", f"train.batch_size={BATCH_SIZE}", "train.log_every=1", "train.save_every=4")
 TOLERANCE = 1e-5  # relative, in fp32: sums over the batch are added up in another order
+BF16_TOLERANCE = 0.004  # relative, of a loss in bf16: its unit in the last place
 LIMIT_S = 180
 DDP = """
 compute_environment: LOCAL_MACHINE
@@ -37,41 +39,24 @@ use_cpu: false
 FSDP2 = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
 
 
-def launched(*how: str) -> list[str]:
-    """A command of `accelerate launch` on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return [sys.executable, "-m", "accelerate.commands.launch", *how, "--main_process_port", port]
-
-
-def two(*how: str) -> list[str]:
-    told = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    return launched(*how, *told)
-
-
 def pretrain(
-    config: Path, out: Path, environment: dict[str, str], launch: Sequence[str] = (sys.executable,)
-) -> "subprocess.Popen[str]":
+    config: Path, out: Path, launch: Sequence[str] = (sys.executable,), *settings: str, bf16: bool = False
+) -> "subprocess.Popen[bytes]":
     """Start a run in a process group of its own.
 
     `accelerate launch --cpu` starts a single process, whatever number it is given; two on processors need --multi_gpu.
     """
-    command = [*launch, "-m", "mmvit", "pretrain", str(config), f"out={out}", *SETTINGS]
-    environment = environment | {"ACCELERATE_USE_CPU": "true"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            command, stdout=output, stderr=output, text=True, env=environment, start_new_session=True
-        )
+    command = [*launch, "-m", "mmvit", "pretrain", str(config), f"out={out}", *SETTINGS, *settings]
+    units = "1" if bf16 else "0"  # the same arithmetic on every machine
+    return start(command, out.parent / "output.txt", ACCELERATE_USE_CPU="true", MMVIT_BF16_UNITS=units)
 
 
-def finish(process: "subprocess.Popen[str]", out: Path) -> Path:
+def finish(process: "subprocess.Popen[bytes]", out: Path) -> Path:
     assert process.wait(LIMIT_S) == 0, (out.parent / "output.txt").read_text()
     return out
 
 
-def wait_for_step(step: int, process: "subprocess.Popen[str]", out: Path) -> None:
+def wait_for_step(step: int, process: "subprocess.Popen[bytes]", out: Path) -> None:
     limit = time.monotonic() + LIMIT_S
     while len(read_log(out / "log.jsonl")) < step:
         assert process.poll() is None, (out.parent / "output.txt").read_text()
@@ -111,17 +96,17 @@ def spoiled_config(
 
 
 @pytest.fixture(scope="module")
-def one_process(spoiled_config: Path, one_thread: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(spoiled_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one") / "run"
-    return finish(pretrain(spoiled_config, out, one_thread), out)
+    return finish(pretrain(spoiled_config, out), out)
 
 
 @pytest.fixture(scope="module")
-def two_processes(spoiled_config: Path, one_thread: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(spoiled_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "run"
     told = out.with_name("ddp.yaml")
     told.write_text(DDP)
-    return finish(pretrain(spoiled_config, out, one_thread, launched("--config_file", str(told))), out)
+    return finish(pretrain(spoiled_config, out, launcher(None, "--config_file", str(told))), out)
 
 
 def test_two_processes_follow_one(one_process: Path, two_processes: Path):
@@ -130,13 +115,30 @@ def test_two_processes_follow_one(one_process: Path, two_processes: Path):
     assert_same_course(one_process, two_processes)
 
 
+@pytest.mark.usefixtures("bf16_units")
+def test_two_processes_follow_one_in_bf16(tiny_config: Path, tmp_path: Path):
+    """Gradients of half a batch are rounded to bf16 each, so that the runs part after the first step."""
+    settings = ("train.steps=4", "train.batch_size=8", "train.log_every=1", "train.precision=auto")
+    command = ["-m", "mmvit", "pretrain", str(tiny_config), f"out={tmp_path / 'two'}", *settings]
+    ranks = launch(2, command, lambda rank: tmp_path / "output.txt")
+    one = read_log(
+        run_to_end(load_config(PretrainConfig, tiny_config, [f"out={tmp_path / 'one'}", *settings])).parent
+        / "log.jsonl"
+    )
+    assert [rank.wait(LIMIT_S) for rank in ranks] == [0, 0], (tmp_path / "output.txt").read_text()
+    two = read_log(tmp_path / "two" / "log.jsonl")
+    worst = [abs(a["loss"] - b["loss"]) / a["loss"] for a, b in zip(one, two, strict=True)]
+    print("relative differences:", worst)
+    assert max(worst) <= BF16_TOLERANCE
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_stopped_run_goes_on_with_another_number_of_processes(
-    one_process: Path, spoiled_config: Path, one_thread: dict[str, str], tmp_path: Path, before: int, after: int
+    one_process: Path, spoiled_config: Path, tmp_path: Path, before: int, after: int
 ):
     """Of two the launcher is stopped; it has an exit code of its own."""
-    run, launch = tmp_path / "run", {1: [sys.executable], 2: two("--multi_gpu")}
-    process = pretrain(spoiled_config, run, one_thread, launch[before])
+    run, launch = tmp_path / "run", {1: [sys.executable], 2: launcher(2, "--multi_gpu")}
+    process = pretrain(spoiled_config, run, launch[before])
     wait_for_step(7, process, run)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == (143 if before == 1 else 1)
@@ -144,16 +146,14 @@ def test_stopped_run_goes_on_with_another_number_of_processes(
     assert 7 <= stopped_at < STEPS
     assert max(path.name for path in (run / "checkpoints").glob("step-*")) == f"step-{stopped_at:08d}"
     assert f"stopped at step {stopped_at} with the state saved" in (tmp_path / "output.txt").read_text()
-    finish(pretrain(spoiled_config, run, one_thread, launch[after]), run)
+    finish(pretrain(spoiled_config, run, launch[after]), run)
     assert f"resuming at step {stopped_at}" in (tmp_path / "output.txt").read_text()
     assert_same_course(one_process, run)
 
 
 @pytest.mark.slow
-def test_sharding_on_processors_is_told_and_trains_without(
-    two_processes: Path, spoiled_config: Path, one_thread: dict[str, str], tmp_path: Path
-):
-    finish(pretrain(spoiled_config, tmp_path / "run", one_thread, two(*FSDP2)), tmp_path / "run")
+def test_sharding_on_processors_is_told_and_trains_without(two_processes: Path, spoiled_config: Path, tmp_path: Path):
+    finish(pretrain(spoiled_config, tmp_path / "run", launcher(2, *FSDP2)), tmp_path / "run")
     output = (tmp_path / "output.txt").read_text()
     assert "accelerate shards on accelerators only" in output
     assert "steps of 24 over 2 processes" in output
@@ -194,23 +194,29 @@ def test_each_sample_of_an_epoch_is_used_once(tiny_config: Path, world_size: int
     assert used[:num_samples] != used[num_samples : 2 * num_samples]  # each epoch has an order of its own
 
 
-def test_lone_process_is_told(tiny_config: Path, one_thread: dict[str, str], tmp_path: Path):
-    command = [*two("--cpu"), "-m", "mmvit", "pretrain", str(tiny_config), f"out={tmp_path / 'run'}", "--dry-run"]
-    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, check=True, timeout=LIMIT_S)
+def test_lone_process_is_told(tiny_config: Path, tmp_path: Path):
+    command = [
+        *launcher(2, "--cpu"),
+        "-m",
+        "mmvit",
+        "pretrain",
+        str(tiny_config),
+        f"out={tmp_path / 'run'}",
+        "--dry-run",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert "this run has one process" in done.stderr
 
 
 @pytest.mark.slow
-def test_two_killed_processes_end_with_the_same_bytes(
-    two_processes: Path, spoiled_config: Path, one_thread: dict[str, str], tmp_path: Path
-):
+def test_two_killed_processes_end_with_the_same_bytes(two_processes: Path, spoiled_config: Path, tmp_path: Path):
     run = tmp_path / "run"
     for target in (2, 9):
-        process = pretrain(spoiled_config, run, one_thread, two("--multi_gpu"))
+        process = pretrain(spoiled_config, run, launcher(2, "--multi_gpu"))
         wait_for_step(target, process, run)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(LIMIT_S)
-    finish(pretrain(spoiled_config, run, one_thread, two("--multi_gpu")), run)
+    finish(pretrain(spoiled_config, run, launcher(2, "--multi_gpu")), run)
     for name in ("model/model.safetensors", f"checkpoints/step-{STEPS:08d}/optimizer.safetensors"):
         digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder in (run, two_processes)]
         assert digests[0] == digests[1], name

@@ -15,7 +15,7 @@ from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 Told = Callable[..., tuple[int, str, str]]
 
 
-def test_run_folder_holds_what_is_promised(finished_run: Path, tiny_config: Path, tiny_data: Path):
+def test_run_folder_holds_what_is_promised(finished_run: Path, tiny_config: Path, tiny_data: Path, tmp_path: Path):
     assert sorted(path.name for path in finished_run.iterdir()) == ["checkpoints", "config.yaml", "log.jsonl", "model"]
     assert [path.name for path in sorted((finished_run / "checkpoints").iterdir())] == [
         "step-00000016",
@@ -29,8 +29,8 @@ def test_run_folder_holds_what_is_promised(finished_run: Path, tiny_config: Path
 
     encoder = mmvit.load(finished_run / "model")
     sample = IndexedShards([tiny_data / "val-00000.tar"]).read(0)
-    (tiny_data / "val0.png").write_bytes(sample.image)
-    rows = torch.cat([encoder.encode_image([tiny_data / "val0.png"]), encoder.encode_text([sample.caption])])
+    (tmp_path / "val0.png").write_bytes(sample.image)
+    rows = torch.cat([encoder.encode_image([tmp_path / "val0.png"]), encoder.encode_text([sample.caption])])
     assert rows.shape == (2, 32)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
 

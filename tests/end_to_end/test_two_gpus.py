@@ -1,13 +1,11 @@
 """Two GPUs follow one: DDP and FSDP2 through `accelerate launch`, with NCCL."""
 
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.processes import launcher
 
 from mmvit.train.record.run_log import read_log
 
@@ -21,13 +19,8 @@ TOLERANCE = 1e-4  # relative; kernels add up in another order
 
 
 def pretrain(config: Path, out: Path, num_processes: int, *how: str) -> list[float]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = ("--num_processes", str(num_processes), "--num_machines", "1", "--mixed_precision", "no")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *how, *told, "--dynamo_backend", "no"]
-    command = [*launch, "--main_process_port", port, "-m", "mmvit", "pretrain", str(config), f"out={out}", *SETTINGS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S, env=os.environ.copy())
+    command = [*launcher(num_processes, *how), "-m", "mmvit", "pretrain", str(config), f"out={out}", *SETTINGS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     return [line["loss"] for line in read_log(out / "log.jsonl")]
 

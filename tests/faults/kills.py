@@ -12,13 +12,16 @@ import hashlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a program it has the folder of this file alone
+
+from support.processes import launch
 
 from mmvit.checkpoint import latest_checkpoint
 from mmvit.train.record.run_log import read_log
@@ -38,32 +41,9 @@ def start(
     config: Path, out: Path, num_steps: int, num_processes: int = NUM_PROCESSES
 ) -> list["subprocess.Popen[bytes]"]:
     """Start the processes of the run as a launcher does, each in a group of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "mmvit",
-        "pretrain",
-        str(config),
-        f"out={out}",
-        f"train.steps={num_steps}",
-        *SETTINGS,
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    processes = []
-    for rank in range(num_processes):
-        place = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-        ranks = ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if num_processes > 1 else {}
-        with (out.parent / f"output-{rank}.txt").open("ab") as output:
-            processes.append(
-                subprocess.Popen(
-                    command, stdout=output, stderr=output, env=os.environ | place | ranks, start_new_session=True
-                )
-            )
-    return processes
+    program = ["-m", "mmvit", "pretrain", str(config), f"out={out}", f"train.steps={num_steps}", *SETTINGS]
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    return launch(num_processes, program, lambda rank: out.parent / f"output-{rank}.txt", one_thread)
 
 
 def kill(processes: list["subprocess.Popen[bytes]"], ranks: list[int]) -> None:

@@ -3,12 +3,12 @@
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from support.processes import launch, launcher, start
 
 PROGRAM = Path(__file__).with_name("faulty_rank.py")
 TIMEOUT_S = 15  # of the run, for a process without progress
@@ -56,30 +56,14 @@ class Outcome(NamedTuple):
     output: str
 
 
-def run(case: Case, arguments: list[str], environment: dict[str, str], folder: Path) -> Outcome:
+def run(case: Case, arguments: list[str], folder: Path) -> Outcome:
     """Run two processes with a fault to the end of both; kills what is left after the limit."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     program = [str(PROGRAM), case.kind, str(case.rank), str(case.step), case.phase, *arguments]
-    environment = environment | {"ACCELERATE_USE_CPU": "true"}
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "output.txt"
-    with path.open("w") as output:
-
-        def start(command: list[str], **places: str) -> "subprocess.Popen[bytes]":
-            return subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment | places, start_new_session=True
-            )
-
-        if case.launched:
-            told = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *told]
-            processes = [start([*launch, "--main_process_port", port, *program])]
-        else:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            ranks = [place | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-            processes = [start([sys.executable, *program], **rank) for rank in ranks]
+    if case.launched:
+        processes = [start([*launcher(2, "--multi_gpu"), *program], path, ACCELERATE_USE_CPU="true")]
+    else:
+        processes = launch(2, program, lambda rank: path)
     seconds = wait(processes, path, frozen=None if case.launched or case.kind != "freeze" else case.rank)
     return Outcome([process.wait() for process in processes], seconds, path.read_text())
 

@@ -37,9 +37,7 @@ Check = Callable[[Case], list[str]]
 
 
 @pytest.fixture
-def check(
-    tiny_config: Path, tiny_data: Path, one_thread: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> Check:
+def check(tiny_config: Path, tiny_data: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Check:
     """Run a case, print its line of the table, and return what is wrong with it."""
 
     def run_case(case: Case) -> list[str]:
@@ -50,7 +48,7 @@ def check(
         arguments += [*zero_shot, "zero_shot.every=4"] if case.phase == "evaluation" else []
         if case.kind in ("other_run", "spoiled_run"):
             shutil.copytree(request.getfixturevalue("finished_run"), tmp_path / "run-finished")
-        outcome = run(case, arguments, one_thread, tmp_path)
+        outcome = run(case, arguments, tmp_path)
         found = complaints(case, outcome)
         codes = ",".join(map(str, outcome.codes))
         print(f"\n{case!s:40} {outcome.seconds:5.1f} s  exit {codes:6} {'; '.join(found) or 'told'}", end="")

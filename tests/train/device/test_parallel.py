@@ -2,9 +2,6 @@
 
 import json
 import runpy
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from support.processes import launch
 from torch import nn
 
 from mmvit.train.device.parallel import full_state, make_shardable, shard_state, syncing, whole
@@ -27,7 +25,7 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def train(one_thread: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Train, or only read and write again what was trained, and return the folder; each is done once."""
     folder, done = tmp_path_factory.mktemp("parallel"), dict[tuple[Any, ...], Path]()
 
@@ -42,22 +40,13 @@ def train(one_thread: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
                         patch.setenv(name, value)
                     runpy.run_path(str(PROGRAM))["main"](kind, num_parts, out, str(start or ""))
             else:
-                start_two([kind, str(num_parts), str(out), *([str(start)] if start else [])], one_thread | environment)
+                program = [str(PROGRAM), kind, str(num_parts), str(out), *([str(start)] if start else [])]
+                ranks = launch(KINDS[kind], program, environment=environment)
+                assert [rank.wait(LIMIT_S) for rank in ranks] == [0, 0]
             done[told] = out
         return done[told]
 
     return run
-
-
-def start_two(arguments: list[str], environment: dict[str, str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    processes = []
-    for rank in "01":
-        mine = place | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        processes.append(subprocess.Popen([sys.executable, str(PROGRAM), *arguments], env=environment | mine))
-    assert [process.wait(LIMIT_S) for process in processes] == [0, 0]
 
 
 def steps(folder: Path) -> list[list[float]]:
