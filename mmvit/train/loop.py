@@ -303,8 +303,8 @@ def _description(run: Run, step: int) -> str:
     samples = run.task.source.num_samples or "streamed"
     shared = f" over {num_processes} processes" if num_processes > 1 else ""
     parts = f" in {train.micro_batches} parts" if train.micro_batches > 1 else ""
-    going_on = f", going on at step {step}" if step else ""
+    resuming = f", resuming at step {step}" if step else ""
     return (
         f"{run.folder}: {samples} samples, {train.steps} steps of {train.batch_size}{parts}{shared}, "
-        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.task.batches)}{going_on}"
+        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.task.batches)}{resuming}"
     )

@@ -30,16 +30,16 @@ SLOW = {
 }
 
 
-def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a script of benchmarks/ to its end, with nothing on its standard input."""
     command = [sys.executable, str(FOLDER / arguments[0]), *arguments[1:]]
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-    return subprocess.run(command, check=False, timeout=900, env=environment, **pipes)
+    return subprocess.run(command, check=False, timeout=900, **pipes)
 
 
-def check_report(environment: dict[str, str], command: str, rows: int | None, out: Path) -> None:
+def check_report(command: str, rows: int | None, out: Path) -> None:
     """Run a script; it prints something for each row and writes a report that says where it was measured."""
-    done = run(environment, *shlex.split(command), "--out", str(out))
+    done = run(*shlex.split(command), "--out", str(out))
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert {"date", "machine", "threads", "versions"} <= set(report)
@@ -61,8 +61,8 @@ def test_each_script_finds_what_it_imports(monkeypatch: pytest.MonkeyPatch, scri
 @pytest.mark.parametrize(
     "side", ["mmvit fp32", *(pytest.param(side, marks=pytest.mark.slow) for side in ("mmvit bf16", "open_clip fp32"))]
 )
-def test_a_side_of_the_training_step_takes_its_steps(one_thread: dict[str, str], side: str):
-    done = run(one_thread, "train_step.py", "--worker", "small", side, "4")
+def test_a_side_of_the_training_step_takes_its_steps(side: str):
+    done = run("train_step.py", "--worker", "small", side, "4")
     assert done.returncode == 0, done.stderr
     losses, peak_mib = json.loads(done.stdout)
     assert len(losses) == 3
@@ -71,18 +71,18 @@ def test_a_side_of_the_training_step_takes_its_steps(one_thread: dict[str, str],
 
 
 @pytest.mark.parametrize(("command", "rows"), QUICK.values(), ids=QUICK.keys())
-def test_a_script_writes_its_report(one_thread: dict[str, str], tmp_path: Path, command: str, rows: int):
-    check_report(one_thread, command, rows, tmp_path / "report.json")
+def test_a_script_writes_its_report(tmp_path: Path, command: str, rows: int):
+    check_report(command, rows, tmp_path / "report.json")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "rows"), SLOW.values(), ids=SLOW.keys())
-def test_the_whole_script_writes_its_report(one_thread: dict[str, str], tmp_path: Path, command: str, rows: int | None):
-    check_report(one_thread, command, rows, tmp_path / "report.json")
+def test_the_whole_script_writes_its_report(tmp_path: Path, command: str, rows: int | None):
+    check_report(command, rows, tmp_path / "report.json")
 
 
 @pytest.mark.slow
-def test_a_side_that_fails_ends_the_benchmark(one_thread: dict[str, str]):
-    done = run(one_thread, "train_step.py", "small", "--batch", "-1", "--rounds", "1")
+def test_a_side_that_fails_ends_the_benchmark():
+    done = run("train_step.py", "small", "--batch", "-1", "--rounds", "1")
     assert done.returncode == 1
     assert "the side ended with exit code" in done.stderr

@@ -127,12 +127,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str]
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("fp32_units")
 def test_parts_of_a_batch_are_the_batch(configure: Configure):
     one, four = (finetune(configure(f"parts{n}", f"train.micro_batches={n}", "mix.mixup=0.2")).parent for n in (1, 4))
     assert losses(four) == pytest.approx(losses(one), rel=1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fp32_units")
 def test_two_processes_give_the_losses_of_one(configure: Configure, tmp_path: Path):
     one = finetune(configure("one", "mix.mixup=0.2", "mix.cutmix=1.0", "data.repeats=3")).parent
     processes = launch(2, ["-m", "mmvit", "finetune", str(one / "config.yaml"), f"out={tmp_path / 'two'}"])

@@ -179,7 +179,7 @@ def test_each_sample_of_an_epoch_is_used_once(tiny_config: Path, world_size: int
     config = load_config(PretrainConfig, tiny_config)
     ranks = [batches(config, rank, world_size) for rank in range(world_size)]
     whole = batches(config, 0, 1)
-    num_samples, num_epochs = len(whole.shards), 2
+    num_samples, num_epochs = len(whole.source), 2
     steps = range(-(-num_epochs * num_samples // BATCH_SIZE))
     used = []
     for step in steps:
@@ -188,7 +188,7 @@ def test_each_sample_of_an_epoch_is_used_once(tiny_config: Path, world_size: int
         used += [key for part in parts for key in part]
         if world_size > 1:
             assert used[-BATCH_SIZE:] == whole[step].keys  # the same global batch in the same order
-    keys = [whole.shards.key(i) for i in range(num_samples)]
+    keys = [whole.source.key(i) for i in range(num_samples)]
     for epoch in range(num_epochs):
         assert Counter(used[epoch * num_samples : (epoch + 1) * num_samples]) == Counter(keys)
     assert used[:num_samples] != used[num_samples : 2 * num_samples]  # each epoch has an order of its own
