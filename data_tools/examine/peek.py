@@ -18,7 +18,7 @@ from data_tools.examine.fonts import FontSet
 from data_tools.sample.content import Content, Fault, read_content
 from data_tools.sample.decode import ImageError, decode_image
 from data_tools.tar.index import ShardIndex, open_indexes
-from data_tools.tar.location import Place, name_of
+from data_tools.tar.location import LocationLike
 from data_tools.tar.reader import ShardReader
 
 _COLUMNS = 6
@@ -56,7 +56,7 @@ class Peeked(NamedTuple):
 
 
 def peek_samples(
-    tars: Sequence[Place], count: int = 24, seed: int = 0, keys: Sequence[str] = ()
+    tars: Sequence[LocationLike], count: int = 24, seed: int = 0, keys: Sequence[str] = ()
 ) -> tuple[list[Peeked], int]:
     """Return samples in the order of the shards, and the number of all samples.
 
@@ -95,13 +95,13 @@ def _find(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[int,
     found = set()
     for shard, index in enumerate(indexes):
         for i, key in enumerate(index.keys()):
-            names = wanted.keys() & {key, f"{name_of(index.tar)}/{key}"}
+            names = wanted.keys() & {key, f"{index.tar.name}/{key}"}
             if names:
                 places.append((shard, i))
                 found |= names
     lacking = [key for key in wanted if key not in found]
     if lacking:
-        example = f"{name_of(indexes[0].tar)}/{indexes[0].key(0)}"
+        example = f"{indexes[0].tar.name}/{indexes[0].key(0)}"
         hint = f"keys are written as {indexes[0].key(0)!r}, or {example!r} to name the shard too"
         raise UsageError(f"no shard has the key {lacking[0]!r}", hint=hint)
     return places
@@ -109,7 +109,7 @@ def _find(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[int,
 
 def _read(reader: ShardReader, shard: int, i: int) -> Peeked:
     index = reader.indexes[shard]
-    name, key = name_of(index.tar), index.key(i)
+    name, key = index.tar.name, index.key(i)
     try:
         fields = reader.fields(shard, i)
     except SampleError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_tools.core.errors import UsageError
 from data_tools.core.files import write_atomic
 from data_tools.sample.table import shard_metadata
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike
 from data_tools.tar.open import open_file
 
 # Row of the printed table: path in the numbers, unit, decimals.
@@ -39,7 +39,7 @@ _LANGUAGES = {"und": "undecided", "zxx": "no language"}
 
 
 def shard_stats(
-    tars: Sequence[Place], *, num_workers: int | None = None, engine: str = "local"
+    tars: Sequence[LocationLike], *, num_workers: int | None = None, engine: str = "local"
 ) -> tuple[dict[str, Any], pa.Table]:
     """Return the numbers of `summarise`, with the size of the tars, and the table they were taken from.
 

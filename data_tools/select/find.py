@@ -18,7 +18,6 @@ from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.select.write import Int64s, SampleTable
 from data_tools.tar.index import ShardIndex
-from data_tools.tar.location import shown
 from data_tools.tar.reader import ShardReader
 
 Uids = NDArray[np.bytes_]  # 16 bytes each
@@ -67,7 +66,7 @@ def _find_lines(table: SampleTable, keys: Path) -> NamedSamples:
     found = {line.strip(): False for line in lines if line.strip()}
     chosen = []
     for shard, index in enumerate(table.indexes):
-        prefixes = {"", f"{Path(table.names[shard]).name}/", f"{table.names[shard]}/", f"{shown(index.tar)}/"}
+        prefixes = {"", f"{Path(table.names[shard]).name}/", f"{table.names[shard]}/", f"{index.tar}/"}
         for i, key in enumerate(index.keys()):
             names = [name for prefix in prefixes if (name := prefix + key) in found]
             if names:

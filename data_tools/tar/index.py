@@ -26,7 +26,7 @@ from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.byte_file import ByteFile
 from data_tools.tar.index_file import MAGIC, MAX_HEAD_BYTES, OLD_MAGIC, index_bytes, read_body, read_header
-from data_tools.tar.location import Place, beside, is_url, same_file, shown
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.open import open_file
 from data_tools.tar.scan import Member, Problem, ScannedTar, scan_tar
 
@@ -37,12 +37,13 @@ _MAX_MAPS = 256  # each holds a file open
 _maps: deque[weakref.ref[ShardIndex]] = deque()
 
 
-def index_path(tar: Place) -> Path:
-    """Return the path of the index of `tar`: beside it, or in the user's cache folder for a URL."""
-    if isinstance(tar, str) and is_url(tar):
+def index_path(tar: LocationLike) -> Path:
+    """Return the path of the index of `tar`: next to it, or in the user's cache folder for a URL."""
+    location = Location(tar)
+    if location.is_remote:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "mmvit" / "indexes" / f"{hashlib.sha256(same_file(tar).encode()).hexdigest()}.idx"
-    return Path(f"{os.fspath(tar)}.idx")
+        return cache / "mmvit" / "indexes" / f"{location.file_id}.idx"
+    return location.next_to(".idx").path
 
 
 class ShardIndex:
@@ -56,8 +57,8 @@ class ShardIndex:
         CheckpointError: the index is damaged (at once for the header and the file size, on first use for the body).
     """
 
-    def __init__(self, tar: Place, data: bytes | None = None):
-        self.tar = tar
+    def __init__(self, tar: LocationLike, data: bytes | None = None):
+        self.tar = Location(tar)
         self._data = data
         self._arrays: dict[str, np.ndarray[Any, Any]] | None = None
         try:
@@ -130,7 +131,7 @@ class ShardIndex:
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.num_samples:
-            raise IndexError(f"{shown(self.tar)} has {self.num_samples} samples, not a sample {i}")
+            raise IndexError(f"{self.tar} has {self.num_samples} samples, not a sample {i}")
         return i
 
     def _body(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -154,7 +155,7 @@ class ShardIndex:
         return arrays
 
 
-def build_index(tar: Place) -> ShardIndex:
+def build_index(tar: LocationLike) -> ShardIndex:
     """Read the whole tar and write its index.
 
     A folder that cannot be written, or a full disk, gives an index in memory, with a logged notice.
@@ -162,10 +163,10 @@ def build_index(tar: Place) -> ShardIndex:
     Raises:
         DataError: the tar is missing, compressed or holds no sample.
     """
-    return _write(tar, scan_tar(tar))
+    return _write(Location(tar), scan_tar(tar))
 
 
-def open_index(tar: Place) -> ShardIndex:
+def open_index(tar: LocationLike) -> ShardIndex:
     """Open the index of `tar`; it is made on first use.
 
     A tar whose size or time is no longer the index's is read again. Where all samples of the index are still there, the
@@ -177,17 +178,18 @@ def open_index(tar: Place) -> ShardIndex:
             of the tar), or none of its samples is still in the tar.
         DataError: the tar is missing, or `build_index` refuses it.
     """
-    if not _is_missing(index_path(tar)):
-        index = ShardIndex(tar)
-    elif isinstance(tar, str) and is_url(tar):
-        index = _fetch(tar) or build_index(tar)
+    location = Location(tar)
+    if not _is_missing(index_path(location)):
+        index = ShardIndex(location)
+    elif location.is_remote:
+        index = _fetch(location) or build_index(location)
     else:
-        index = build_index(tar)
-    return index if index.is_fresh(open_file(tar)) else _renewed(index)
+        index = build_index(location)
+    return index if index.is_fresh(open_file(location)) else _renewed(index)
 
 
 def open_indexes(
-    tars: Sequence[Place], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
+    tars: Sequence[LocationLike], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
 ) -> list[ShardIndex]:
     """Open the indexes of many tars; those that are missing, or all for `rebuild`, are made in parallel.
 
@@ -201,10 +203,11 @@ def open_indexes(
     Raises:
         CheckpointError, DataError: as `open_index`.
     """
-    missing = [tar for tar in tars if rebuild or _is_missing(index_path(tar))]
+    locations = [Location(tar) for tar in tars]
+    missing = [tar for tar in locations if rebuild or _is_missing(index_path(tar))]
     make = build_index if rebuild else open_index
     num_threads = num_workers or min(16, os.cpu_count() or 1)
-    if any(isinstance(tar, str) for tar in tars):
+    if any(tar.is_remote for tar in locations):
         num_threads = 16  # they wait for answers, not for a core
     with ThreadPoolExecutor(num_threads) as pool:
         if engine is None or (engine == "local" and _local_bytes(missing) < _MANY_BYTES):
@@ -212,33 +215,33 @@ def open_indexes(
         else:
             done = run_tasks(make, missing, num_workers=num_workers, engine=engine)
         made = {missing[number]: index for number, index in track(done, len(missing), "indexing shards")}
-        return list(pool.map(lambda tar: made[tar] if tar in made else open_index(tar), tars))
+        return list(pool.map(lambda tar: made[tar] if tar in made else open_index(tar), locations))
 
 
-def _local_bytes(tars: Sequence[Place]) -> int:
-    paths = [Path(tar) for tar in tars if not isinstance(tar, str)]
+def _local_bytes(tars: Sequence[Location]) -> int:
+    paths = [tar.path for tar in tars if not tar.is_remote]
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _fetch(url: str) -> ShardIndex | None:
-    """Copy the index that stands beside a remote shard into the cache, None where there is none."""
-    tar = open_file(url)
+def _fetch(tar: Location) -> ShardIndex | None:
+    """Copy the index next to a remote shard into the cache, None where there is none."""
+    shard = open_file(tar)
     try:
-        file = open_file(beside(url, ".idx"))
+        file = open_file(tar.next_to(".idx"))
         data = file.read(0, file.size) if file.read(0, len(MAGIC)) == MAGIC else None  # some servers send a page
     except DataError:
         data = None
     if data is not None:
         # It was made of a local file: from here on the server's time is what tells a change.
-        return _write(url, ShardIndex(url, data).scanned()._replace(mtime_ns=tar.mtime_ns))
+        return _write(tar, ShardIndex(tar, data).scanned()._replace(mtime_ns=shard.mtime_ns))
     logger.info(
-        "%s has no index beside it: its %.1f MiB are read once, the index is kept in %s",
-        *(shown(url), tar.size / 2**20, index_path(url).parent),
+        "%s has no index next to it: its %.1f MiB are read once, the index is kept in %s",
+        *(tar, shard.size / 2**20, index_path(tar).parent),
     )
     return None
 
 
-def _write(tar: Place, scan: ScannedTar) -> ShardIndex:
+def _write(tar: Location, scan: ScannedTar) -> ShardIndex:
     data = index_bytes(scan)
     path = index_path(tar)
     try:
@@ -277,21 +280,22 @@ def _renewed(index: ShardIndex) -> ShardIndex:
             offset = min(member.offset for member in sample.values())
             lost.append(Problem("hash", offset, key, "it is not as it was when the tar was indexed"))
             samples[-1] = {field: _cut(member, new.size) for field, member in samples[-1].items()}
-    name = shown(index.tar)
     if not unseen:
         renewed = _write(index.tar, new)
         if renewed.header["content_sha256"] != index.header["content_sha256"]:
             change = "samples or fields were added, or their order was changed"
-            logger.warning("%s: since it was indexed, %s: %d samples, now %d", name, change, len(index), len(renewed))
+            logger.warning(
+                "%s: since it was indexed, %s: %d samples, now %d", index.tar, change, len(index), len(renewed)
+            )
         return renewed
-    hint = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {name}"
+    hint = f"copy the shard again, or if it was changed on purpose: mmvit-data index --rebuild {index.tar}"
     if len(lost) == len(samples):
         what = f"this is not the shard that was indexed: all of its {len(lost)} samples are gone or differ"
-        raise CheckpointError(what, where=name, note="nothing was read from it", hint=hint)
+        raise CheckpointError(what, where=index.tar, note="nothing was read from it", hint=hint)
     became = f"{len(lost)} of {len(samples)} samples are gone or differ and will be left out"
     if not lost:
         became = f"there is damage, but all {len(samples)} samples are whole"
-    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", name, became, hint)
+    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", index.tar, became, hint)
     merged = ScannedTar(new.size, new.mtime_ns, old.keys, samples, new.ignored, old.problems + lost)
     return ShardIndex(index.tar, index_bytes(merged, len(lost)))
 
@@ -306,11 +310,11 @@ def _cut(member: Member, tar_size: int) -> Member:
     return Member(offset, min(member.size, tar_size - offset), member.sha256)
 
 
-def _damaged(tar: Place, how: object) -> CheckpointError:
+def _damaged(tar: LocationLike, how: object) -> CheckpointError:
     path = index_path(tar)
     return CheckpointError(
         f"the shard index is damaged: {how}",
-        where=str(path),
+        where=path,
         note="nothing was read from the shard; the shard itself is not changed",
-        hint=f"mmvit-data index --rebuild {shown(tar)}",
+        hint=f"mmvit-data index --rebuild {Location(tar)}",
     )

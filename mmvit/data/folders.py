@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.make.sources import READABLE, SPLITS, walk
+from data_tools.tar.location import Location
 from data_tools.tar.reader import MAX_BYTES
 from mmvit.data.shards import IndexedShards
 
@@ -46,7 +47,7 @@ class LabelledFiles(IndexedShards):
 
     def __init__(self, root: Path, files: Sequence[str], labels: Sequence[int]):
         encoded = [os.fsencode(file) for file in files]
-        self.paths = [root]
+        self.paths = [Location(root)]
         self.require_caption = False
         self.shard_sizes = (len(files),)
         self._stops = [len(files)]
@@ -95,7 +96,7 @@ class LabelledFiles(IndexedShards):
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names file `i`."""
-        return SampleError(cause, what, shard=str(self.paths[0]), key=self.key(i))
+        return SampleError(cause, what, shard=self.paths[0], key=self.key(i))
 
     def _content(self, i: SupportsIndex) -> bytes:
         try:

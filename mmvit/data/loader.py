@@ -21,7 +21,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.core.errors import MmvitError, ResourceError
-from data_tools.tar.location import shown
 from mmvit.data.batches import Batch, TrainBatches
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -127,7 +126,7 @@ class LoadedBatches(Dataset[Loaded]):
         try:
             name = names.get(timeout=_NAME_LIMIT_S)
         except queue.Empty:
-            name = shown(shards.paths[shards.place(sample_id)[0]])
+            name = str(shards.paths[shards.place(sample_id)[0]])
         return f"{name}, for {time.monotonic() - since:.0f} s"
 
 

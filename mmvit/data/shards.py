@@ -10,12 +10,11 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 from data_tools.core.errors import SampleError, UsageError
 from data_tools.tar.index import open_indexes
-from data_tools.tar.location import Place, name_of, shown
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import IMAGE_FIELDS, NOTICES
 
@@ -51,10 +50,10 @@ class IndexedShards:
         CheckpointError: an index is damaged.
     """
 
-    def __init__(self, paths: Sequence[Place], verify: bool = False, require_caption: bool = True):
+    def __init__(self, paths: Sequence[LocationLike], verify: bool = False, require_caption: bool = True):
         if not paths:
             raise UsageError("no shards were given", hint="name a tar file, a folder of tars, or a pattern")
-        self.paths: list[Place] = [path if isinstance(path, str) else Path(path) for path in paths]
+        self.paths = [Location(path) for path in paths]
         self.require_caption = require_caption
         self.reader = ShardReader(open_indexes(self.paths), verify)
         self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self.reader.indexes)
@@ -70,7 +69,7 @@ class IndexedShards:
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
         shard, local = self.place(i)
-        return f"{name_of(self.paths[shard])}/{self.reader.indexes[shard].key(local)}"
+        return f"{self.paths[shard].name}/{self.reader.indexes[shard].key(local)}"
 
     def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the stored bytes of each field of sample `i`; raises as `ShardReader.fields`."""
@@ -109,13 +108,13 @@ class IndexedShards:
         It does not change when shards are moved or copied, and does when a sample, its order or its bytes do.
         """
         contents = [index.header["content_sha256"] for index in self.reader.indexes]
-        names = [name_of(path) for path in self.paths]
+        names = [path.name for path in self.paths]
         return hashlib.sha256(json.dumps([names, self.shard_sizes, contents]).encode()).hexdigest()
 
     def lost(self) -> list[SampleError]:
         """Return what the tars were found to have lost when they were indexed: it can never be delivered."""
         return [
-            SampleError(problem.cause, problem.detail, shard=shown(index.tar), key=problem.key)
+            SampleError(problem.cause, problem.detail, shard=index.tar, key=problem.key)
             for index in self.reader.indexes
             if index.problem_counts.keys() - NOTICES.keys()
             for problem in index.problems()

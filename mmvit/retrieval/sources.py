@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.tar.expand import expand_shards
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike, without_secrets
 from mmvit.data.shards import IndexedShards
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -26,7 +26,7 @@ class ShardSource:
 
     modality = "both"
 
-    def __init__(self, paths: Sequence[Place]):
+    def __init__(self, paths: Sequence[LocationLike]):
         self.shards = IndexedShards(paths, require_caption=False)
 
     def __len__(self) -> int:
@@ -122,7 +122,8 @@ def open_source(spec: str) -> Source:
             raise UsageError("the folder holds no shard and no picture", where=spec, hint="give another SOURCE")
         return FileSource(files)
     if path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") and not path.exists():
-        raise DataError("the file is missing", where=spec, hint="check the path; many pictures: give their folder")
+        hint = "check the path; many pictures: give their folder"
+        raise DataError("the file is missing", where=without_secrets(spec), hint=hint)
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         return FileSource([path])
     if path.suffix == ".txt" and path.is_file():
