@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.core.errors import DataError, UsageError
-from data_tools.core.files import atomic_folder, write_atomic
+from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import atomic_folder, check_apart
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.examine.check import Inspection, inspect_shard
@@ -101,13 +102,7 @@ def repair_shards(
         if count > 1:
             hint = "repair each folder by itself"
             raise UsageError(f"{count} shards are named {name}, in different folders", where=name, hint=hint)
-    if any(not tar.is_remote and tar.path.resolve().parent == Path(out).resolve() for tar in locations):
-        raise UsageError(
-            "the new shards cannot go into the folder of the old ones",
-            where=str(out),
-            note="nothing was written; shards are never changed in place",
-            hint="name a new folder with --out",
-        )
+    check_apart(Path(out), (tar.path for tar in locations if not tar.is_remote))
     with atomic_folder(out) as folder:
         tasks = [_Task(tar, folder) for tar in locations]
         work = run_tasks(_repair_one, tasks, num_workers=num_workers, engine=engine)

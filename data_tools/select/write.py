@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data_tools.core.errors import CAUSES, DataError, SampleError, UsageError
 from data_tools.core.files import write_atomic
-from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.output_folder import check_apart, close_output, open_output
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.index import ShardIndex, open_index
@@ -179,10 +179,7 @@ def write_samples(
 def _check(table: SampleTable, chosen: Int64s, options: OutputOptions) -> None:
     if options.shard_size < 1 or (options.shuffle is not None and not 0 <= options.shuffle < 2**32):
         raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
-    folder = options.folder.resolve()
-    if any(not tar.is_remote and tar.path.resolve().parent == folder for tar in (index.tar for index in table.indexes)):
-        what = "the new shards cannot go into the folder of the old ones"
-        raise UsageError(what, where=str(folder), note="nothing was written", hint="choose another folder")
+    check_apart(options.folder, (index.tar.path for index in table.indexes if not index.tar.is_remote))
     if not len(chosen):
         raise DataError("no sample is chosen: there is nothing to write", where=str(options.folder))
 

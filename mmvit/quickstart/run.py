@@ -11,6 +11,7 @@ from typing import Any
 
 from data_tools.core.errors import UsageError
 from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import check_free
 from data_tools.demo.emoji import EmojiOptions, write_emoji
 from data_tools.make.tokenizer import train_tokenizer
 from data_tools.tar.expand import expand_shards
@@ -119,8 +120,7 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
                 hint="give the same --minutes and --seed, or another --out",
             )
         return
-    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):  # hidden: a killed write
-        raise UsageError("the folder is not empty and holds no quickstart", where=str(out), hint="give another --out")
+    check_free(out, "the folder is not empty and holds no quickstart", hint="give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(mark, json.dumps(arguments).encode())
 
