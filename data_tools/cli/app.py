@@ -269,7 +269,8 @@ def make(
 
     Killed and run again, it goes on. Equal sources and options give equal bytes with any number of workers.
     """
-    from data_tools.make.run import MakeOptions, check_rejected, describe, make_shards
+    from data_tools.make.options import MakeOptions
+    from data_tools.make.run import check_rejected, describe, make_shards
 
     options = MakeOptions(
         kind=kind,

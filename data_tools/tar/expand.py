@@ -11,13 +11,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_tools.core.errors import DataError, UsageError
+from data_tools.core.folders import IMAGES
 from data_tools.tar.location import Location, without_secrets
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _MAX_CHOICES = 1_000_000
 _BESIDE = (".tar.idx", ".tar.meta.parquet")  # what mmvit itself writes beside shards
-_NO_TAR = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml"}
+_NO_TAR = IMAGES | {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".yaml"}
 
 ShardSpec = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
