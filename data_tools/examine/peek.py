@@ -17,6 +17,7 @@ from data_tools.core.files import write_atomic
 from data_tools.examine.fonts import FontSet
 from data_tools.sample.content import Content, Fault, read_content
 from data_tools.sample.decode import ImageError, decode_image
+from data_tools.tar.find import find_keys
 from data_tools.tar.index import ShardIndex, open_indexes
 from data_tools.tar.location import LocationLike
 from data_tools.tar.reader import ShardReader
@@ -90,20 +91,11 @@ def peek_samples(
 
 
 def _find(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[int, int]]:
-    wanted = dict.fromkeys(keys)
-    places = []
-    found = set()
-    for shard, index in enumerate(indexes):
-        for i, key in enumerate(index.keys()):
-            names = wanted.keys() & {key, f"{index.tar.name}/{key}"}
-            if names:
-                places.append((shard, i))
-                found |= names
-    lacking = [key for key in wanted if key not in found]
-    if lacking:
+    places, unknown = find_keys(indexes, keys)
+    if unknown:
         example = f"{indexes[0].tar.name}/{indexes[0].key(0)}"
         hint = f"keys are written as {indexes[0].key(0)!r}, or {example!r} to name the shard too"
-        raise UsageError(f"no shard has the key {lacking[0]!r}", hint=hint)
+        raise UsageError(f"no shard has the key {unknown[0]!r}", hint=hint)
     return places
 
 
