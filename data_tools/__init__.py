@@ -1,1 +1,45 @@
-"""Everything about shards that needs neither torch nor mmvit: tar index, writer, sources, the `mmvit-data` program."""
+"""Tools for shards of image-text pairs: make, index, check, and choose from them; without torch.
+
+What is listed in `__all__` may be used by others and is loaded when it is first asked for:
+
+- `Location`: a file on disk or at a URL, printed without its secrets; `expand_shards`: from a pattern to locations.
+- `ShardWriter`, `ShardReader`, `ShardIndex`, `open_index`, `open_indexes`: write shards, and read samples by number.
+- `make_shards` with `MakeOptions`, `check_shards`, `repair_shards`: what the verbs of `mmvit-data` do.
+- `MmvitError` and its kinds: what a user can fix, each with an exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "CheckpointError": "core.errors",
+    "DataError": "core.errors",
+    "Location": "tar.location",
+    "MakeOptions": "make.options",
+    "MmvitError": "core.errors",
+    "ResourceError": "core.errors",
+    "SampleError": "core.errors",
+    "ShardIndex": "tar.index",
+    "ShardReader": "tar.reader",
+    "ShardWriter": "tar.writer",
+    "UsageError": "core.errors",
+    "check_shards": "examine.check",
+    "expand_shards": "tar.expand",
+    "make_shards": "make.run",
+    "open_index": "tar.index",
+    "open_indexes": "tar.index",
+    "repair_shards": "examine.repair",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
