@@ -18,7 +18,7 @@ from data_tools.core.workers import run_tasks
 from data_tools.sample.content import Fault, read_content
 from data_tools.tar.byte_file import ByteFile
 from data_tools.tar.index import ShardIndex, index_path
-from data_tools.tar.index_file import OLD_MAGIC, index_bytes
+from data_tools.tar.index_file import index_bytes
 from data_tools.tar.location import Location, LocationLike, without_secrets
 from data_tools.tar.open import open_file
 from data_tools.tar.reader import ShardReader
@@ -146,13 +146,10 @@ def _check_one(task: _Task) -> ShardReport:
 
 
 def _index_state(tar: Location) -> str:
-    """Return "none", "damaged" or, where it can be read, "equal"; an index of the format before counts as none."""
+    """Return "none", "damaged" (or of another version) or, where it can be read, "equal"."""
     path = index_path(tar)
     if not path.exists():
         return "none"
-    with path.open("rb") as file:
-        if file.read(len(OLD_MAGIC)) == OLD_MAGIC:
-            return "none"
     try:
         ShardIndex(tar).scanned()
     except CheckpointError:

@@ -25,7 +25,7 @@ from data_tools.core.files import write_atomic
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.byte_file import ByteFile
-from data_tools.tar.index_file import MAGIC, MAX_HEAD_BYTES, OLD_MAGIC, index_bytes, read_body, read_header
+from data_tools.tar.index_file import MAGIC, MAX_HEAD_BYTES, index_bytes, read_body, read_header
 from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.open import open_file
 from data_tools.tar.scan import Member, Problem, ScannedTar, scan_tar
@@ -254,14 +254,13 @@ def _write(tar: Location, scan: ScannedTar) -> ShardIndex:
 
 
 def _is_missing(path: Path) -> bool:
-    """Return whether there is no index, or one in the format before."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(OLD_MAGIC)) == OLD_MAGIC
+        path.stat()
     except FileNotFoundError:
         return True
-    except OSError:  # told when it is opened
+    except OSError:  # reported when it is opened
         return False
+    return False
 
 
 def _renewed(index: ShardIndex) -> ShardIndex:
