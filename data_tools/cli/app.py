@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from data_tools.core.program import run_program
+from data_tools.core.program import print_version, run_program
 
 app = typer.Typer(
     add_completion=False,
@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Make and look after shards of image-text pairs. An error is told in words; --debug adds its traceback.",
 )
 
-
+_VERSION = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
 _SHARDS = "Tars, folders, ranges {000..012} or globs."
 _WORKERS = "Processes; by default one a core."
 _KINDS = "folder, classes, csv, tsv, jsonl, parquet, img2dataset or datasets; by default found out."
@@ -27,7 +27,7 @@ _NEW_FOLDER = "Folder to make for the new shards; a killed run goes on."
 
 
 @app.callback()
-def _verbs() -> None:
+def _verbs(version: Annotated[bool, _VERSION] = False) -> None:
     """Keeps the verbs' names also while there are few of them."""
 
 
