@@ -127,7 +127,7 @@ TEXTS = {
     "long metadata": ("json", b'{"a": "' + b"x" * (5 << 20) + b'"}', ".json has 5242889 bytes, more than 4194304"),
     "a long caption": ("txt", b"x" * (2 << 20), ".txt has 2097152 bytes, more than 1048576"),
     "a long label": ("cls", b"1" * (2 << 20), ".cls has 2097152 bytes, more than 1048576"),
-    "a label of 10,000 digits": ("cls", b"1" * 10_000, "is not a class index"),
+    "a label of 10,000 digits": ("cls", b"1" * 10_000, "is neither a class index nor a class name"),
 }
 SPARSE = "a picture of 200 MiB"
 

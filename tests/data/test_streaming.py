@@ -34,7 +34,7 @@ BatchesOf = Callable[..., TrainBatches]
 
 @pytest.fixture
 def server(tmp_path: Path, squares: IndexedShards, serve: Serve) -> Any:
-    server = serve(Path(shutil.copytree(Path(squares.paths[0]).parent, tmp_path / "shards")))
+    server = serve(Path(shutil.copytree(squares.paths[0].path.parent, tmp_path / "shards")))
     server.ranges = False
     return server
 
@@ -232,7 +232,7 @@ def test_a_stream_that_breaks_now_and_then_is_fetched_again(server: Any, squares
 
 @pytest.mark.parametrize(
     ("fault", "kind", "what"),
-    [("stall", ResourceError, "no answer"), ("503", ResourceError, "503"), ("404", DataError, "does not exist")],
+    [("stall", ResourceError, "no response"), ("503", ResourceError, "503"), ("404", DataError, "does not exist")],
 )
 def test_a_failure_that_stays_ends_the_run(
     server: Any, monkeypatch: pytest.MonkeyPatch, fault: str, kind: type[MmvitError], what: str
@@ -310,7 +310,7 @@ def test_nothing_is_left_in_the_temporary_folder(server: Any, tmp_path: Path, mo
         shards.read(0)
         assert not list((tmp_path / "spool").iterdir())
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    with pytest.raises(ResourceError, match="cannot be kept"):
+    with pytest.raises(ResourceError, match="cannot be stored"):
         read(server, 1)
 
 
@@ -318,7 +318,7 @@ def test_a_full_disk_is_named(server: Any):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(ResourceError, match="cannot be kept") as caught:
+        with pytest.raises(ResourceError, match="cannot be stored") as caught:
             read(server, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
