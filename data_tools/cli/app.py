@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from data_tools.core.program import run_program
+from data_tools.core.program import print_version, run_program
 
 app = typer.Typer(
     add_completion=False,
@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Make and look after shards of image-text pairs. An error is told in words; --debug adds its traceback.",
 )
 
-
+_VERSION = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
 _SHARDS = "Tars, folders, ranges {000..012} or globs."
 _WORKERS = "Processes; by default one a core."
 _KINDS = "folder, classes, csv, tsv, jsonl, parquet, img2dataset or datasets; by default found out."
@@ -27,7 +27,7 @@ _NEW_FOLDER = "Folder to make for the new shards; a killed run goes on."
 
 
 @app.callback()
-def _verbs() -> None:
+def _verbs(version: Annotated[bool, _VERSION] = False) -> None:
     """Keeps the verbs' names also while there are few of them."""
 
 
@@ -91,12 +91,11 @@ def index(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Make the index NAME.tar.idx of each shard that has none or a stale one, and list what the shards hold."""
-    from data_tools.tar.expand import expand_shards
+    from data_tools.tar.expand import expand_shards, spec_text
     from data_tools.tar.index import open_indexes
-    from data_tools.tar.location import shown
 
     rows: list[dict[str, Any]] = [
-        {"shard": shown(index.tar), "samples": len(index), "fields": index.fields, "ignored": index.ignored}
+        {"shard": str(index.tar), "samples": len(index), "fields": index.fields, "ignored": index.ignored}
         | {"problems": index.problem_counts, "bytes": index.tar_size}
         for index in open_indexes(expand_shards(shards), rebuild, num_workers=workers, engine=engine)
     ]
@@ -110,7 +109,7 @@ def index(
         print(f"{row['shard']}: {row['samples']} samples, fields {' '.join(row['fields'])}{ignored}{problems}")
     print(f"{len(rows)} shards, {total} samples")
     if any(row["problems"] for row in rows):
-        print(f"what the problems are: mmvit-data check {' '.join(shards)}")
+        print(f"what the problems are: mmvit-data check {spec_text(shards)}")
 
 
 @app.command()
@@ -203,13 +202,13 @@ def stats(
     from data_tools.core.files import check_output_file
     from data_tools.examine.stats import describe, shard_stats
     from data_tools.examine.stats_picture import draw_stats
-    from data_tools.tar.expand import expand_shards
+    from data_tools.tar.expand import expand_shards, spec_text
 
     if picture is not None:
         check_output_file(picture, ".png")
     numbers, table = shard_stats(expand_shards(shards), num_workers=workers, engine=engine)
     if picture is not None:
-        draw_stats(picture, numbers, table, title=" ".join(shards))
+        draw_stats(picture, numbers, table, title=spec_text(shards))
     print(json.dumps(numbers, indent=1) if as_json else describe(numbers))
 
 
@@ -226,11 +225,11 @@ def peek(
     """Draw a sheet of pictures with their captions, and print keys and captions."""
     from data_tools.core.files import check_output_file
     from data_tools.examine.peek import draw_sheet, peek_samples
-    from data_tools.tar.expand import expand_shards
+    from data_tools.tar.expand import expand_shards, spec_text
 
     check_output_file(out, ".png")
     samples, everyone = peek_samples(expand_shards(shards), num, seed, key or ())
-    lacking = draw_sheet(out, samples, f"{' '.join(shards)}: {len(samples):,} of {everyone:,} samples", font)
+    lacking = draw_sheet(out, samples, f"{spec_text(shards)}: {len(samples):,} of {everyone:,} samples", font)
     if as_json:
         print(json.dumps({"sheet": str(out), "samples": [sample.to_json() for sample in samples]}, indent=1))
         return
@@ -270,7 +269,8 @@ def make(
 
     Killed and run again, it goes on. Equal sources and options give equal bytes with any number of workers.
     """
-    from data_tools.make.run import MakeOptions, check_rejected, describe, make_shards
+    from data_tools.make.options import MakeOptions
+    from data_tools.make.run import check_rejected, describe, make_shards
 
     options = MakeOptions(
         kind=kind,

@@ -30,16 +30,16 @@ class MmvitError(Exception):
 
     Args:
         what: what happened, one sentence.
-        where: shard, key, byte, file or config key.
+        where: shard, key, byte, file or config key; shown with `str`.
         note: consequence (skipped, stopped, nothing lost).
         hint: how to fix it, preferably a command to copy.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, note: str | None = None, hint: str | None = None):
+    def __init__(self, what: str, *, where: object = None, note: str | None = None, hint: str | None = None):
         self.what = what
-        self.where = where
+        self.where = None if where is None else str(where)
         self.note = note
         self.hint = hint
         super().__init__(what)
@@ -81,14 +81,14 @@ class SampleError(DataError):
     Args:
         cause: one of `CAUSES`.
         what: what is wrong with it, one sentence.
-        shard: path of the tar.
+        shard: path or `Location` of the tar.
         key: the sample's key in the tar; "" if unknown.
     """
 
-    def __init__(self, cause: str, what: str, *, shard: str, key: str, note: str | None = None):
+    def __init__(self, cause: str, what: str, *, shard: object, key: str, note: str | None = None):
         assert cause in CAUSES, cause
         self.cause = cause
-        self.shard = shard
+        self.shard = str(shard)
         self.key = key
         where = f"{shard}, key {key!r}" if key else shard
         super().__init__(what, where=where, note=note, hint="repair or leave out the sample: mmvit-data repair")

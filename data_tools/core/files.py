@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders: written under a temporary name, synced, renamed."""
+"""Atomic writes of files: written under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from data_tools.core.errors import UsageError
@@ -114,33 +113,3 @@ def check_output_file(path: Path, suffix: str = "") -> None:
         raise UsageError("the output file is a folder", where=str(path), hint=f"{path / ('NAME' + suffix)}")
     if suffix and path.suffix.lower() != suffix:
         raise UsageError(f"the output file must be a {suffix}", where=str(path), hint=str(path.with_suffix(suffix)))
-
-
-@contextlib.contextmanager
-def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder next to `final`; on success sync and rename it, on an exception remove it.
-
-    `final` must not exist yet, or be an empty folder: a non-empty folder is never overwritten.
-
-    Raises:
-        UsageError: `final` exists and is not an empty folder (raised before anything is written).
-    """
-    target = Path(final).absolute()
-    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-        raise UsageError(
-            "the output folder exists and is not empty",
-            where=str(target),
-            note="nothing was written or overwritten",
-            hint="choose another folder, or remove this one",
-        )
-    make_folder(target.parent)
-    temporary = temporary_name(target)
-    shutil.rmtree(temporary, ignore_errors=True)  # an earlier attempt of this process that could not be removed
-    temporary.mkdir()
-    try:
-        yield temporary
-        fsync_tree(temporary)
-        rename_synced(temporary, target)  # POSIX rename replaces an empty folder
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

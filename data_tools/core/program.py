@@ -41,6 +41,15 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
         sys.exit(user_error.exit_code)
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version of the installed package and exit, as the callback of an option."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mmvit {version('mmvit')}")
+        sys.exit(0)
+
+
 def as_user_error(error: Exception) -> MmvitError | None:
     """Return the error as one with a message for users, or None if users cannot fix it."""
     if isinstance(error, MmvitError):

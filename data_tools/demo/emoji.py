@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_tools.core.errors import UsageError, did_you_mean
-from data_tools.core.files import atomic_folder, write_atomic
+from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import SOMETHING_ELSE, atomic_folder, is_free, occupied
 from data_tools.core.progress import track
 from data_tools.demo.emoji_groups import GROUPS, emoji_group
 from data_tools.tar.writer import ShardWriter
@@ -37,6 +38,7 @@ LABELS = ("names", "groups")
 MANIFEST = "emoji.json"
 
 _FORMAT = 2
+_REMOVE = "choose another folder, or remove this one"
 _VARIATION = 0xFE0F  # requests the coloured drawing; optional in file names
 _SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 _PNG_LEVEL = 3  # measured on these drawings: as small as level 6 and a fifth faster
@@ -139,31 +141,22 @@ def _arguments(options: EmojiOptions) -> dict[str, Any]:
 
 def _finished_manifest(folder: Path, options: EmojiOptions) -> dict[str, Any] | None:
     """Return the manifest of a finished data set of the same options, None if the folder is empty."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_free(folder, replaced=True):
         return None
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         arguments, files = dict(manifest["arguments"]), dict(manifest["files"])
     except (OSError, ValueError, TypeError, KeyError):
-        raise _occupied(folder, "the output folder holds something else") from None
+        raise occupied(folder, SOMETHING_ELSE, _REMOVE) from None
     different = [name for name, value in _arguments(options).items() if arguments.get(name) != value]
     if different or manifest.get("format") != _FORMAT:
         named = ", ".join(different) or "the format"
-        raise _occupied(folder, f"the output folder holds emoji shards of other options ({named})")
+        raise occupied(folder, f"the output folder holds emoji shards of other options ({named})", _REMOVE)
     for name, entry in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise _occupied(folder, f"the output folder holds emoji shards that are damaged ({name})")
+            raise occupied(folder, f"the output folder holds emoji shards that are damaged ({name})", _REMOVE)
     return dict(manifest)
-
-
-def _occupied(folder: Path, what: str) -> UsageError:
-    return UsageError(
-        what,
-        where=str(folder),
-        note="nothing was written or overwritten",
-        hint="choose another folder, or remove this one",
-    )
 
 
 def _missing_package(name: str) -> UsageError:

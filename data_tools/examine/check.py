@@ -18,8 +18,8 @@ from data_tools.core.workers import run_tasks
 from data_tools.sample.content import Fault, read_content
 from data_tools.tar.byte_file import ByteFile
 from data_tools.tar.index import ShardIndex, index_path
-from data_tools.tar.index_file import OLD_MAGIC, index_bytes
-from data_tools.tar.location import Place, name_of, shown
+from data_tools.tar.index_file import index_bytes
+from data_tools.tar.location import Location, LocationLike, without_secrets
 from data_tools.tar.open import open_file
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import NOTICES, Member, Problem, ScannedTar, scan_tar
@@ -99,12 +99,12 @@ class Inspection(NamedTuple):
 
 
 class _Task(NamedTuple):
-    tar: Place
+    tar: Location
     decode: bool
 
 
 def check_shards(
-    tars: Sequence[Place], *, decode: bool = True, num_workers: int | None = None, engine: str = "local"
+    tars: Sequence[LocationLike], *, decode: bool = True, num_workers: int | None = None, engine: str = "local"
 ) -> CheckReport:
     """Examine shards; nothing is written, and a shard that cannot be read is part of the report.
 
@@ -114,20 +114,21 @@ def check_shards(
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
     """
-    done = run_tasks(_check_one, [_Task(tar, decode) for tar in tars], num_workers=num_workers, engine=engine)
+    locations = [Location(tar) for tar in tars]
+    done = run_tasks(_check_one, [_Task(tar, decode) for tar in locations], num_workers=num_workers, engine=engine)
     reports = dict(track(done, len(tars), "checking shards"))
     shards = [reports[number] for number in range(len(tars))]
-    return CheckReport(shards, [*_told_once(shards), *_gaps(tars), *_counted_otherwise(tars, shards)])
+    return CheckReport(shards, [*_told_once(shards), *_gaps(locations), *_counted_otherwise(locations, shards)])
 
 
-def inspect_shard(tar: Place, decode: bool = True) -> Inspection:
-    """Examine one shard: its structure, its members against the index beside it, and what they hold."""
+def inspect_shard(tar: Location, decode: bool = True) -> Inspection:
+    """Examine one shard: its structure, its members against the index next to it, and what they hold."""
     try:
         scan = scan_tar(tar)
     except DataError as error:
         state = _index_state(tar).replace("equal", "differs")
         detail = f"{error.what}; {error.hint}"
-        report = ShardReport(shown(tar), 0, 0, [Problem("damaged", 0, "", detail)], state)
+        report = ShardReport(str(tar), 0, 0, [Problem("damaged", 0, "", detail)], state)
         return Inspection(report, None, frozenset())
     state, scan, changed = _compare(tar, scan)
     numbers = {key: i for i, key in enumerate(scan.keys)}
@@ -136,7 +137,7 @@ def inspect_shard(tar: Place, decode: bool = True) -> Inspection:
     told = {problem.key for problem in scan.problems if problem.cause not in NOTICES and problem.key}
     gone = [problem for problem in changed if problem.key not in numbers.keys() | told]
     problems = sorted([*scan.problems, *gone, *bad.values()], key=lambda problem: problem.offset)
-    report = ShardReport(shown(tar), len(scan.keys), len(bad), problems, state)
+    report = ShardReport(str(tar), len(scan.keys), len(bad), problems, state)
     return Inspection(report, scan, frozenset(bad))
 
 
@@ -144,14 +145,11 @@ def _check_one(task: _Task) -> ShardReport:
     return inspect_shard(task.tar, task.decode).report
 
 
-def _index_state(tar: Place) -> str:
-    """Return "none", "damaged" or, where it can be read, "equal"; an index of the format before counts as none."""
+def _index_state(tar: Location) -> str:
+    """Return "none", "damaged" (or of another version) or, where it can be read, "equal"."""
     path = index_path(tar)
     if not path.exists():
         return "none"
-    with path.open("rb") as file:
-        if file.read(len(OLD_MAGIC)) == OLD_MAGIC:
-            return "none"
     try:
         ShardIndex(tar).scanned()
     except CheckpointError:
@@ -159,7 +157,7 @@ def _index_state(tar: Place) -> str:
     return "equal"
 
 
-def _compare(tar: Place, scan: ScannedTar) -> tuple[str, ScannedTar, list[Problem]]:
+def _compare(tar: Location, scan: ScannedTar) -> tuple[str, ScannedTar, list[Problem]]:
     """Compare the scan with the index.
 
     Returns the state of the index, the scan with the samples that only the index still finds (their headers are gone,
@@ -201,7 +199,7 @@ def _is_there(file: ByteFile, member: Member) -> bool:
     return hashlib.sha256(file.read(member.offset, member.size)).digest() == member.sha256
 
 
-def _bad_contents(tar: Place, scan: ScannedTar, decode: bool) -> Iterator[tuple[int, Problem]]:
+def _bad_contents(tar: Location, scan: ScannedTar, decode: bool) -> Iterator[tuple[int, Problem]]:
     index = ShardIndex(tar, index_bytes(scan))
     reader = ShardReader([index])
     for i, sample in enumerate(scan.samples):
@@ -223,11 +221,11 @@ def _told_once(shards: Sequence[ShardReport]) -> Iterator[str]:
         yield f"{cause}, {count} x in {names[0]}{more}: {NOTICES[cause]}"
 
 
-def _gaps(tars: Sequence[Place]) -> Iterator[str]:
+def _gaps(tars: Sequence[Location]) -> Iterator[str]:
     """Tell which numbers are missing between the shards' names, as in 00000, 00001, 00003."""
     numbers: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for tar in tars:
-        match = _NUMBERED.match(name_of(tar))
+        match = _NUMBERED.match(tar.name)
         if match is not None:
             numbers[match[1], len(match[2])].append(int(match[2]))
     for (prefix, width), found in numbers.items():
@@ -239,10 +237,10 @@ def _gaps(tars: Sequence[Place]) -> Iterator[str]:
                 yield f"missing: {prefix}{name}.tar; {prefix}{before:0{width}} and {prefix}{after:0{width}} are there"
 
 
-def _counted_otherwise(tars: Sequence[Place], shards: Sequence[ShardReport]) -> Iterator[str]:
+def _counted_otherwise(tars: Sequence[Location], shards: Sequence[ShardReport]) -> Iterator[str]:
     """Tell where img2dataset's `NAME_stats.json` counted another number of samples."""
     for tar, shard in zip(tars, shards, strict=True):
-        stats = tar.with_name(f"{tar.stem}_stats.json") if isinstance(tar, Path) else None
+        stats = None if tar.is_remote else tar.path.with_name(f"{tar.path.stem}_stats.json")
         if stats is None or not stats.is_file():
             continue
         try:
@@ -251,7 +249,7 @@ def _counted_otherwise(tars: Sequence[Place], shards: Sequence[ShardReport]) -> 
             yield f"{stats.name} cannot be read"
             continue
         if successes != shard.samples:
-            yield f"{stats.name} of img2dataset counts {successes} samples, {name_of(tar)} has {shard.samples}"
+            yield f"{stats.name} of img2dataset counts {successes} samples, {tar.name} has {shard.samples}"
 
 
 def describe(report: CheckReport, spec: Sequence[str]) -> str:
@@ -286,13 +284,13 @@ def describe(report: CheckReport, spec: Sequence[str]) -> str:
         hints += [f"write what is whole: {_repair(spec)}"] if samples > bad else []
         lines.append(f"hint: {', or '.join(hints)}")
     if any(shard.index_state in ("differs", "damaged") for shard in damaged):
-        rebuild = shlex.join(["mmvit-data", "index", "--rebuild", *spec])
+        rebuild = shlex.join(["mmvit-data", "index", "--rebuild", *map(without_secrets, spec)])
         lines.append(f"      if they were changed on purpose: {rebuild}")
     return "\n".join(lines)
 
 
 def _repair(spec: Sequence[str]) -> str:
-    return shlex.join(["mmvit-data", "repair", *spec, "--out", "NEW_FOLDER"])
+    return shlex.join(["mmvit-data", "repair", *map(without_secrets, spec), "--out", "NEW_FOLDER"])
 
 
 def _some_faults(shard: ShardReport) -> Iterator[str]:

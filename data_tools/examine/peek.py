@@ -17,8 +17,9 @@ from data_tools.core.files import write_atomic
 from data_tools.examine.fonts import FontSet
 from data_tools.sample.content import Content, Fault, read_content
 from data_tools.sample.decode import ImageError, decode_image
+from data_tools.tar.find import find_keys
 from data_tools.tar.index import ShardIndex, open_indexes
-from data_tools.tar.location import Place, name_of
+from data_tools.tar.location import LocationLike
 from data_tools.tar.reader import ShardReader
 
 _COLUMNS = 6
@@ -56,7 +57,7 @@ class Peeked(NamedTuple):
 
 
 def peek_samples(
-    tars: Sequence[Place], count: int = 24, seed: int = 0, keys: Sequence[str] = ()
+    tars: Sequence[LocationLike], count: int = 24, seed: int = 0, keys: Sequence[str] = ()
 ) -> tuple[list[Peeked], int]:
     """Return samples in the order of the shards, and the number of all samples.
 
@@ -90,26 +91,17 @@ def peek_samples(
 
 
 def _find(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[int, int]]:
-    wanted = dict.fromkeys(keys)
-    places = []
-    found = set()
-    for shard, index in enumerate(indexes):
-        for i, key in enumerate(index.keys()):
-            names = wanted.keys() & {key, f"{name_of(index.tar)}/{key}"}
-            if names:
-                places.append((shard, i))
-                found |= names
-    lacking = [key for key in wanted if key not in found]
-    if lacking:
-        example = f"{name_of(indexes[0].tar)}/{indexes[0].key(0)}"
+    places, unknown = find_keys(indexes, keys)
+    if unknown:
+        example = f"{indexes[0].tar.name}/{indexes[0].key(0)}"
         hint = f"keys are written as {indexes[0].key(0)!r}, or {example!r} to name the shard too"
-        raise UsageError(f"no shard has the key {lacking[0]!r}", hint=hint)
+        raise UsageError(f"no shard has the key {unknown[0]!r}", hint=hint)
     return places
 
 
 def _read(reader: ShardReader, shard: int, i: int) -> Peeked:
     index = reader.indexes[shard]
-    name, key = name_of(index.tar), index.key(i)
+    name, key = index.tar.name, index.key(i)
     try:
         fields = reader.fields(shard, i)
     except SampleError as error:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.core.errors import DataError, UsageError
-from data_tools.core.files import atomic_folder, write_atomic
+from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import atomic_folder, check_apart
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.examine.check import Inspection, inspect_shard
 from data_tools.sample.content import read_content
 from data_tools.tar.index import ShardIndex, index_path
 from data_tools.tar.index_file import index_bytes
-from data_tools.tar.location import Place, name_of
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import IMAGE_FIELDS, Problem
 from data_tools.tar.writer import ShardWriter
@@ -68,12 +69,12 @@ class RepairReport(NamedTuple):
 
 
 class _Task(NamedTuple):
-    tar: Place
+    tar: Location
     out: Path
 
 
 def repair_shards(
-    tars: Sequence[Place],
+    tars: Sequence[LocationLike],
     out: str | os.PathLike[str],
     *,
     num_workers: int | None = None,
@@ -95,26 +96,21 @@ def repair_shards(
         UsageError: `out` is not empty or holds the shards themselves, or two shards have the same name.
         DataError: no shard has a whole sample.
     """
-    names = Counter(map(name_of, tars))
+    locations = [Location(tar) for tar in tars]
+    names = Counter(tar.name for tar in locations)
     for name, count in names.items():
         if count > 1:
             hint = "repair each folder by itself"
             raise UsageError(f"{count} shards are named {name}, in different folders", where=name, hint=hint)
-    if any(isinstance(tar, Path) and tar.resolve().parent == Path(out).resolve() for tar in tars):
-        raise UsageError(
-            "the new shards cannot go into the folder of the old ones",
-            where=str(out),
-            note="nothing was written; shards are never changed in place",
-            hint="name a new folder with --out",
-        )
+    check_apart(Path(out), (tar.path for tar in locations if not tar.is_remote))
     with atomic_folder(out) as folder:
-        tasks = [_Task(tar, folder) for tar in tars]
+        tasks = [_Task(tar, folder) for tar in locations]
         work = run_tasks(_repair_one, tasks, num_workers=num_workers, engine=engine)
         done = dict(track(work, len(tars), "repairing"))
         shards = [done[number] for number in range(len(tars))]
         report = RepairReport(Path(out), shards)
         if not report.kept:
-            raise DataError("no shard has a whole sample", where=str(tars[0]), hint="mmvit-data check tells why")
+            raise DataError("no shard has a whole sample", where=locations[0], hint="mmvit-data check tells why")
         lines = [
             json.dumps({"shard": shard.shard, **problem._asdict()}, ensure_ascii=False) + "\n"
             for shard in shards
@@ -155,7 +151,7 @@ def _write_whole(task: _Task, inspection: Inspection, kept: int) -> None:
     assert inspection.scan is not None
     index = ShardIndex(task.tar, index_bytes(inspection.scan))
     reader = ShardReader([index], verify=True)  # what was examined is what is written
-    final = task.out / name_of(task.tar)
+    final = task.out / task.tar.name
     own = final.with_name(f".{final.name}")
     with ShardWriter(own, max_samples=kept) as writer:
         for i in range(len(index)):

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_tools.sample.table import shard_metadata
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike
 from data_tools.tar.open import open_file
 
 # Row of the printed table: path in the numbers, unit, decimals.
@@ -30,7 +30,7 @@ _MOST_NAMED = 12
 
 
 def shard_stats(
-    tars: Sequence[Place], *, num_workers: int | None = None, engine: str = "local"
+    tars: Sequence[LocationLike], *, num_workers: int | None = None, engine: str = "local"
 ) -> tuple[dict[str, Any], pa.Table]:
     """Return the numbers of `summarise`, with the size of the tars, and the table they were taken from.
 

@@ -56,7 +56,7 @@ def _reader(tar: str) -> ShardReader:
 
 def _read(reader: ShardReader, i: int) -> Row:
     index = reader.indexes[0]
-    source = f"{Path(index.tar).name}/{index.key(i)}"
+    source = f"{index.tar.name}/{index.key(i)}"
     try:
         fields = reader.fields(0, i)
         image = fields[find_image(fields)]

@@ -53,7 +53,7 @@ class Folders(NamedTuple):
 
 
 class SampleRules(NamedTuple):
-    """How samples are made of rows; see `data_tools.make.run.MakeOptions` for what a user gives.
+    """How samples are made of rows; see `data_tools.make.options.MakeOptions` for what a user gives.
 
     Args:
         folders: where the paths of pictures lead.

@@ -29,14 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.core.errors import CAUSES, DataError, UsageError, did_you_mean
+from data_tools.core.errors import CAUSES, DataError, UsageError
 from data_tools.core.files import fsync_file, rename_synced, temporary_name, write_atomic
 from data_tools.core.output_folder import close_output, open_output
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
+from data_tools.make.options import KINDS, MakeOptions, check_options
 from data_tools.make.row import (
     EXTRA_FORMATS,
-    FIELD_FORMATS,
     Folders,
     SampleRules,
 )
@@ -50,51 +50,12 @@ from data_tools.make.shard import (
     read_record,
     write_shards,
 )
-from data_tools.make.sources import KINDS, ListedRows, Source, open_source
+from data_tools.make.sources import ListedRows, Source, open_source
 from data_tools.make.tables import CAPTION_NAMES, ColumnChoice
 from data_tools.sample.decode import FORMATS
 
 REJECTED = "rejected.jsonl"
 CLASS_NAMES = "classnames.txt"
-
-
-@dataclass(frozen=True)
-class MakeOptions:
-    """What to make of a source.
-
-    Args:
-        kind: one of `KINDS`; None finds it out.
-        image_column: of a table; None goes by the usual names, as for the next two.
-        caption_column: one or several, with commas between.
-        label_column: "" for none.
-        captions: False leaves captions out.
-        template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
-        classnames: file with a class name a line, which numbers the classes; None numbers them by sorted names.
-        image_root: where paths of pictures start, and what no path or link may leave; None is the source's folder.
-        resize: px of the shorter side, of pictures that are larger.
-        image_format: "keep", "jpg", "png" or "webp".
-        quality: 1 .. 100, of JPEG and WebP that are encoded anew.
-        allow_formats: further formats that may be opened: "gif", "bmp", "tiff".
-        shard_size: rows a shard.
-        shuffle: seed of the order; None keeps the source's order, but shuffles with 0 where there are labels.
-        in_order: keep the source's order in any case.
-    """
-
-    kind: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    label_column: str | None = None
-    captions: bool = True
-    template: str | None = None
-    classnames: Path | None = None
-    image_root: Path | None = None
-    resize: int | None = None
-    image_format: str = "keep"
-    quality: int = 95
-    allow_formats: tuple[str, ...] = ()
-    shard_size: int = 1000
-    shuffle: int | None = None
-    in_order: bool = False
 
 
 @dataclass
@@ -143,7 +104,7 @@ def make_shards(
         UsageError: bad options, or `out` holds something else.
         DataError: the source is damaged, or holds no picture.
     """
-    _check(options)
+    check_options(options)
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError("the output folder lies in the source", where=folder, hint="choose a folder beside it")
@@ -193,31 +154,6 @@ def check_rejected(report: MakeReport, max_bad: float) -> None:
         hint=f"correct the rows and make into a new folder, or accept the loss: the same command with "
         f"--max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
     )
-
-
-def _check(options: MakeOptions) -> None:
-    def refuse(what: str, hint: str) -> None:
-        raise UsageError(what, hint=hint)
-
-    if options.kind is not None and options.kind not in KINDS:
-        refuse(f"unknown kind {options.kind!r}", f"{did_you_mean(options.kind, KINDS)} Kinds: {', '.join(KINDS)}")
-    if options.image_format not in ("keep", *FIELD_FORMATS):
-        refuse(f"unknown format {options.image_format!r}", f"--format keep|{'|'.join(FIELD_FORMATS)}")
-    for name in options.allow_formats:
-        if name not in EXTRA_FORMATS:
-            refuse(f"the format {name!r} cannot be allowed", f"--allow-formats takes {','.join(EXTRA_FORMATS)}")
-    if options.allow_formats and options.image_format == "keep":
-        refuse("pictures of further formats must be encoded anew", "add --format jpg, png or webp")
-    if options.shard_size < 1 or not 1 <= options.quality <= 100 or (options.resize is not None and options.resize < 1):
-        refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "give another number")
-    if options.shuffle is not None and options.in_order:
-        refuse("--shuffle and --in-order contradict each other", "give one of them")
-    if options.image_root is not None and not options.image_root.is_dir():
-        refuse(f"--image-root {options.image_root} is no folder", "check the path and the spelling")
-    if options.template is not None and "{}" not in options.template:
-        refuse(f"the template {options.template!r} has no place for the name", "--template 'a photo of a {}'")
-    if not options.captions and (options.caption_column or options.template):
-        refuse("--no-captions contradicts --caption-column and --template", "leave one of them out")
 
 
 def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:

@@ -15,27 +15,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from data_tools.core.errors import DataError, UsageError
+from data_tools.core.folders import SPLITS
 from data_tools.make import csv_rows, img2dataset, tables
+from data_tools.make.folder_rows import Tally, image_rows, kind_of_images
+from data_tools.make.options import KINDS
 from data_tools.make.row import Row, as_index
 from data_tools.make.tables import ColumnChoice
 
-KINDS = {
-    "folder": "pictures with a .txt or .json of the same name beside them",
-    "classes": "pictures in one folder a class",
-    "csv": "a table with the paths of pictures",
-    "tsv": "the same with tabs between the columns",
-    "jsonl": "one JSON object a line, with the path of a picture",
-    "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or pictures",
-    "img2dataset": "what img2dataset wrote, as webdataset or files",
-    "datasets": "a Hugging Face data set saved with save_to_disk",
-}
 _BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-READABLE = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}
-PICTURES = READABLE | {
-    *(".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2"),  # known, so that they are told of
-}
-_BESIDE = (".txt", ".json")
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _MAX_CLASSES = 1_000_000
 
 
@@ -215,95 +202,23 @@ def find_kind(path: Path) -> str:
     if ".tar" in suffixes:
         hint = f"they can be used as they are: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
         raise UsageError("the folder holds tars already", where=str(path), hint=hint)
-    return _kind_of_pictures(path)
-
-
-def _kind_of_pictures(path: Path) -> str:
-    for folder, names in walk(path, Counter()):
-        suffixes: dict[str, set[str]] = {}
-        for name in names:
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122 (of a name, many times)
-            suffixes.setdefault(stem, set()).add(suffix.lower())
-        pictures = [stem for stem, found in suffixes.items() if found & PICTURES]
-        if pictures and (not folder or any(suffixes[stem] & {*_BESIDE} for stem in pictures)):
-            return "folder"
-    return "classes"
-
-
-def walk(root: Path, aside: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below `root` (relative to it, "" for itself) with its files, all sorted.
-
-    Links to folders are not followed: they are counted in `aside`, as are hidden files and folders.
-    """
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        names, folders = [], []
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    aside["hidden"] += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{folder}{entry.name}/")
-                elif entry.is_dir():
-                    aside["link to a folder"] += 1
-                else:
-                    names.append(entry.name)
-        yield folder, sorted(names)
-        waiting += sorted(folders, reverse=True)
-
-
-class _Tally(NamedTuple):
-    """What a folder holds: files that give no row, texts beside pictures, and pictures in each folder of the top."""
-
-    aside: Counter[str]
-    beside: Counter[str]
-    pictures: Counter[str]
-
-
-def _picture_rows(root: Path, kind: str, tally: _Tally) -> Iterator[Row]:
-    """Yield a row a picture, and count what was found."""
-    for folder, names in walk(root, tally.aside):
-        parts = [os.path.splitext(name) for name in names]  # noqa: PTH122
-        texts: dict[str, list[str]] = {}
-        for stem, suffix in parts:
-            if suffix in _BESIDE:
-                texts.setdefault(stem, []).append(suffix)
-        used = set()
-        for stem, suffix in parts:
-            if suffix.lower() in PICTURES:
-                used.add(stem)
-                tally.beside.update(texts.get(stem, ()))
-                tally.pictures[folder.partition("/")[0]] += 1
-                yield _picture_row(f"{folder}{stem}{suffix}", kind, tuple(sorted(texts.get(stem, ()))))
-            elif suffix not in _BESIDE:
-                tally.aside[suffix or "file without a suffix"] += 1
-        for stem in texts.keys() - used:
-            tally.aside.update(f"{suffix} without a picture" for suffix in texts[stem])
-
-
-def _picture_row(path: str, kind: str, beside: tuple[str, ...]) -> Row:
-    if kind != "classes":
-        return Row(path, path, beside=beside)
-    label = path.partition("/")[0] if "/" in path else None
-    fault = None if label else ("bad-label", "the picture lies in no class folder")
-    return Row(path, path, label=label, beside=beside, fault=fault)
+    return kind_of_images(path)
 
 
 def _open_folder(path: Path, kind: str, listing: Path) -> Source:
-    tally = _Tally(Counter(), Counter(), Counter())
-    listed = _list_rows(_picture_rows(path, kind, tally), listing)
+    tally = Tally(Counter(), Counter(), Counter())
+    listed = _list_rows(image_rows(path, kind, tally), listing)
     source = Source(kind, listed.rows, path, listed.fingerprint, aside=tally.aside)
     if kind == "classes":
         source.classes = _checked_names(sorted(listed.labels))
         source.labels = "names"
         source.has_captions = False
     else:
-        source.has_captions = bool(tally.beside)
+        source.has_captions = bool(tally.texts)
     if kind == "img2dataset":
         stats = img2dataset.read_stats(path)
-        source.lost = img2dataset.find_shortfalls(stats, tally.pictures)
-        source.notes = img2dataset.tell(stats, sorted(tally.pictures))
+        source.lost = img2dataset.find_shortfalls(stats, tally.images)
+        source.notes = img2dataset.tell(stats, sorted(tally.images))
         for suffix in (".parquet", ".json without a picture"):  # its own tables and stats
             del source.aside[suffix]
     return source

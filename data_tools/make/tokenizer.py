@@ -14,7 +14,7 @@ from data_tools.core.files import make_folder, write_atomic
 from data_tools.core.progress import track
 from data_tools.sample.content import FaultError, find_texts, read_caption, read_metadata
 from data_tools.tar.index import open_indexes
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike
 from data_tools.tar.reader import ShardReader
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ShardTexts:
         source: "txt", or a path into the metadata, as for `find_texts`; of several texts, all are taken.
     """
 
-    def __init__(self, shards: Sequence[Place], source: str = "txt"):
+    def __init__(self, shards: Sequence[LocationLike], source: str = "txt"):
         self.source = source
         self.skipped: Counter[str] = Counter()  # cause -> samples without a text, of the last time
         self._reader = ShardReader(open_indexes(shards))
@@ -96,7 +96,7 @@ class ShardTexts:
 
 
 def train_on_shards(
-    shards: Sequence[Place], path: str | os.PathLike[str], vocab_size: int = 4096, source: str = "txt"
+    shards: Sequence[LocationLike], path: str | os.PathLike[str], vocab_size: int = 4096, source: str = "txt"
 ) -> TokenizerReport:
     """Train a tokenizer on the captions of shards, write it and report how long the captions are in its tokens.
 

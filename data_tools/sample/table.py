@@ -44,7 +44,7 @@ from data_tools.sample.content import read_content
 from data_tools.sample.decode import ImageError, decode_image
 from data_tools.sample.language import count_words, detector_name, language_of, script_of
 from data_tools.tar.index import ShardIndex, index_path, open_indexes
-from data_tools.tar.location import Place, shown
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.reader import ShardReader
 
 logger = logging.getLogger(__name__)
@@ -77,14 +77,14 @@ class _Task(NamedTuple):
     with_phash: bool
 
 
-def metadata_path(tar: Place) -> Path:
-    """Return the path of the table of `tar`: beside its index."""
+def metadata_path(tar: LocationLike) -> Path:
+    """Return the path of the table of `tar`: next to its index."""
     path = index_path(tar)
     return path.with_name(f"{path.name.removesuffix('.idx')}.meta.parquet")
 
 
 def shard_metadata(
-    tars: Sequence[Place], *, with_phash: bool = False, num_workers: int | None = None, engine: str = "local"
+    tars: Sequence[LocationLike], *, with_phash: bool = False, num_workers: int | None = None, engine: str = "local"
 ) -> pa.Table:
     """Return the tables of all shards as one, with the columns `shard` (the tar as it was given, a URL without its
     secrets) and `sample` (number).
@@ -109,7 +109,7 @@ def shard_metadata(
         tables[missing[task]] = table
     return pa.concat_tables(
         table.replace_schema_metadata(None)
-        .add_column(0, "shard", pa.array([shown(tar)] * len(table), pa.string()))
+        .add_column(0, "shard", pa.array([str(Location(tar))] * len(table), pa.string()))
         .add_column(1, "sample", pa.array(range(len(table)), pa.int64()))
         for tar, table in zip(tars, tables, strict=True)
         if table is not None

@@ -29,7 +29,7 @@ from data_tools.sample.decode import decode_image
 from data_tools.sample.table import shard_metadata
 from data_tools.select.write import Int64s, OutputOptions, SampleTable, WriteReport, write_samples
 from data_tools.tar.index import ShardIndex, open_indexes
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import IMAGE_FIELDS
 
@@ -82,7 +82,7 @@ class DedupReport(NamedTuple):
 
 
 def dedup_shards(
-    tars: Sequence[Place],
+    tars: Sequence[LocationLike],
     *,
     threshold: int | None = 4,
     output: OutputOptions | None = None,
@@ -156,7 +156,12 @@ def _digest(index: ShardIndex, i: int) -> bytes:
 
 
 def _near_copies(
-    table: SampleTable, tars: Sequence[Place], first: Int64s, threshold: int, num_workers: int | None, engine: str
+    table: SampleTable,
+    tars: Sequence[LocationLike],
+    first: Int64s,
+    threshold: int,
+    num_workers: int | None,
+    engine: str,
 ) -> dict[int, tuple[int, int]]:
     metadata = shard_metadata(tars, with_phash=True, num_workers=num_workers, engine=engine)
     samples = np.flatnonzero((first == np.arange(len(first))) & metadata["phash"].is_valid().to_numpy())

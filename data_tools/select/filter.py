@@ -18,7 +18,7 @@ from data_tools.sample.table import SCHEMA, shard_metadata
 from data_tools.select.expression import Expression
 from data_tools.select.write import OutputOptions, SampleTable, WriteReport, write_samples
 from data_tools.tar.index import open_indexes
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike
 
 DROPPED = "dropped.txt"
 
@@ -53,7 +53,7 @@ class FilterReport(NamedTuple):
 
 
 def filter_samples(
-    tars: Sequence[Place],
+    tars: Sequence[LocationLike],
     where: str,
     *,
     scores: Path | None = None,

@@ -17,8 +17,8 @@ from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.sample.content import FaultError, read_metadata
 from data_tools.select.write import Int64s, SampleTable
+from data_tools.tar.find import find_keys
 from data_tools.tar.index import ShardIndex
-from data_tools.tar.location import shown
 from data_tools.tar.reader import ShardReader
 
 Uids = NDArray[np.bytes_]  # 16 bytes each
@@ -64,16 +64,9 @@ def _find_lines(table: SampleTable, keys: Path) -> NamedSamples:
         lines = keys.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(keys, error) from error
-    found = {line.strip(): False for line in lines if line.strip()}
-    chosen = []
-    for shard, index in enumerate(table.indexes):
-        prefixes = {"", f"{Path(table.names[shard]).name}/", f"{table.names[shard]}/", f"{shown(index.tar)}/"}
-        for i, key in enumerate(index.keys()):
-            names = [name for prefix in prefixes if (name := prefix + key) in found]
-            if names:
-                chosen.append(int(table.starts[shard]) + i)
-                found |= dict.fromkeys(names, True)
-    return NamedSamples(np.array(chosen, np.int64), [line for line, is_found in found.items() if not is_found])
+    found = find_keys(table.indexes, (line.strip() for line in lines if line.strip()))
+    chosen = [int(table.starts[shard]) + i for shard, i in found.places]
+    return NamedSamples(np.array(chosen, np.int64), found.unknown)
 
 
 def _find_uids(table: SampleTable, keys: Path, num_workers: int | None, engine: str) -> NamedSamples:

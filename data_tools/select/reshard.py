@@ -10,13 +10,13 @@ import numpy as np
 from data_tools.select.find import find_samples
 from data_tools.select.write import OutputOptions, SampleTable, WriteReport, write_samples
 from data_tools.tar.index import open_indexes
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike
 
 UNKNOWN = "unknown_keys.txt"
 
 
 def reshard(
-    tars: Sequence[Place], output: OutputOptions, keys: Path | None = None
+    tars: Sequence[LocationLike], output: OutputOptions, keys: Path | None = None
 ) -> tuple[WriteReport, list[str] | None]:
     """Write the samples of the shards as new shards; return also the keys of the list that match no sample.
 

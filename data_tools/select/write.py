@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from data_tools.core.errors import CAUSES, DataError, SampleError, UsageError
 from data_tools.core.files import write_atomic
-from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.output_folder import check_apart, close_output, open_output
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.index import ShardIndex, open_index
-from data_tools.tar.location import name_of, shown
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.writer import ShardWriter
 
@@ -98,8 +97,8 @@ class SampleTable:
     def __init__(self, indexes: Sequence[ShardIndex]):
         self.indexes = list(indexes)
         self.starts = np.cumsum([0, *(len(index) for index in indexes)])
-        names = Counter(name_of(index.tar) for index in indexes)
-        self.names = [name if names[name := name_of(index.tar)] == 1 else shown(index.tar) for index in indexes]
+        names = Counter(index.tar.name for index in indexes)
+        self.names = [name if names[name := index.tar.name] == 1 else str(index.tar) for index in indexes]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -179,10 +178,7 @@ def write_samples(
 def _check(table: SampleTable, chosen: Int64s, options: OutputOptions) -> None:
     if options.shard_size < 1 or (options.shuffle is not None and not 0 <= options.shuffle < 2**32):
         raise UsageError("the shard size must be at least 1 and the seed 0 .. 4294967295")
-    folder = options.folder.resolve()
-    if any(isinstance(index.tar, Path) and index.tar.resolve().parent == folder for index in table.indexes):
-        what = "the new shards cannot be written to the folder of the input shards"
-        raise UsageError(what, where=str(folder), note="nothing was written", hint="choose another folder")
+    check_apart(options.folder, (index.tar.path for index in table.indexes if not index.tar.is_remote))
     if not len(chosen):
         raise DataError("no sample is selected: nothing to write", where=str(options.folder))
 

@@ -26,8 +26,8 @@ from data_tools.core.files import write_atomic
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.byte_file import ByteFile
-from data_tools.tar.index_file import MAGIC, MAX_HEAD_BYTES, OLD_MAGIC, index_bytes, read_body, read_header
-from data_tools.tar.location import Place, beside, is_url, same_file, shown
+from data_tools.tar.index_file import MAGIC, MAX_HEAD_BYTES, index_bytes, read_body, read_header
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.open import open_file
 from data_tools.tar.scan import Member, Problem, ScannedTar, scan_tar
 
@@ -38,12 +38,13 @@ _MAX_MAPS = 256  # each keeps a file open
 _maps: deque[weakref.ref[ShardIndex]] = deque()
 
 
-def index_path(tar: Place) -> Path:
+def index_path(tar: LocationLike) -> Path:
     """Return the path of the index of `tar`: next to it, or in the user's cache folder for a URL."""
-    if isinstance(tar, str) and is_url(tar):
+    location = Location(tar)
+    if location.is_remote:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "mmvit" / "indexes" / f"{hashlib.sha256(same_file(tar).encode()).hexdigest()}.idx"
-    return Path(f"{os.fspath(tar)}.idx")
+        return cache / "mmvit" / "indexes" / f"{location.file_id}.idx"
+    return location.next_to(".idx").path
 
 
 class ShardIndex:
@@ -57,8 +58,8 @@ class ShardIndex:
         CheckpointError: the index is damaged (header and file size: immediately; body: on first use).
     """
 
-    def __init__(self, tar: Place, data: bytes | None = None):
-        self.tar = tar
+    def __init__(self, tar: LocationLike, data: bytes | None = None):
+        self.tar = Location(tar)
         self._data = data
         self._arrays: dict[str, np.ndarray[Any, Any]] | None = None
         try:
@@ -131,7 +132,7 @@ class ShardIndex:
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.num_samples:
-            raise IndexError(f"{shown(self.tar)} has {self.num_samples} samples, not a sample {i}")
+            raise IndexError(f"{self.tar} has {self.num_samples} samples, not a sample {i}")
         return i
 
     def _body(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -155,7 +156,7 @@ class ShardIndex:
         return arrays
 
 
-def build_index(tar: Place) -> ShardIndex:
+def build_index(tar: LocationLike) -> ShardIndex:
     """Read the whole tar and write its index.
 
     If the folder is not writable or the disk is full, the index is kept in memory, with a logged warning.
@@ -163,10 +164,10 @@ def build_index(tar: Place) -> ShardIndex:
     Raises:
         DataError: the tar is missing, compressed or contains no sample.
     """
-    return _write(tar, scan_tar(tar))
+    return _write(Location(tar), scan_tar(tar))
 
 
-def open_index(tar: Place) -> ShardIndex:
+def open_index(tar: LocationLike) -> ShardIndex:
     """Open the index of `tar`; it is built on first use.
 
     If the size or modification time of the tar has changed, the tar is scanned again. If all samples of the index are
@@ -178,17 +179,18 @@ def open_index(tar: Place) -> ShardIndex:
             tar), or none of its samples is in the tar any more.
         DataError: the tar is missing, or `build_index` cannot read it.
     """
-    if not _is_missing(index_path(tar)):
-        index = ShardIndex(tar)
-    elif isinstance(tar, str) and is_url(tar):
-        index = _fetch(tar) or build_index(tar)
+    location = Location(tar)
+    if not _is_missing(index_path(location)):
+        index = ShardIndex(location)
+    elif location.is_remote:
+        index = _fetch(location) or build_index(location)
     else:
-        index = build_index(tar)
-    return index if index.is_fresh(open_file(tar)) else _renewed(index)
+        index = build_index(location)
+    return index if index.is_fresh(open_file(location)) else _renewed(index)
 
 
 def open_indexes(
-    tars: Sequence[Place], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
+    tars: Sequence[LocationLike], rebuild: bool = False, *, num_workers: int | None = None, engine: str | None = None
 ) -> list[ShardIndex]:
     """Open the indexes of many tars; missing ones, or all with `rebuild`, are built in parallel.
 
@@ -202,10 +204,11 @@ def open_indexes(
     Raises:
         CheckpointError, DataError: as for `open_index`.
     """
-    missing = [tar for tar in tars if rebuild or _is_missing(index_path(tar))]
+    locations = [Location(tar) for tar in tars]
+    missing = [tar for tar in locations if rebuild or _is_missing(index_path(tar))]
     make = build_index if rebuild else open_index
     num_threads = num_workers or min(16, os.cpu_count() or 1)
-    if any(isinstance(tar, str) for tar in tars):
+    if any(tar.is_remote for tar in locations):
         num_threads = 16  # they wait for the network, not for a core
     with ThreadPoolExecutor(num_threads) as pool:
         if engine is None or (engine == "local" and _local_bytes(missing) < _MANY_BYTES):
@@ -213,33 +216,33 @@ def open_indexes(
         else:
             done = run_tasks(make, missing, num_workers=num_workers, engine=engine)
         made = {missing[number]: index for number, index in track(done, len(missing), "indexing shards")}
-        return list(pool.map(lambda tar: made[tar] if tar in made else open_index(tar), tars))
+        return list(pool.map(lambda tar: made[tar] if tar in made else open_index(tar), locations))
 
 
-def _local_bytes(tars: Sequence[Place]) -> int:
-    paths = [Path(tar) for tar in tars if not isinstance(tar, str)]
+def _local_bytes(tars: Sequence[Location]) -> int:
+    paths = [tar.path for tar in tars if not tar.is_remote]
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _fetch(url: str) -> ShardIndex | None:
+def _fetch(tar: Location) -> ShardIndex | None:
     """Copy the index next to a remote shard into the cache and return it, None if there is none."""
-    tar = open_file(url)
+    shard = open_file(tar)
     try:
-        file = open_file(beside(url, ".idx"))
+        file = open_file(tar.next_to(".idx"))
         data = file.read(0, file.size) if file.read(0, len(MAGIC)) == MAGIC else None  # some servers send a page
     except DataError:
         data = None
     if data is not None:
         # It was built from a local file: from now on the server's modification time reveals changes.
-        return _write(url, ShardIndex(url, data).scanned()._replace(mtime_ns=tar.mtime_ns))
+        return _write(tar, ShardIndex(tar, data).scanned()._replace(mtime_ns=shard.mtime_ns))
     logger.info(
         "%s has no index next to it: its %.1f MiB are read once, and the index is stored in %s",
-        *(shown(url), tar.size / 2**20, index_path(url).parent),
+        *(tar, shard.size / 2**20, index_path(tar).parent),
     )
     return None
 
 
-def _write(tar: Place, scan: ScannedTar) -> ShardIndex:
+def _write(tar: Location, scan: ScannedTar) -> ShardIndex:
     data = index_bytes(scan)
     path = index_path(tar)
     try:
@@ -252,14 +255,13 @@ def _write(tar: Place, scan: ScannedTar) -> ShardIndex:
 
 
 def _is_missing(path: Path) -> bool:
-    """Return whether there is no index, or only one in the previous format."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(OLD_MAGIC)) == OLD_MAGIC
+        path.stat()
     except FileNotFoundError:
         return True
     except OSError:  # reported when it is opened
         return False
+    return False
 
 
 def _renewed(index: ShardIndex) -> ShardIndex:
@@ -278,21 +280,22 @@ def _renewed(index: ShardIndex) -> ShardIndex:
             offset = min(member.offset for member in sample.values())
             lost.append(Problem("hash", offset, key, "it has changed since the tar was indexed"))
             samples[-1] = {field: _cut(member, new.size) for field, member in samples[-1].items()}
-    name = shown(index.tar)
     if not unseen:
         renewed = _write(index.tar, new)
         if renewed.header["content_sha256"] != index.header["content_sha256"]:
             change = "samples or fields were added or reordered"
-            logger.warning("%s: since it was indexed, %s: %d samples, now %d", name, change, len(index), len(renewed))
+            logger.warning(
+                "%s: since it was indexed, %s: %d samples, now %d", index.tar, change, len(index), len(renewed)
+            )
         return renewed
-    hint = f"copy the shard again, or if it was changed intentionally: mmvit-data index --rebuild {name}"
+    hint = f"copy the shard again, or if it was changed intentionally: mmvit-data index --rebuild {index.tar}"
     if len(lost) == len(samples):
         what = f"this is not the shard that was indexed: all of its {len(lost)} samples are missing or differ"
-        raise CheckpointError(what, where=name, note="nothing was read from it", hint=hint)
+        raise CheckpointError(what, where=index.tar, note="nothing was read from it", hint=hint)
     effect = f"{len(lost)} of {len(samples)} samples are missing or differ and will be skipped"
     if not lost:
         effect = f"there is damage, but all {len(samples)} samples are intact"
-    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", name, effect, hint)
+    logger.warning("%s has changed since it was indexed: %s\n  hint: %s", index.tar, effect, hint)
     merged = ScannedTar(new.size, new.mtime_ns, old.keys, samples, new.ignored, old.problems + lost)
     return ShardIndex(index.tar, index_bytes(merged, len(lost)))
 
@@ -307,11 +310,11 @@ def _cut(member: Member, tar_size: int) -> Member:
     return Member(offset, min(member.size, tar_size - offset), member.sha256)
 
 
-def _damaged(tar: Place, how: object) -> CheckpointError:
+def _damaged(tar: LocationLike, how: object) -> CheckpointError:
     path = index_path(tar)
     return CheckpointError(
         f"the shard index is damaged: {how}",
-        where=str(path),
+        where=path,
         note="nothing was read from the shard; the shard itself is unchanged",
-        hint=f"mmvit-data index --rebuild {shown(tar)}",
+        hint=f"mmvit-data index --rebuild {Location(tar)}",
     )

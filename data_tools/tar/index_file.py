@@ -30,7 +30,7 @@ import numpy as np
 from data_tools.tar.scan import FIELDS, Member, ScannedTar
 
 MAGIC = b"MMVIT-TAR-INDEX 2\n"
-OLD_MAGIC = b"MMVIT-TAR-INDEX 1\n"
+_ANY_VERSION = b"MMVIT-TAR-INDEX "
 MAX_HEAD_BYTES = 1 << 20
 _ALIGN = 64
 _MAX_COUNT = 1 << 60
@@ -88,6 +88,9 @@ def read_header(head: bytes, file_size: int) -> dict[str, Any]:
     Raises:
         ValueError: the header is invalid.
     """
+    if head.startswith(_ANY_VERSION) and not head.startswith(MAGIC):
+        version = head[len(_ANY_VERSION) :].partition(b"\n")[0][:20].decode("ascii", "replace")
+        raise ValueError(f"it has version {version} of the format, and this program reads version 2")
     line, newline, _ = head[len(MAGIC) :].partition(b"\n")
     try:
         header = json.loads(line) if head.startswith(MAGIC) and newline else None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from data_tools.core.errors import DataError
 from data_tools.tar.byte_file import ByteFile, LocalFile
-from data_tools.tar.location import Place, is_url
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.remote import open_remote
 
 
-def open_file(place: Place) -> ByteFile:
+def open_file(place: LocationLike) -> ByteFile:
     """Open a local path or a URL.
 
     Raises:
@@ -18,13 +16,13 @@ def open_file(place: Place) -> ByteFile:
         UnindexableError: a web server does not support byte ranges.
         ResourceError: a remote store does not respond.
     """
-    if isinstance(place, str) and is_url(place):
-        return open_remote(place)
-    path = Path(place)
-    if not path.is_file():
-        raise DataError("the shard does not exist", where=str(place), hint="check the path and the spelling")
+    location = Location(place)
+    if location.is_remote:
+        return open_remote(location)
+    if not location.path.is_file():
+        raise DataError("the shard does not exist", where=location, hint="check the path and the spelling")
     try:
-        return LocalFile(path)
+        return LocalFile(location.path)
     except OSError as error:
         what = f"the shard cannot be read: {error.strerror}"
-        raise DataError(what, where=str(place), hint="check its permissions") from error
+        raise DataError(what, where=location, hint="check its permissions") from error

@@ -10,7 +10,6 @@ from typing import Any
 from data_tools.core.errors import DataError, SampleError
 from data_tools.tar.byte_file import ByteFile
 from data_tools.tar.index import ShardIndex
-from data_tools.tar.location import shown
 from data_tools.tar.open import open_file
 from data_tools.tar.scan import IMAGE_FIELDS
 
@@ -80,7 +79,7 @@ class ShardReader:
     def error(self, cause: str, what: str, shard: int, i: int) -> SampleError:
         """Return an error with shard and key of sample `i`."""
         index = self.indexes[shard]
-        return SampleError(cause, what, shard=shown(index.tar), key=index.key(i))
+        return SampleError(cause, what, shard=index.tar, key=index.key(i))
 
     def _refuse_large(self, places: dict[str, tuple[int, int]], shard: int, i: int) -> None:
         for field, (_, size) in places.items():
@@ -95,7 +94,7 @@ class ShardReader:
         if not index.is_fresh(file):
             what = "the shard has changed since it was opened"
             hint = "do not modify shards while they are read; run again"
-            raise DataError(what, where=shown(index.tar), hint=hint)
+            raise DataError(what, where=index.tar, hint=hint)
         self._files[os.getpid(), shard] = file
         for name in list(self._files)[:-_MAX_OPEN_FILES]:  # threads that read from a file keep it open by reference
             self._files.pop(name, None)

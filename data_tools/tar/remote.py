@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from data_tools.core.errors import DataError, MmvitError, ResourceError, UsageError
 from data_tools.tar.byte_file import ByteFile, LocalFile, UnindexableError
-from data_tools.tar.location import shown
+from data_tools.tar.location import Location
 
 _WAITS_S = (0.3, 1.0, 3.0)  # before the second, third and fourth attempt of a request
 _PIECE = 8 << 20  # bytes per request when a whole file is read
@@ -34,7 +34,7 @@ _OURS = (MmvitError, ImportError, AttributeError, NameError, TypeError)
 T = TypeVar("T")
 
 
-def open_remote(url: str) -> ByteFile:
+def open_remote(tar: Location) -> ByteFile:
     """Open the file at a URL.
 
     Raises:
@@ -43,10 +43,10 @@ def open_remote(url: str) -> ByteFile:
         ResourceError: the store does not respond.
     """
     try:
-        return HttpFile(url) if _is_http(url) else StoreFile(url)
+        return HttpFile(tar) if _is_http(tar) else StoreFile(tar)
     except ImportError as error:
         hint = 'pip install "mmvit[remote]"'
-        raise UsageError(f"a library is missing: {error}", where=shown(url), hint=hint) from error
+        raise UsageError(f"a library is missing: {error}", where=tar, hint=hint) from error
 
 
 def timeout_s() -> float:
@@ -59,9 +59,9 @@ class HttpFile:
 
     piece = _PIECE
 
-    def __init__(self, url: str):
-        self.url = url
-        part = _repeated(url, lambda: self._ask(0, 1))
+    def __init__(self, tar: Location):
+        self.tar = tar
+        part = _repeated(tar, lambda: self._ask(0, 1))
         self.size = part.total
         self.mtime_ns = part.mtime_ns
         self._version = part.version
@@ -76,14 +76,14 @@ class HttpFile:
         size = min(size, self.size - offset)
         if size <= 0:
             return b""
-        part = _repeated(self.url, lambda: self._ask(offset, size))
+        part = _repeated(self.tar, lambda: self._ask(offset, size))
         if (part.total, part.version) != (self.size, self._version):
             hint = "do not modify shards while they are read; run again"
-            raise DataError("the shard was changed on the server while it was read", where=shown(self.url), hint=hint)
+            raise DataError("the shard was changed on the server while it was read", where=self.tar, hint=hint)
         return part.data
 
     def _ask(self, offset: int, size: int) -> _Part:
-        return _run(_get_part, self.url, offset, size, timeout=timeout_s() * (1 + size / _TIMED_BYTES))
+        return _run(_get_part, self.tar, offset, size, timeout=timeout_s() * (1 + size / _TIMED_BYTES))
 
 
 class StoreFile:
@@ -92,18 +92,18 @@ class StoreFile:
     mtime_ns = 0
     piece = _PIECE
 
-    def __init__(self, url: str):
-        self.url = url
-        size = _repeated(url, lambda: self._call("info", timeout_s()))["size"]
+    def __init__(self, tar: Location):
+        self.tar = tar
+        size = _repeated(tar, lambda: self._call("info", timeout_s()))["size"]
         if size is None:
             hint = "download the shards"
-            raise DataError("the store does not report the size of the shard", where=shown(url), hint=hint)
+            raise DataError("the store does not report the size of the shard", where=tar, hint=hint)
         self.size = int(size)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, fewer only at the end of the file; failed requests are retried."""
         size = min(size, self.size - offset)
-        return _repeated(self.url, lambda: self._part(offset, size)) if size > 0 else b""
+        return _repeated(self.tar, lambda: self._part(offset, size)) if size > 0 else b""
 
     def _part(self, offset: int, size: int) -> bytes:
         limit = timeout_s() * (1 + size / _TIMED_BYTES)
@@ -113,13 +113,13 @@ class StoreFile:
         from fsspec.asyn import sync
         from fsspec.core import url_to_fs
 
-        store, path = url_to_fs(self.url)  # fsspec keeps one store per process
+        store, path = url_to_fs(self.tar.url)  # fsspec keeps one store per process
         if store.async_impl:
             return sync(store.loop, getattr(store, f"_{name}"), path, timeout=timeout, **options)
         return getattr(store, name)(path, **options)
 
 
-def fetch(url: str) -> tuple[LocalFile, str]:
+def fetch(tar: Location) -> tuple[LocalFile, str]:
     """Download a whole file from a web server to a temporary file; return it, and "" or why it is truncated.
 
     The file is unnamed and deleted when it is closed or the process is killed.
@@ -130,7 +130,7 @@ def fetch(url: str) -> tuple[LocalFile, str]:
     """
     try:
         with TemporaryFile() as out:
-            broken = _copy(url, out)
+            broken = _copy(tar, out)
             out.flush()
             return LocalFile(out.fileno()), broken
     except OSError as error:
@@ -138,10 +138,10 @@ def fetch(url: str) -> tuple[LocalFile, str]:
         raise ResourceError(f"the shard cannot be stored: {error.strerror}", where=gettempdir(), hint=hint) from error
 
 
-def _copy(url: str, out: IO[bytes]) -> str:
+def _copy(tar: Location, out: IO[bytes]) -> str:
     broken = ""
     for _ in range(len(_WAITS_S) + 1):
-        reply = _repeated(url, lambda: _run(_get, url, {}, timeout=timeout_s()))
+        reply = _repeated(tar, lambda: _run(_get, tar, {}, timeout=timeout_s()))
         out.seek(0)
         out.truncate()
         piece, broken = _next_piece(reply)
@@ -173,12 +173,12 @@ class _Part(NamedTuple):
     data: bytes
 
 
-async def _get_part(url: str, offset: int, size: int) -> _Part:
-    async with await _get(url, {"Range": f"bytes={offset}-{offset + size - 1}"}) as reply:
+async def _get_part(tar: Location, offset: int, size: int) -> _Part:
+    async with await _get(tar, {"Range": f"bytes={offset}-{offset + size - 1}"}) as reply:
         content_range = _CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
         if content_range is None or (reply.status, content_range[1]) not in ((206, str(offset)), (416, None)):
             # The server sends the whole file, which is not read.
-            raise UnindexableError("the server does not support byte ranges", where=shown(url))
+            raise UnindexableError("the server does not support byte ranges", where=tar)
         total = int(content_range[2])
         etag, modified = reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")
         wanted = max(0, min(size, total - offset))
@@ -189,22 +189,23 @@ async def _get_part(url: str, offset: int, size: int) -> _Part:
         return _Part(total, version, _nanoseconds(modified), _whole(bytes(data[:wanted]), wanted))
 
 
-async def _get(url: str, headers: dict[str, str]) -> Any:
+async def _get(tar: Location, headers: dict[str, str]) -> Any:
     """Return the response to a request, without reading its body."""
     import yarl
 
     session = await _web(os.getpid()).set_session()
+    url = tar.url
     address = yarl.URL(url, encoded=url.isascii() and " " not in url)  # a signature may depend on the exact characters
     reply = await session.get(address, headers={"Accept-Encoding": "identity", **headers})
     error: Exception | None = None
     if reply.status in _PASSING:
         error = OSError(f"HTTP status {reply.status}")
     elif reply.status in (404, 410):
-        error = _does_not_exist(url)
+        error = _does_not_exist(tar)
     elif reply.status >= 400 and reply.status != 416:
-        error = _refused(url, f" (HTTP status {reply.status})")
+        error = _refused(tar, f" (HTTP status {reply.status})")
     elif reply.headers.get("Content-Encoding", "identity") != "identity":
-        error = DataError("the server sends the shard compressed", where=shown(url), hint="download the shards")
+        error = DataError("the server sends the shard compressed", where=tar, hint="download the shards")
     if error is not None:
         reply.close()
         raise error
@@ -228,7 +229,7 @@ def _web(pid: int) -> Any:
     return HTTPFileSystem(skip_instance_cache=True, client_kwargs=options)
 
 
-def _repeated(url: str, task: Callable[[], T]) -> T:
+def _repeated(tar: Location, task: Callable[[], T]) -> T:
     """Return the result of `task`, with up to four attempts. Errors contain no text that may contain a token."""
     for wait in (*_WAITS_S, None):
         try:
@@ -236,16 +237,16 @@ def _repeated(url: str, task: Callable[[], T]) -> T:
         except _OURS:
             raise
         except FileNotFoundError:
-            raise _does_not_exist(url) from None
+            raise _does_not_exist(tar) from None
         except PermissionError:
-            raise _refused(url) from None
+            raise _refused(tar) from None
         except ValueError as error:
-            raise UsageError(f"the URL cannot be opened: {_reason(error)}", where=shown(url)) from None
+            raise UsageError(f"the URL cannot be opened: {_reason(error)}", where=tar) from None
         except Exception as error:  # the libraries of stores raise their own errors
             if wait is None:
                 raise ResourceError(
                     f"the remote store failed {len(_WAITS_S) + 1} times in a row: {_reason(error)}",
-                    where=shown(url),
+                    where=tar,
                     hint="check the network, then run again; MMVIT_REMOTE_TIMEOUT_S sets the timeout",
                 ) from None
         time.sleep(wait)
@@ -271,14 +272,14 @@ def _nanoseconds(date: str) -> int:
         return 0
 
 
-def _is_http(url: str) -> bool:
-    return url.lower().startswith(("http://", "https://"))
+def _is_http(tar: Location) -> bool:
+    return tar.url.lower().startswith(("http://", "https://"))
 
 
-def _does_not_exist(url: str) -> DataError:
-    return DataError("the shard does not exist", where=shown(url), hint="check the URL")
+def _does_not_exist(tar: Location) -> DataError:
+    return DataError("the shard does not exist", where=tar, hint="check the URL")
 
 
-def _refused(url: str, detail: str = "") -> DataError:
+def _refused(tar: Location, detail: str = "") -> DataError:
     hint = "check the URL and the credentials; signed URLs expire"
-    return DataError(f"the server denies access to the shard{detail}", where=shown(url), hint=hint)
+    return DataError(f"the server denies access to the shard{detail}", where=tar, hint=hint)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from data_tools.core.errors import DataError
 from data_tools.tar.byte_file import ByteFile
 from data_tools.tar.headers import Damage, Entry, Window, walk
-from data_tools.tar.location import Place, shown
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.open import open_file
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
@@ -66,7 +66,7 @@ class ScannedTar(NamedTuple):
     problems: list[Problem]
 
 
-def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = False) -> ScannedTar:
+def scan_tar(tar: LocationLike, file: ByteFile | None = None, may_be_empty: bool = False) -> ScannedTar:
     """Read the tar once, from `file` if it is already open; return its samples and problems.
 
     After damage the scan continues at the next intact header, so that only the one or two damaged samples are lost.
@@ -75,10 +75,11 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
     Raises:
         DataError: the tar is missing, compressed, unreadable, or has no sample, unless it `may_be_empty`.
     """
-    file = file or open_file(tar)
+    location = Location(tar)
+    file = file or open_file(location)
     grouping = _Grouping()
     try:
-        _refuse_compressed(tar, file.read(0, 8))
+        _refuse_compressed(location, file.read(0, 8))
         for found in walk(Window(file)):
             if isinstance(found, Damage):
                 grouping.add_damage(found)
@@ -86,14 +87,14 @@ def scan_tar(tar: Place, file: ByteFile | None = None, may_be_empty: bool = Fals
                 grouping.add(found)
     except OSError as error:
         hint = "copy the shard to another disk"
-        raise DataError(f"the shard cannot be read: {error.strerror}", where=shown(tar), hint=hint) from error
+        raise DataError(f"the shard cannot be read: {error.strerror}", where=location, hint=hint) from error
     samples = grouping.finish()
     if not samples and not may_be_empty:
         ignored = ", ".join(f"{count} x .{suffix}" for suffix, count in grouping.ignored.most_common(5)) or "none"
         first = f"; {grouping.problems[0].detail}" if grouping.problems else ""
         raise DataError(
             f"the shard contains no sample (other files: {ignored}){first}",
-            where=shown(tar),
+            where=location,
             hint=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or make the shard again",
         )
     problems = sorted(grouping.problems, key=lambda problem: problem.offset)
@@ -230,12 +231,12 @@ def _unsafe(kind: bytes, name: str, field: str) -> str:
     return _PICKLE if field not in FIELDS and field.rpartition(".")[2] in _PICKLES else ""
 
 
-def _refuse_compressed(tar: Place, head: bytes) -> None:
+def _refuse_compressed(tar: Location, head: bytes) -> None:
     for magic, program in _COMPRESSED.items():
         if head.startswith(magic):
             raise DataError(
                 "a compressed tar cannot be read by offset",
-                where=shown(tar),
+                where=tar,
                 note="images are already compressed, so a plain tar is hardly larger",
-                hint=f"{program} {shown(tar)}",
+                hint=f"{program} {tar}",
             )

@@ -74,7 +74,7 @@ class ShardWriter:
             self._abandon()
 
     def write(self, key: str, fields: Mapping[str, object]) -> None:
-        """Write one sample: an image as bytes (`jpg jpeg png webp`), `txt` str, `json` an object, `cls` an int or str.
+        """Write one sample: image bytes (`jpg jpeg png webp`), `txt` a str, `json` an object, `cls` an int or str.
 
         Raises:
             DataError: the key was already written or would be read back differently, the caption is empty, or there is

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_tools.core.errors import CheckpointError
-from data_tools.core.files import atomic_folder, fsync_tree, remove_folder, remove_leftovers
+from data_tools.core.files import fsync_tree, remove_folder, remove_leftovers
+from data_tools.core.output_folder import atomic_folder
 from mmvit.checkpoint.sealed import (
     FORMAT_VERSION,
     OtherVersionError,

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data_tools.core.errors import CheckpointError, UsageError
-from data_tools.core.files import atomic_folder, fsync_tree, remove_folder, remove_leftovers, rename_synced
+from data_tools.core.files import fsync_tree, remove_folder, remove_leftovers, rename_synced
+from data_tools.core.output_folder import atomic_folder, check_free
 from mmvit.checkpoint.sealed import (
     FORMAT_VERSION,
     WEIGHTS,
@@ -187,10 +188,8 @@ def save_tower(folder: Path, tower: Tower, config: TowerConfig, preprocess: Prep
 
 def check_place(folder: Path) -> None:
     """Raise UsageError if writing a model folder would replace something that is not a model folder."""
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UsageError(
-            "the output folder is not empty and not a model folder", where=str(folder), hint="choose another folder"
-        )
+    if not (folder / DESCRIPTION).is_file():
+        check_free(folder, "the output folder is not empty and not a model folder", replaced=True)
 
 
 def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:

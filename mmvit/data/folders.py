@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 from data_tools.core.errors import DataError, SampleError, UsageError
-from data_tools.make.sources import READABLE, SPLITS, walk
+from data_tools.core.folders import SPLITS, is_readable, walk_folders
 from data_tools.sample.content import Label
 from data_tools.tar.reader import MAX_BYTES
 from mmvit.data.source import RawSample, SampleSource
@@ -124,9 +124,9 @@ def list_class_folders(root: Path) -> LabelledNames:
     aside: Counter[str] = Counter()
     files: list[str] = []
     counts: Counter[str] = Counter()
-    for folder, names in walk(root, aside):
+    for folder, names in walk_folders(root, aside):
         name = folder.partition("/")[0]
-        pictures = [f"{folder}{file}" for file in names if Path(file).suffix.lower() in READABLE]
+        pictures = [f"{folder}{file}" for file in names if is_readable(file)]
         if not name:
             aside["picture in no class folder"] += len(pictures)
             continue

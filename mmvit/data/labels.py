@@ -12,7 +12,6 @@ import numpy as np
 from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
 from data_tools.sample.content import Label
 from data_tools.tar.expand import expand_shards
-from data_tools.tar.location import is_url
 from mmvit.data.folders import LabelledFiles, LabelledNames, list_class_folders, list_json_labels
 from mmvit.data.prompts import load_class_names
 from mmvit.data.shards import IndexedShards
@@ -56,7 +55,7 @@ class LabelledShards(SampleSource):
         labels = list(found.values())
         if class_names is None and isinstance(labels[0], str) and looked_at < self.num_samples:
             what = f"only {looked_at} of {self.num_samples} samples are looked at, which may not show all classes"
-            raise UsageError(what, where=str(shards.paths[0]), hint=_HINT)
+            raise UsageError(what, where=shards.paths[0], hint=_HINT)
         samples = list(found)
         self.class_names = name_classes(
             labels, class_names, lambda j: str(self.error("bad-label", "", samples[j]).where)
@@ -96,8 +95,7 @@ class LabelledShards(SampleSource):
 
     def _look_up(self) -> tuple[dict[int, Label], list[SampleError]]:
         """Return the labels of samples by number, and the errors of those that have none."""
-        remote = any(isinstance(path, str) and is_url(path) for path in self.shards.paths)
-        limit = _REMOTE_LOOK_UPS if remote else _LOOK_UPS
+        limit = _REMOTE_LOOK_UPS if any(path.is_remote for path in self.shards.paths) else _LOOK_UPS
         found: dict[int, Label] = {}
         missing = []
         for i in range(0, self.num_samples, -(-self.num_samples // limit)):
@@ -239,8 +237,8 @@ def _number_of(class_names: Sequence[str]) -> dict[Label, int]:
 
 def _list_files(spec: Sequence[str]) -> LabelledNames | None:
     """Return what a folder of classes or a JSON file labels; None where shards are named."""
-    paths = [Path(part).expanduser() for part in spec]
-    if len(paths) == 1 and not paths[0].exists() and not is_url(spec[0]) and not set(spec[0]) & set("*?[{"):
+    paths = [Path(part).expanduser() for part in spec if "://" not in part and not part.startswith("pipe:")]
+    if len(spec) == len(paths) == 1 and not paths[0].exists() and not set(spec[0]) & set("*?[{"):
         raise DataError(
             "there is no such folder or file",
             where=spec[0],
@@ -248,7 +246,7 @@ def _list_files(spec: Sequence[str]) -> LabelledNames | None:
         )
     folders = [path for path in paths if path.is_dir() and not any(path.glob("*.tar"))]
     files = [path for path in paths if path.suffix.lower() in (".json", ".jsonl")]
-    if (folders or files) and len(paths) > 1:
+    if (folders or files) and len(spec) > 1:
         raise UsageError(
             "a folder of classes, or a JSON file of labels, does not go with other data",
             where=str((folders or files)[0]),

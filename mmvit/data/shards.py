@@ -10,13 +10,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import SupportsIndex
 
 from data_tools.core.errors import SampleError, UsageError
 from data_tools.sample.content import FaultError, Label, read_label
 from data_tools.tar.index import open_indexes
-from data_tools.tar.location import Place, name_of, shown
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import NOTICES
 from mmvit.data.source import OTHER_FIELDS, RawSample, SampleSource, raw_sample
@@ -40,10 +39,10 @@ class IndexedShards(SampleSource):
         CheckpointError: an index is damaged.
     """
 
-    def __init__(self, paths: Sequence[Place], verify: bool = False, require_caption: bool = True):
+    def __init__(self, paths: Sequence[LocationLike], verify: bool = False, require_caption: bool = True):
         if not paths:
             raise UsageError("no shards were given", hint="name a tar file, a folder of tars, or a pattern")
-        self.paths: list[Place] = [path if isinstance(path, str) else Path(path) for path in paths]
+        self.paths = [Location(path) for path in paths]
         self.require_caption = require_caption
         self.reader = ShardReader(open_indexes(self.paths), verify)
         self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self.reader.indexes)
@@ -60,7 +59,7 @@ class IndexedShards(SampleSource):
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
         shard, local = self.place(i)
-        return f"{name_of(self.paths[shard])}/{self.reader.indexes[shard].key(local)}"
+        return f"{self.paths[shard].name}/{self.reader.indexes[shard].key(local)}"
 
     def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the stored bytes of each field of sample `i`; raises as `ShardReader.fields`."""
@@ -94,13 +93,13 @@ class IndexedShards(SampleSource):
         It does not change when shards are moved or copied, and does when a sample, its order or its bytes do.
         """
         contents = [index.header["content_sha256"] for index in self.reader.indexes]
-        names = [name_of(path) for path in self.paths]
+        names = [path.name for path in self.paths]
         return hashlib.sha256(json.dumps([names, self.shard_sizes, contents]).encode()).hexdigest()
 
     def lost(self) -> list[SampleError]:
         """Return what the tars were found to have lost when they were indexed: it can never be delivered."""
         return [
-            SampleError(problem.cause, problem.detail, shard=shown(index.tar), key=problem.key)
+            SampleError(problem.cause, problem.detail, shard=index.tar, key=problem.key)
             for index in self.reader.indexes
             if index.problem_counts.keys() - NOTICES.keys()
             for problem in index.problems()
@@ -117,7 +116,7 @@ class IndexedShards(SampleSource):
 
     def shard(self, i: SupportsIndex) -> str:
         """Name the shard of sample `i` without reading anything."""
-        return shown(self.paths[self.place(i)[0]])
+        return str(self.paths[self.place(i)[0]])
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names sample `i`."""

@@ -20,7 +20,7 @@ import numpy as np
 from data_tools.core.errors import DataError, ResourceError, SampleError
 from data_tools.tar.byte_file import ByteFile, UnindexableError
 from data_tools.tar.index import open_index
-from data_tools.tar.location import Place, name_of, shown
+from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.open import open_file
 from data_tools.tar.remote import fetch
 from data_tools.tar.scan import NOTICES, Member, Problem, ScannedTar, scan_tar
@@ -51,7 +51,7 @@ class _Item(NamedTuple):
 
 
 def open_shards(
-    paths: Sequence[Place], verify: bool = False, require_caption: bool = True, announce: bool = True
+    paths: Sequence[LocationLike], verify: bool = False, require_caption: bool = True, announce: bool = True
 ) -> SampleSource:
     """Open shards by their indexes, or `StreamedShards` where one of them cannot be read by offset.
 
@@ -87,8 +87,8 @@ class StreamedShards(SampleSource):
 
     num_samples: int | None = None
 
-    def __init__(self, paths: Sequence[Place], require_caption: bool = True):
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[LocationLike], require_caption: bool = True):
+        self.paths = [Location(path) for path in paths]
         self.require_caption = require_caption
         self.shard_sizes = (1,)
         self._stream: Iterator[_Item] | None = None
@@ -134,20 +134,20 @@ class StreamedShards(SampleSource):
     def key(self, i: SupportsIndex) -> str:
         """Return "shard.tar/key" of the last sample."""
         assert self._last is not None
-        return f"{name_of(self.paths[self._last.shard])}/{self._last.key}"
+        return f"{self.paths[self._last.shard].name}/{self._last.key}"
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names the last sample, or shard number `i` while none is there."""
         shard, key = (self._last.shard, self._last.key) if self._last else (int(i), "")
-        return SampleError(cause, what, shard=shown(self.paths[shard]), key=key)
+        return SampleError(cause, what, shard=self.paths[shard], key=key)
 
     def shard(self, i: SupportsIndex) -> str:
         """Name shard number `i`."""
-        return shown(self.paths[int(i)])
+        return str(self.paths[int(i)])
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) of the shards' names; what is in them is not known."""
-        return hashlib.sha256(json.dumps(["streamed", *map(name_of, self.paths)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(["streamed", *(path.name for path in self.paths)]).encode()).hexdigest()
 
     def _started(self, reading: Reading) -> Iterator[_Item]:
         os.environ["WDS_SECURE"] = "1"  # looked at when it is imported: no pickles, no commands
@@ -198,16 +198,16 @@ class StreamedShards(SampleSource):
         return share, box
 
 
-def _open(place: Place) -> tuple[ByteFile, ScannedTar]:
+def _open(tar: Location) -> tuple[ByteFile, ScannedTar]:
     try:
-        return open_file(place), open_index(place).scanned()
+        return open_file(tar), open_index(tar).scanned()
     except UnindexableError:
-        file, broken = fetch(str(place))
+        file, broken = fetch(tar)
     try:
-        scan = scan_tar(place, file)
+        scan = scan_tar(tar, file)
     except DataError as error:
         if broken:
-            raise ResourceError(f"the shard cannot be fetched: {broken}", where=shown(place)) from error
+            raise ResourceError(f"the shard cannot be fetched: {broken}", where=tar) from error
         raise
     reason = f" ({broken})" if broken else ""
     return file, scan._replace(problems=[each._replace(detail=each.detail + reason) for each in scan.problems])

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_tools.core.errors import UsageError
 from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import check_free
 from data_tools.demo.emoji import EmojiOptions, write_emoji
 from data_tools.make.tokenizer import train_tokenizer
 from data_tools.tar.expand import expand_shards
@@ -120,8 +121,7 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
                 hint="use the same --minutes and --seed, or another --out",
             )
         return
-    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):  # hidden: a killed write
-        raise UsageError("the folder is not empty and not a quickstart", where=str(out), hint="choose another --out")
+    check_free(out, "the folder is not empty and not a quickstart", hint="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(mark, json.dumps(arguments).encode())
 

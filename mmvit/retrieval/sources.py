@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.core.errors import DataError, UsageError
+from data_tools.core.folders import image_files, is_readable
 from data_tools.tar.expand import expand_shards
-from data_tools.tar.location import Place
+from data_tools.tar.location import LocationLike, without_secrets
 from mmvit.data.shards import IndexedShards
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Item(NamedTuple):
@@ -26,7 +25,7 @@ class ShardSource:
 
     modality = "both"
 
-    def __init__(self, paths: Sequence[Place]):
+    def __init__(self, paths: Sequence[LocationLike]):
         self.shards = IndexedShards(paths, require_caption=False)
 
     def __len__(self) -> int:
@@ -117,13 +116,14 @@ def open_source(spec: str) -> Source:
     """
     path = Path(spec)
     if path.is_dir() and not any(path.glob("*.tar")):
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = image_files(path)
         if not files:
             raise UsageError("the folder holds no shard and no picture", where=spec, hint="give another SOURCE")
         return FileSource(files)
-    if path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") and not path.exists():
-        raise DataError("the file is missing", where=spec, hint="check the path; many pictures: give their folder")
-    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+    if (is_readable(path.name) or path.suffix.lower() == ".txt") and not path.exists():
+        hint = "check the path; many pictures: give their folder"
+        raise DataError("the file is missing", where=without_secrets(spec), hint=hint)
+    if is_readable(path.name) and path.is_file():
         return FileSource([path])
     if path.suffix == ".txt" and path.is_file():
         return LineSource(path)

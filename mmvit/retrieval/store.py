@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.files import write_atomic
+from data_tools.core.output_folder import check_free
 from data_tools.core.progress import track
 from data_tools.sample.decode import decode_image
 from mmvit.data.stored import (
@@ -125,8 +126,8 @@ def _open_folder(out: Path, job: dict[str, Any]) -> None:
                 note="nothing was changed",
                 hint="name another --out, or remove the folder",
             )
-    elif out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):  # hidden: a killed write
-        raise UsageError("the output folder holds something else", where=str(out), hint="name another --out")
+    else:
+        check_free(out, hint="name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(job).encode())
 

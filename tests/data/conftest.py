@@ -132,7 +132,7 @@ def embed() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def embedded_squares(squares: IndexedShards, embed: Callable[..., Path], tmp_path_factory: Any) -> Path:
-    return embed(str(Path(squares.paths[0]).parent), tmp_path_factory.mktemp("embedded") / "squares")
+    return embed(str(squares.paths[0].path.parent), tmp_path_factory.mktemp("embedded") / "squares")
 
 
 class ShardServer(ThreadingHTTPServer):

@@ -289,7 +289,7 @@ def test_settings_that_contradict_each_other_are_refused(
     for key, data in (("data.patch_budget", budget), ("data.image_embeddings", stored)):
         with pytest.raises(UsageError, match=f"a stage has an image_size, and with {key} images have none"):
             batches_of(squares, data, **sized)
-    texts = embed(str(Path(squares.paths[0]).parent), tmp_path / "texts", "text")
+    texts = embed(str(squares.paths[0].path.parent), tmp_path / "texts", "text")
     with pytest.raises(UsageError, match="are of texts alone") as caught:
         batches_of(squares, {"image_embeddings": str(texts)})
     assert caught.value.where == "data.image_embeddings"

@@ -234,7 +234,7 @@ def test_a_stalled_reader_is_named_and_left(
     assert error.exit_code == 5
     assert error.what == "no batch came for 1 s: a reader hangs"
     where = re.fullmatch(r"(http.*tar), key 'key(.*)', for (\d+) s", error.where)
-    assert where[1] == shards.paths[1]
+    assert where[1] == str(shards.paths[1])
     assert int(where[2]) == stalled or num_workers == 2  # two hang in this shard: one of them is named
     assert 1 <= int(where[3]) <= 8
     assert "data.stall_timeout_s" in error.hint

@@ -21,6 +21,7 @@ from data_tools.tar import remote
 from data_tools.tar.byte_file import UnindexableError
 from data_tools.tar.expand import expand_shards
 from data_tools.tar.index import index_path, open_index
+from data_tools.tar.location import Location
 from data_tools.tar.open import open_file
 from data_tools.tar.writer import ShardWriter
 from mmvit.data.shards import IndexedShards
@@ -34,7 +35,7 @@ Serve = Callable[[Path], Any]
 
 @pytest.fixture
 def shards(tmp_path: Path, squares: IndexedShards) -> Path:
-    return Path(shutil.copytree(Path(squares.paths[0]).parent, tmp_path / "shards"))
+    return Path(shutil.copytree(squares.paths[0].path.parent, tmp_path / "shards"))
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_a_server_without_ranges_is_not_made_to_send_the_file(shards: Path, serv
 def test_a_file_that_is_fetched_is_whole(tmp_path: Path, serve: Serve):
     for size in (0, 1, 70_001, 300_000):
         (tmp_path / "a.tar").write_bytes(os.urandom(size))
-        file, broken = remote.fetch(f"{serve(tmp_path).url}/a.tar")
+        file, broken = remote.fetch(Location(f"{serve(tmp_path).url}/a.tar"))
         assert (file.size, broken) == (size, "")
         assert file.read(0, size) == (tmp_path / "a.tar").read_bytes()
 

@@ -108,5 +108,5 @@ def test_folders_that_are_none_or_damaged_are_refused(embedded_squares: Path, tm
 
 
 def test_images_alone_have_no_texts(squares: IndexedShards, embed: Embed, tmp_path: Path):
-    folder = embed(str(Path(squares.paths[0]).parent), tmp_path / "out", "image")
+    folder = embed(str(squares.paths[0].path.parent), tmp_path / "out", "image")
     assert StoredEmbeddings(folder).kinds == ("img",)

@@ -34,7 +34,7 @@ BatchesOf = Callable[..., TrainBatches]
 
 @pytest.fixture
 def server(tmp_path: Path, squares: IndexedShards, serve: Serve) -> Any:
-    server = serve(Path(shutil.copytree(Path(squares.paths[0]).parent, tmp_path / "shards")))
+    server = serve(Path(shutil.copytree(squares.paths[0].path.parent, tmp_path / "shards")))
     server.ranges = False
     return server
 

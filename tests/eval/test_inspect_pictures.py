@@ -97,7 +97,7 @@ def test_each_view_of_a_contrastive_model(view: str, model: Path, pictures: list
 
 
 def test_size_and_shards(model: Path, colour_shards: IndexedShards, tmp_path: Path):
-    shard = Path(colour_shards.paths[0])
+    shard = colour_shards.paths[0].path
     facts = inspect_model(model, "distance", [shard], None, tmp_path / "a.png", size=48)
     assert facts["num_images"] == 24
     facts = inspect_model(model, "relevance", [shard], KOREAN, tmp_path / "b.png", size=48)

@@ -157,7 +157,7 @@ def test_a_missing_shard_is_no_bad_sample(
     encoder: Encoder, colour_names: list[str], colour_files: list[Path], tmp_path: Path
 ):
     shards = write_colours(tmp_path / "gone", colour_files, broken=())
-    Path(shards.paths[1]).unlink()
+    shards.paths[1].path.unlink()
     with pytest.raises(DataError, match="does not exist"):
         evaluate_zero_shot(encoder, shards, colour_names, TEMPLATES)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_tools.core.errors import UsageError
 from data_tools.core.files import make_folder, remove_leftovers, write_atomic
+from data_tools.core.output_folder import check_free
 from mmvit.config import RunConfig, load_config, to_yaml
 from mmvit.keys import declared
 
@@ -51,10 +52,8 @@ def check_run_folder(folder: Path, config: RunConfig) -> str:
         if steps:
             num_steps = max((int(step) for step in steps if step.isdecimal()), default=0)
             return _differences(folder, load_config(type(config), path, complete=False), config, num_steps)
-    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):  # hidden: a killed write
-        raise UsageError(
-            "the output folder is not empty and holds no run", where=str(folder), hint="name another out=FOLDER"
-        )
+    else:
+        check_free(folder, "the output folder is not empty and holds no run", hint="name another out=FOLDER")
     return ""
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,7 @@ def test_ctrl_c_while_the_program_starts_is_no_traceback():
     with pytest.raises(SystemExit) as ended:
         run_program(app, "program", [])
     assert ended.value.code == 130
+
+
+def test_the_version(data_program: Callable[..., tuple[int, str, str]]):
+    assert data_program("--version") == (0, f"mmvit {metadata.version('mmvit')}\n", "")

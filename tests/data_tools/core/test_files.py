@@ -9,6 +9,7 @@ import pytest
 
 from data_tools.core import files as atomic
 from data_tools.core.errors import UsageError
+from data_tools.core.output_folder import atomic_folder
 
 
 def test_write_atomic_replaces(tmp_path: Path):
@@ -33,7 +34,7 @@ def test_write_atomic_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, mon
 
 def test_atomic_folder_appears_at_the_end(tmp_path: Path):
     final = tmp_path / "deep" / "out"
-    with atomic.atomic_folder(final) as folder:
+    with atomic_folder(final) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a").write_text("x")
         assert not final.exists()
@@ -46,7 +47,7 @@ def test_atomic_folder_appears_at_the_end(tmp_path: Path):
 def test_atomic_folder_syncs_every_file_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     synced: list[str] = []
     monkeypatch.setattr(atomic, "fsync_file", lambda path: synced.append(Path(path).name))
-    with atomic.atomic_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("x")
         (folder / "sub").mkdir()
         (folder / "sub" / "b").write_text("x")
@@ -55,7 +56,7 @@ def test_atomic_folder_syncs_every_file_before_the_rename(tmp_path: Path, monkey
 
 def test_atomic_folder_leaves_nothing_after_an_exception(tmp_path: Path):
     def build() -> None:
-        with atomic.atomic_folder(tmp_path / "out") as folder:
+        with atomic_folder(tmp_path / "out") as folder:
             (folder / "a").write_text("x")
             raise KeyboardInterrupt
 
@@ -66,9 +67,9 @@ def test_atomic_folder_leaves_nothing_after_an_exception(tmp_path: Path):
 
 def test_atomic_folder_refuses_a_full_folder_and_takes_an_empty_one(tmp_path: Path):
     (tmp_path / "out").mkdir()
-    with atomic.atomic_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("mine")
-    with pytest.raises(UsageError, match="not empty"), atomic.atomic_folder(tmp_path / "out"):
+    with pytest.raises(UsageError, match="not empty"), atomic_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "a").read_text() == "mine"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.core.errors import UsageError
-from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.output_folder import check_apart, check_free, close_output, is_free, open_output
 
 PLAN = {"verb": "synthetic", "size": 3, "seed": None}
 
@@ -57,3 +57,30 @@ def test_a_finished_folder_whose_shards_are_gone(tmp_path: Path):
     with pytest.raises(UsageError, match="now has 1 tars of 1 bytes") as caught:
         open_output(tmp_path, PLAN)
     assert f"rm -r {tmp_path}" in caught.value.hint
+
+
+def test_what_is_free(tmp_path: Path):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".a.tmp-1").write_text("left by a kill")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    free = dict.fromkeys(("none", "empty"), (True, True))
+    free |= {"hidden": (True, False), "link": (True, False), "dangling": (True, False), "full": (False, False)}
+    free["full/a"] = False, False
+    for name, expected in free.items():
+        assert (is_free(tmp_path / name), is_free(tmp_path / name, replaced=True)) == expected, name
+    check_free(tmp_path / "empty")
+    with pytest.raises(UsageError, match="holds no run") as caught:
+        check_free(tmp_path / "full", "it holds no run", hint="name another out=FOLDER")
+    assert (caught.value.where, caught.value.hint) == (str(tmp_path / "full"), "name another out=FOLDER")
+    assert caught.value.exit_code == 2
+
+
+def test_shards_are_not_written_next_to_those_that_are_read(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "shards")
+    check_apart(tmp_path / "new", [tmp_path / "shards" / "a.tar"])
+    with pytest.raises(UsageError, match="folder of the input shards"):
+        check_apart(tmp_path / "link", [tmp_path / "x" / "a.tar", tmp_path / "shards" / "a.tar"])

@@ -63,6 +63,8 @@ def test_samples_are_found_by_key(shards: list[Path]):
         ("train-00000.tar", "007", "caption 7"),
         ("train-00002.tar", "045", "caption 45"),
     ]
+    by_path = f"{shards[0].parent}/train-00000.tar/007"
+    assert [sample.key for sample in peek_samples(shards, keys=[by_path])[0]] == ["007"]
     for key in ("99", "train-00001.tar/007"):
         with pytest.raises(UsageError, match="no shard has the key") as raised:
             peek_samples(shards, keys=["045", key])

@@ -129,7 +129,7 @@ def test_damaged_shards_are_accounted_for_and_mended(shards: list[Path], tmp_pat
 def test_nothing_is_ever_changed_in_place(shards: list[Path], tmp_path: Path):
     before = digests(tmp_path / "old")
     for out in (tmp_path / "old", tmp_path / "old" / ".." / "old"):
-        with pytest.raises(UsageError, match="folder of the old ones"):
+        with pytest.raises(UsageError, match="folder of the input shards"):
             repair_shards(shards, out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

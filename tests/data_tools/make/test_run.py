@@ -19,7 +19,8 @@ from PIL import Image
 from data_tools.cli.app import app
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.program import run_program
-from data_tools.make.run import MakeOptions, MakeReport, check_rejected, describe, make_shards
+from data_tools.make.options import MakeOptions
+from data_tools.make.run import MakeReport, check_rejected, describe, make_shards
 from data_tools.make.shard import WORK, group_shards, order_rows, plan_shards
 from data_tools.sample.content import read_content
 from data_tools.tar.index import open_indexes

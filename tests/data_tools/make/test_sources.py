@@ -21,8 +21,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError
-from data_tools.make.run import MakeOptions, MakeReport, make_shards
-from data_tools.make.sources import KINDS, find_kind
+from data_tools.make.options import KINDS, MakeOptions
+from data_tools.make.run import MakeReport, make_shards
+from data_tools.make.sources import find_kind
 from data_tools.make.tables import Columns, open_parquet, pack
 from data_tools.tar.index import open_indexes
 from data_tools.tar.reader import ShardReader

@@ -14,14 +14,14 @@ from data_tools.demo.synthetic import SyntheticPhotos
 from data_tools.select.filter import filter_samples
 from data_tools.select.write import OutputOptions
 from data_tools.tar.index import index_path, open_indexes
-from data_tools.tar.location import Place
+from data_tools.tar.location import Location
 from data_tools.tar.writer import ShardWriter
 
 Program = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def tars(tmp_path: Path) -> list[Place]:
+def tars(tmp_path: Path) -> list[Location]:
     """Eight samples in two shards: widths 10, 20, ... 80, captions of 1 .. 8 words, the last without a caption."""
     with ShardWriter(tmp_path / "in", max_samples=4) as writer:
         for i in range(8):
@@ -36,20 +36,20 @@ def scores_file(path: Path, **columns: list[object]) -> Path:
     return path
 
 
-def kept_by(tars: list[Place], out: Path, where: str, **more: object) -> list[str]:
+def kept_by(tars: list[Location], out: Path, where: str, **more: object) -> list[str]:
     report = filter_samples(tars, where, output=OutputOptions(out, 1000, num_workers=1), num_workers=1, **more)
     (index,) = open_indexes(sorted(out.glob("*.tar")))
     assert (report.kept, report.kept + report.dropped) == (len(index), 8)
     return list(index.keys())
 
 
-def test_kept_and_dropped(tars: list[Place], tmp_path: Path):
+def test_kept_and_dropped(tars: list[Location], tmp_path: Path):
     assert kept_by(tars, tmp_path / "out", "width >= 30 and caption_words < 7 and label != 2") == ["k3", "k4"]
     dropped = (tmp_path / "out" / "dropped.txt").read_text().splitlines()
     assert dropped == [f"shard-0000{i // 4}.tar/k{i}" for i in (0, 1, 2, 5, 6, 7)]
 
 
-def test_counts_and_unknown_values(tars: list[Place]):
+def test_counts_and_unknown_values(tars: list[Location]):
     report = filter_samples(tars, "width >= 30 and caption_words < 7", num_workers=1)
     assert (report.kept, report.dropped, report.written) == (4, 4, None)
     assert report.failed == {"width >= 30": 2, "caption_words < 7": 2}
@@ -57,7 +57,7 @@ def test_counts_and_unknown_values(tars: list[Place]):
     assert "        2 fail  caption_words < 7  (1 have no value)" in report.describe()
 
 
-def test_scores_are_joined_by_either_key(tars: list[Place], tmp_path: Path):
+def test_scores_are_joined_by_either_key(tars: list[Location], tmp_path: Path):
     keys = ["k0", "shard-00001.tar/k5", "k6", "shard-00000.tar/k6", "nobody", "k7"]
     scores = scores_file(tmp_path / "s.parquet", key=keys, score=[0.9, 0.8, 0.1, 0.9, 0.9, None], other=[1] * 6)
     assert kept_by(tars, tmp_path / "out", "score > 0.28", scores=scores) == ["k0", "k5"]
@@ -67,7 +67,7 @@ def test_scores_are_joined_by_either_key(tars: list[Place], tmp_path: Path):
     assert report.unknown == {"score > 0.28": 5}
 
 
-def test_mistakes_are_reported_before_a_shard_is_read(tars: list[Place], tmp_path: Path):
+def test_mistakes_are_reported_before_a_shard_is_read(tars: list[Location], tmp_path: Path):
     for tar in tars:
         index_path(tar).unlink()
     scores = scores_file(tmp_path / "s.parquet", key=["k0"], score=[0.9])
@@ -95,7 +95,7 @@ def test_mistakes_are_reported_before_a_shard_is_read(tars: list[Place], tmp_pat
     assert not index_path(tars[0]).exists()
 
 
-def test_nothing_left_and_nothing_scored(tars: list[Place], tmp_path: Path):
+def test_nothing_left_and_nothing_scored(tars: list[Location], tmp_path: Path):
     with pytest.raises(DataError, match="no sample satisfies the condition"):
         kept_by(tars, tmp_path / "out", "width > 1000")
     scores = scores_file(tmp_path / "s.parquet", key=["a", "b"], score=[0.9, 0.5])
@@ -105,7 +105,7 @@ def test_nothing_left_and_nothing_scored(tars: list[Place], tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_program(tars: list[Place], tmp_path: Path, data_program: Program):
+def test_the_program(tars: list[Location], tmp_path: Path, data_program: Program):
     run = functools.partial(data_program, "filter", tmp_path / "in", "--workers", 1)
     code, output, _ = run("--where", "width > 30", "--dry-run", "--json")
     assert (code, json.loads(output)["kept"]) == (0, 5)

@@ -6,6 +6,7 @@ import pytest
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.tar.expand import expand_shards
+from data_tools.tar.location import Location
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(paths: list[Path]) -> list[str]:
-    return [path.name for path in paths]
+def names(shards: list[Location]) -> list[str]:
+    return [shard.name for shard in shards]
 
 
 def test_file_folder_glob_and_path(folder: Path):
@@ -69,10 +70,10 @@ def test_twice_the_same_shard(folder: Path):
         expand_shards([f"{folder}/val-000.tar", f"{folder}/../{folder.name}/val-*.tar"])
 
 
-def test_urls_stay_text_and_are_not_looked_up(folder: Path):
+def test_urls_keep_their_query_and_are_not_looked_up(folder: Path):
     url = "https://example.org/a/train-{000..001}.tar?sig=x"
     shards = expand_shards([url, f"{folder}/val-000.tar", "s3://bucket/{a,b}.tar"])
-    assert shards == [
+    assert [shard.url if shard.is_remote else shard.path for shard in shards] == [
         "https://example.org/a/train-000.tar?sig=x",
         "https://example.org/a/train-001.tar?sig=x",
         folder / "val-000.tar",
@@ -90,14 +91,14 @@ def test_file_urls_are_paths(folder: Path, start: str):
     (folder / "with space").mkdir()
     (folder / "val-000.tar").rename(folder / "with space" / "val-000.tar")
     assert names(expand_shards(f"{start}{folder}/train-{{000..001}}.tar")) == ["train-000.tar", "train-001.tar"]
-    assert expand_shards(f"{start}{folder}/with%20space") == [folder / "with space" / "val-000.tar"]
+    assert expand_shards(f"{start}{folder}/with%20space") == [Location(folder / "with space" / "val-000.tar")]
     with pytest.raises(UsageError, match="cannot name another machine"):
         expand_shards(f"file://server{folder}")
 
 
 def test_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(folder))
-    assert expand_shards("~/val-*.tar") == expand_shards("~/val-{000..000}.tar") == [folder / "val-000.tar"]
+    assert expand_shards("~/val-*.tar") == expand_shards("~/val-{000..000}.tar") == [Location(folder / "val-000.tar")]
     with pytest.raises(DataError, match="nothing matches"):
         expand_shards("~no-such-user/a.tar")
 

@@ -16,7 +16,7 @@ from samples import write_tar
 from data_tools.core.errors import CheckpointError, DataError, SampleError
 from data_tools.tar import index as tar_index
 from data_tools.tar.index import ShardIndex, build_index, index_path, open_index, open_indexes
-from data_tools.tar.index_file import MAGIC, OLD_MAGIC
+from data_tools.tar.index_file import MAGIC
 from data_tools.tar.reader import ShardReader
 
 FILES = {f"k{i}.{field}": b"%d" % i * 700 for i in range(8) for field in ("jpg", "txt")}
@@ -144,13 +144,15 @@ def test_another_tar_under_the_same_name(tar: Path):
     assert f"mmvit-data index --rebuild {tar}" in caught.value.hint
 
 
-def test_an_index_in_the_old_format_is_made_again(tar: Path):
+def test_an_index_of_another_version_is_refused_with_the_command_that_makes_it_again(tar: Path):
     new = index_path(tar).read_bytes()
-    index_path(tar).write_bytes(new.replace(MAGIC, OLD_MAGIC))
-    open_index(tar)
-    assert index_path(tar).read_bytes() == new
-    index_path(tar).write_bytes(new.replace(MAGIC, OLD_MAGIC))
-    open_indexes([tar])
+    for version in (b"1", b"3"):
+        index_path(tar).write_bytes(new.replace(MAGIC, b"MMVIT-TAR-INDEX " + version + b"\n"))
+        for opened in (lambda: open_index(tar), lambda: open_indexes([tar])):
+            with pytest.raises(CheckpointError, match=f"version {version.decode()} of the format") as caught:
+                opened()
+            assert f"mmvit-data index --rebuild {tar}" in caught.value.hint
+    open_indexes([tar], rebuild=True)
     assert index_path(tar).read_bytes() == new
 
 

@@ -1,17 +1,21 @@
-"""Local files are read by offset from any thread or process; secrets in URLs are never shown."""
+"""Local files are read by offset from any thread or process; a location is printed without its secrets."""
 
+import hashlib
+import logging
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from data_tools.core.errors import DataError, UsageError
+from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.tar.byte_file import LocalFile
-from data_tools.tar.location import beside, is_url, name_of, same_file, shown
+from data_tools.tar.location import Location, without_secrets
 from data_tools.tar.open import open_file
 
 URL = "https://me:secret@example.org:8080/a%20b/train-000.tar?X-Sig=t0ken&n=1#part"
+SHOWN = "https://example.org:8080/a%20b/train-000.tar"
 
 
 @pytest.fixture
@@ -53,31 +57,78 @@ def test_what_is_missing_or_no_file(tmp_path: Path):
 
 
 def test_which_texts_are_urls():
-    assert is_url("http://h/a.tar")
-    assert is_url("HTTPS://h/a.tar")
-    assert is_url("s3://b/a.tar")
-    assert not any(map(is_url, ("a.tar", "/x/a.tar", "D:\\a.tar", "a:b.tar", "http:/h/a.tar")))
+    assert all(Location(text).is_remote for text in ("http://h/a.tar", "HTTPS://h/a.tar", "s3://b/a.tar"))
+    local = ("a.tar", "/x/a.tar", "D:\\a.tar", "a:b.tar", "http:/h/a.tar", Path("http://h/a.tar"))
+    assert not any(Location(place).is_remote for place in local)
     for spec in ("pipe:cat x", "ftp://h/a.tar", "file:///a.tar", "tar://a::http://h/b", "http://h/a.tar::x"):
         with pytest.raises(UsageError, match="local files"):
-            is_url(spec)
+            Location(spec)
 
 
 def test_an_invalid_url():
     with pytest.raises(UsageError, match="not valid"):
-        is_url("http://[host/a.tar")
+        Location("http://[host/a.tar")
 
 
-def test_refusing_a_url_shows_nothing_secret():
-    with pytest.raises(UsageError) as caught:
-        is_url(URL.replace("https", "gopher"))
-    assert "secret" not in str(caught.value)
-    assert "t0ken" not in str(caught.value)
+@pytest.mark.parametrize(
+    "text",
+    [
+        URL.replace("https", "gopher"),
+        f"zip://a.tar::{URL}",
+        f"pipe:curl -u me:secret {URL}",
+        f"see {URL} and {URL}",
+        "https://me:secret@[h/a.tar?t0ken",
+    ],
+)
+def test_refusing_a_url_shows_nothing_secret(text: str):
+    told = without_secrets(text)
+    if "see" not in text:
+        with pytest.raises(UsageError) as caught:
+            Location(text)
+        told = str(caught.value)
+    assert "secret" not in told
+    assert "t0ken" not in told
 
 
-def test_parts_of_a_url():
-    assert shown(URL) == "https://example.org:8080/a%20b/train-000.tar"
-    assert shown(Path("/x/a?b.tar")) == "/x/a?b.tar"
-    assert name_of(URL) == name_of(Path("/x/train-000.tar")) == "train-000.tar"
-    assert beside("https://h/a.tar?sig=1", ".idx") == "https://h/a.tar.idx?sig=1"
-    assert same_file(URL) == same_file(URL.replace("t0ken", "other").replace("secret", "new"))
-    assert same_file("https://h/get?id=1") != same_file("https://h/get?id=2")
+def test_however_a_location_is_printed_no_secret_is(caplog: pytest.LogCaptureFixture):
+    location = Location(URL)
+    logging.getLogger("test").warning("%s %r %s", location, location, [location])
+    error = SampleError("hash", "x", shard=location, key="k")
+    printed = [f"{location} {location!r} {location!s:>60} {(location,)}", caplog.text, str(error), error.shard]
+    printed += [str(DataError("x", where=location)), repr({location: location})]
+    with pytest.raises(AssertionError) as caught:
+        _ = location.path
+    printed.append(str(caught.value))
+    for text in printed:
+        assert SHOWN in text
+        assert "secret" not in text
+        assert "t0ken" not in text
+    assert location.url == URL
+
+
+def test_a_location_is_a_value():
+    for place in (URL, Path("/x/train-000.tar")):
+        location = Location(place)
+        assert location == Location(location) == pickle.loads(pickle.dumps(location))
+        assert len({location, Location(place)}) == 1
+        assert location != Location("b.tar")
+        with pytest.raises(AttributeError):
+            location.is_remote = False
+
+
+def test_parts_of_a_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert str(Location(URL)) == SHOWN
+    assert str(Location(Path("/x/a?b.tar"))) == "/x/a?b.tar"
+    assert Location("/x/a.tar").path == Path("/x/a.tar")
+    assert Location(URL).name == Location(Path("/x/train-000.tar")).name == "train-000.tar"
+    assert Location("https://h/a.tar?sig=1").next_to(".idx").url == "https://h/a.tar.idx?sig=1"
+    assert Location("x/a.tar").next_to(".idx") == Location("x/a.tar.idx")
+    monkeypatch.chdir(tmp_path)
+    assert Location("a.tar").file_id == Location(tmp_path / "b" / ".." / "a.tar").file_id != Location("b.tar").file_id
+
+
+def test_the_same_file_behind_two_urls():
+    assert Location(URL).file_id == Location(URL.replace("t0ken", "other").replace("secret", "new")).file_id
+    assert Location("https://h/get?id=1").file_id != Location("https://h/get?id=2").file_id
+    # Names of index files in the caches of users start with it.
+    assert Location("https://h/a.tar?x").file_id == hashlib.sha256(b"https://h/a.tar").hexdigest()

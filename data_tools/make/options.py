@@ -1,0 +1,86 @@
+"""What a user may choose when shards are made, and what does not go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.core.errors import UsageError, did_you_mean
+from data_tools.make.row import EXTRA_FORMATS, FIELD_FORMATS
+
+KINDS = {
+    "folder": "pictures with a .txt or .json of the same name beside them",
+    "classes": "pictures in one folder a class",
+    "csv": "a table with the paths of pictures",
+    "tsv": "the same with tabs between the columns",
+    "jsonl": "one JSON object a line, with the path of a picture",
+    "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or pictures",
+    "img2dataset": "what img2dataset wrote, as webdataset or files",
+    "datasets": "a Hugging Face data set saved with save_to_disk",
+}
+
+
+@dataclass(frozen=True)
+class MakeOptions:
+    """What to make of a source.
+
+    Args:
+        kind: one of `KINDS`; None finds it out.
+        image_column: of a table; None goes by the usual names, as for the next two.
+        caption_column: one or several, with commas between.
+        label_column: "" for none.
+        captions: False leaves captions out.
+        template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
+        classnames: file with a class name a line, which numbers the classes; None numbers them by sorted names.
+        image_root: where paths of pictures start, and what no path or link may leave; None is the source's folder.
+        resize: px of the shorter side, of pictures that are larger.
+        image_format: "keep", "jpg", "png" or "webp".
+        quality: 1 .. 100, of JPEG and WebP that are encoded anew.
+        allow_formats: further formats that may be opened: "gif", "bmp", "tiff".
+        shard_size: rows a shard.
+        shuffle: seed of the order; None keeps the source's order, but shuffles with 0 where there are labels.
+        in_order: keep the source's order in any case.
+    """
+
+    kind: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str | None = None
+    captions: bool = True
+    template: str | None = None
+    classnames: Path | None = None
+    image_root: Path | None = None
+    resize: int | None = None
+    image_format: str = "keep"
+    quality: int = 95
+    allow_formats: tuple[str, ...] = ()
+    shard_size: int = 1000
+    shuffle: int | None = None
+    in_order: bool = False
+
+
+def check_options(options: MakeOptions) -> None:
+    """Raise UsageError where an option has no meaning, or two contradict each other."""
+
+    def refuse(what: str, hint: str) -> None:
+        raise UsageError(what, hint=hint)
+
+    if options.kind is not None and options.kind not in KINDS:
+        refuse(f"unknown kind {options.kind!r}", f"{did_you_mean(options.kind, KINDS)} Kinds: {', '.join(KINDS)}")
+    if options.image_format not in ("keep", *FIELD_FORMATS):
+        refuse(f"unknown format {options.image_format!r}", f"--format keep|{'|'.join(FIELD_FORMATS)}")
+    for name in options.allow_formats:
+        if name not in EXTRA_FORMATS:
+            refuse(f"the format {name!r} cannot be allowed", f"--allow-formats takes {','.join(EXTRA_FORMATS)}")
+    if options.allow_formats and options.image_format == "keep":
+        refuse("pictures of further formats must be encoded anew", "add --format jpg, png or webp")
+    if options.shard_size < 1 or not 1 <= options.quality <= 100 or (options.resize is not None and options.resize < 1):
+        refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "give another number")
+    if options.shuffle is not None and options.in_order:
+        refuse("--shuffle and --in-order contradict each other", "give one of them")
+    if options.image_root is not None and not options.image_root.is_dir():
+        refuse(f"--image-root {options.image_root} is no folder", "check the path and the spelling")
+    if options.template is not None and "{}" not in options.template:
+        refuse(f"the template {options.template!r} has no place for the name", "--template 'a photo of a {}'")
+    if not options.captions and (options.caption_column or options.template):
+        refuse("--no-captions contradicts --caption-column and --template", "leave one of them out")
