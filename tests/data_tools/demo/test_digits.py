@@ -97,7 +97,7 @@ def test_another_seed_or_another_use_of_the_folder_is_refused(digits: Path, tmp_
 def test_the_verb(digits: Path, data_program: DataProgram):
     code, output, _ = data_program("digits", digits)
     assert (code, output.splitlines()[0]) == (0, f"{digits}: already there")
-    assert "1438 pictures in train, 359 in val" in output
+    assert "1438 images in train, 359 in val" in output
 
 
 def test_without_scikit_learn(tmp_path: Path, data_program: DataProgram, monkeypatch: pytest.MonkeyPatch):

@@ -52,7 +52,7 @@ def test_pick_by_keys_and_shuffle(shards: Path, run: Program):
     (shards / "keys.txt").write_text("shard-00001.tar/000000003\n000000004\nnobody\n")
     _, output, _ = run(shards / "a", "--out", shards / "some", "--keys", shards / "keys.txt")
     assert keys_of(shards / "some") == [["000000003", "000000004"]]
-    assert "1 keys of the list name no sample" in output
+    assert "1 keys of the list match no sample" in output
     assert "nobody" in output
     assert (shards / "some" / "unknown_keys.txt").read_text() == "nobody\n"
     document = json.loads(run(shards / "a", "--out", shards / "mixed", "--shuffle", 5, "--json")[1])
