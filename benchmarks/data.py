@@ -88,7 +88,7 @@ def scaled(count: int, scale: float, multiple: int = 1) -> int:
 
 
 def decode(folder: Path, scale: float) -> Iterator[Part]:
-    """Tar to training tensors: reading, decoding, random crop, tokens, batch; ours verifies hashes, as by default."""
+    """Measure tar to training tensors: reading, decoding, crop, tokens, batch; ours verifies hashes, as by default."""
     import open_clip
 
     tokenizer = build_tokenizer(TokenizerConfig(), 77)
@@ -126,7 +126,7 @@ def decode(folder: Path, scale: float) -> Iterator[Part]:
 
 
 def read(folder: Path, scale: float) -> Iterator[Part]:
-    """The stored bytes of each sample, in the order of an epoch, without decoding."""
+    """Measure reading the stored bytes of each sample, in the order of an epoch, without decoding."""
     for label, size, most in (("256-px JPEG", (256, 256), 4000), ("500-px JPEG", (500, 375), 2000)):
         count = scaled(most, scale, NUM_SHARDS)
         tars = with_metadata(shards_of(folder, size, count))
@@ -147,7 +147,7 @@ def read(folder: Path, scale: float) -> Iterator[Part]:
 
 
 def index(folder: Path, scale: float) -> Iterator[Part]:
-    """Building the index of shards, all cores, against SHA-256 of the same bytes in memory, one core."""
+    """Measure building the index of shards on all cores against SHA-256 of the same bytes in memory, one core."""
     tars = shards_of(folder, SIZES[1600], scaled(1200, scale, NUM_SHARDS))
     data = b"".join(Path(tar).read_bytes() for tar in tars)
 
@@ -165,7 +165,7 @@ def index(folder: Path, scale: float) -> Iterator[Part]:
 
 
 def start(folder: Path, scale: float) -> Iterator[Part]:
-    """Opening 1,000 indexed shards and reading 256 samples of a batch, against webdataset up to its first sample."""
+    """Measure opening 1,000 indexed shards and reading a batch of 256, against webdataset up to its first sample."""
     paths, num_shards = [], scaled(1000, scale)
     (folder / "many").mkdir()
     for i in range(num_shards):
@@ -197,7 +197,7 @@ def start(folder: Path, scale: float) -> Iterator[Part]:
 
 
 def stored(folder: Path, scale: float) -> Iterator[Part]:
-    """Batches of stored embeddings against our own of decoded images; both have their captions tokenised."""
+    """Measure batches of stored embeddings against batches of decoded images; both tokenize captions."""
     count = scaled(256, scale, 64)
     tars = shards_of(folder, SIZES[500], count)
     shards = IndexedShards(tars)
@@ -230,7 +230,7 @@ def stored(folder: Path, scale: float) -> Iterator[Part]:
 
 
 def memory(folder: Path, scale: float) -> Iterator[Part]:
-    """Peak memory of a process that makes batches, beyond one that has only imported what it needs, in MiB."""
+    """Measure the peak memory of a process that builds batches, above that after its imports, in MiB."""
     tars = shards_of(folder, SIZES[1600], scaled(256, scale, NUM_SHARDS))
     script = (
         "import sys\n"
@@ -240,7 +240,7 @@ def memory(folder: Path, scale: float) -> Iterator[Part]:
         "from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer\n"
         "tokenizer = build_tokenizer(TokenizerConfig(), 77)\n"
         "def kib(name): return int(open('/proc/self/status').read().split(name + ':')[1].split()[0])\n"
-        "open('/proc/self/clear_refs', 'w').write('5')  # the peak begins anew: importing has one of its own\n"
+        "open('/proc/self/clear_refs', 'w').write('5')  # reset the peak: importing has one of its own\n"
         "before = kib('VmRSS')\n"
         "shards = IndexedShards(sys.argv[1:])\n"
         "batches = TrainBatches(shards, DataConfig(), tokenizer, image_size=224, batch_size=len(shards), "
@@ -260,7 +260,7 @@ PARTS = {"decode": decode, "read": read, "index": index, "start": start, "stored
 
 
 def shards_of(folder: Path, size: tuple[int, int], count: int) -> list[str]:
-    """Make photo-like shards, or return those that were made before, read once into the page cache."""
+    """Create photo-like shards, or return existing ones, and read them once into the page cache."""
     out = folder / f"{size[0]}x{size[1]}-{count}"
     if not out.exists():
         write_synthetic(out, SyntheticPhotos(*size), num_shards=NUM_SHARDS, num_samples=count)
@@ -269,7 +269,7 @@ def shards_of(folder: Path, size: tuple[int, int], count: int) -> list[str]:
 
 
 def with_metadata(tars: list[str]) -> list[str]:
-    """Write the samples again with a JSON as img2dataset makes it: jpg, json and txt are the usual three members."""
+    """Write the samples again with a JSON like that of img2dataset: members jpg, json and txt."""
     out = Path(tars[0]).parent / "with-metadata"
     if not out.exists():
         shards = IndexedShards(tars)

@@ -46,7 +46,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def main() -> None:
-    """Train and evaluate what was asked for and print a table."""
+    """Train and evaluate the requested variants and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--minutes", type=float, default=2.0)

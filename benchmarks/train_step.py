@@ -63,7 +63,7 @@ Step = Callable[[], float]
 
 
 def main() -> None:
-    """Measure the models that were asked for and print a table."""
+    """Measure the requested models and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help=f"of {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, default=5)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def this_device() -> torch.device:
-    """Return the GPU where there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -147,7 +147,7 @@ def serve_steps(name: str, side: str, batch: int) -> None:
 
 
 def most_held() -> float:
-    """Return the MiB that this process held at most; `getrusage` would begin with what its parent held."""
+    """Return the peak memory of this process, MiB; `getrusage` would include that of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 

@@ -1,8 +1,8 @@
-"""Trains the image classifiers of configs/finetune/ that need no download, and prints what each of them reached.
+"""Trains the image classifiers of configs/finetune/ that need no download, and prints their accuracies.
 
     python benchmarks/vision.py digits          ViT, hybrid ViT, Swin and CvT from scratch on handwritten digits
     python benchmarks/vision.py teacher         a DeiT by labels alone and with a ResNet as teacher, at equal steps
-    python benchmarks/vision.py emoji           ViT, hybrid ViT, DeiT, Swin and CvT on a vendor that they have not seen
+    python benchmarks/vision.py emoji           ViT, hybrid ViT, DeiT, Swin and CvT on an unseen vendor
     python benchmarks/vision.py positions       a ViT with each kind of position table
     python benchmarks/vision.py larger          a ViT trained at 224 px, measured and trained further at 384 px
     python benchmarks/vision.py emoji --seeds 0 1 2 --out results.json
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 class Bench:
-    """Data sets that are written when they are first asked for, and runs on them."""
+    """Data sets, written at first use, and training runs on them."""
 
     def __init__(self, folder: Path, steps: int | None):
         self.folder = folder
@@ -96,7 +96,7 @@ def digits(bench: Bench, seed: int) -> Iterator[Row]:
 
 
 def teacher(bench: Bench, seed: int) -> Iterator[Row]:
-    """Train a ResNet once, and with each seed one DeiT by labels alone and one that it teaches."""
+    """Train a ResNet once, and with each seed one DeiT by labels alone and one with the ResNet as teacher."""
     if bench.teacher is None:
         steps, bench.steps = bench.steps, None
         row, bench.teacher = bench.train("ResNet, the teacher", "digits_teacher", seed)
@@ -144,7 +144,7 @@ EXPERIMENTS: dict[str, Callable[[Bench, int], Iterator[Row]]] = {
 
 
 def main() -> None:
-    """Run what was asked for and print its table."""
+    """Run the requested benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def mean_row(rows: Sequence[Row]) -> Row:
-    """Return the mean of the runs of one kind."""
+    """Return the mean over the runs of one configuration."""
     return rows[0] | {key: statistics.mean(row[key] for row in rows) for key in ("val_acc1", "seconds", "images_per_s")}
 
 

@@ -46,7 +46,7 @@ def pages() -> dict[str, str]:
 
 
 def stale(folder: Path = FOLDER) -> str:
-    """Return which pages in a folder are not what the code says, and the command that mends them; "" for none."""
+    """Return which pages in a folder are not what the code says, and the command that updates them; "" if none."""
     old = [name for name, text in pages().items() if _text(folder / name) != text]
     return f"{', '.join(old)} is stale; run: {COMMAND}" if old else ""
 
@@ -137,7 +137,7 @@ def row(*cells: str) -> str:
 
 
 def kind_text(kind: Any, declared: Key) -> str:
-    """Return type, choices and bounds of a key in words."""
+    """Return type, choices and bounds of a key as text."""
     parts = [part for part in (get_args(kind) if NoneType in get_args(kind) else (kind,)) if part is not NoneType]
     texts = []
     for part in parts:

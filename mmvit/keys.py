@@ -1,4 +1,4 @@
-"""Config keys, each declared once: at its dataclass field, with its bounds, its help and its meaning at resume."""
+"""Config keys, each declared once: at its dataclass field, with its bounds, help and effect on resume."""
 
 import copy
 import dataclasses
@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 Number = int | float
-# What a changed value means to a run that resumes.
+# The effect of a changed value on a run that resumes.
 # free: it may change; no weight depends on it, or only the rounding.
-# logged: it may change, and the change is logged; from here on the run takes another course.
-# same: it must not change; with another value it is another experiment, or the saved state does not fit.
+# logged: it may change, and the change is logged; the results of the run change from then on.
+# same: it must not change; another value is another experiment, or does not fit the saved state.
 Resume = Literal["free", "logged", "same"]
 _METADATA = "key"
 
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Key:
-    """What a field declares besides its type and default; bounds of a list are those of its items."""
+    """The declaration of a field in addition to its type and default; bounds of a list apply to its items."""
 
     help: str
     resume: Resume = "same"
@@ -53,7 +53,7 @@ class Key:
 
     @property
     def bounds(self) -> str:
-        """Return the bounds of a number in words, "" where there are none."""
+        """Return the bounds of a number as text, "" if there are none."""
         if self.ge is not None and self.le is not None:
             return f"from {self.ge} to {self.le}"
         limits = (("at least", self.ge), ("above", self.gt), ("at most", self.le), ("below", self.lt))
@@ -61,7 +61,7 @@ class Key:
 
     @property
     def length(self) -> str:
-        """Return how many items a list has in words, "" where any number will do."""
+        """Return the allowed number of items of a list as text, "" if there is no limit."""
         if self.min_length is not None and self.min_length == self.max_length:
             return f"exactly {self.min_length}"
         limits = (("at least", self.min_length), ("at most", self.max_length))
@@ -93,7 +93,7 @@ def key(default: Any, help: str, resume: Resume = "same", **bounds: Number) -> A
     Args:
         default: the default; each config gets a list or a dict of its own.
         help: what the key means, one line, with its unit.
-        resume: what a changed value means to a run that resumes.
+        resume: the effect of a changed value on a run that resumes.
         bounds: of `Key`: `ge`, `gt`, `le`, `lt` for numbers, `min_length` and `max_length` for lists.
     """
     metadata = {_METADATA: Key(help, resume, **bounds)}  # type: ignore[arg-type]  # lengths are whole numbers

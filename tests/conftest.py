@@ -110,7 +110,7 @@ def flops_counted_once() -> Iterator[None]:
 
 
 @pytest.fixture
-def told(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the program `mmvit` in this process, which saves its start; returns exit code, output and errors."""
     from data_tools.core.program import run_program
     from mmvit.cli import app

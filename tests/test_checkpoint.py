@@ -24,7 +24,7 @@ from mmvit.checkpoint import (
 )
 from mmvit.data.tokenizers import TokenizerConfig
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 
 def tensors(step: int) -> dict[str, dict[str, Tensor]]:
@@ -253,8 +253,8 @@ def test_model_folder_needs_nothing_else(model_folder: Path, finished_run: Path)
     )
 
 
-def test_not_a_model_folder(told: Told, tmp_path: Path):
-    code, _, err = told("zero-shot", tmp_path, "a.png", "--classes", "a,b")
+def test_not_a_model_folder(run_cli: RunCli, tmp_path: Path):
+    code, _, err = run_cli("zero-shot", tmp_path, "a.png", "--classes", "a,b")
     assert code == 4
     assert "not a model folder" in err
     assert "hint: pass the model/ folder that a run writes" in err

@@ -17,7 +17,7 @@ from mmvit.cli import app
 from mmvit.data.shards import IndexedShards
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 VERBS = sorted(get_command(app).commands)
 KOREAN = ["\uac1c", "\uace0\uc591\uc774"]  # dog, cat
 
@@ -53,22 +53,22 @@ def test_zero_shot_prints_one_json_document(mmvit: Program, model: Path, picture
     checked_predictions(done.stdout, pictures, ["dog face", "cat face", "red apple"])
 
 
-def test_korean_names_and_templates(told: Told, model: Path, pictures: list[Path], tmp_path: Path):
+def test_korean_names_and_templates(run_cli: RunCli, model: Path, pictures: list[Path], tmp_path: Path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(KOREAN) + "\n", encoding="utf-8")
     for templates in ("korean", "emoji-korean"):
-        code, out, err = told("zero-shot", model, *pictures, "--classes", names, "--templates", templates, "--json")
+        code, out, err = run_cli("zero-shot", model, *pictures, "--classes", names, "--templates", templates, "--json")
         assert code == 0, err
         checked_predictions(out, pictures, KOREAN)
     assert KOREAN[0] in out  # as itself and not as \u escapes
-    assert json.loads(out) != json.loads(told("zero-shot", model, *pictures, "--classes", names, "--json")[1])
+    assert json.loads(out) != json.loads(run_cli("zero-shot", model, *pictures, "--classes", names, "--json")[1])
 
 
-def test_top_and_table(told: Told, model: Path, pictures: list[Path]):
-    code, out, _ = told("zero-shot", model, pictures[0], "--classes", "a,b,c,d", "--top", "2", "--json")
+def test_top_and_table(run_cli: RunCli, model: Path, pictures: list[Path]):
+    code, out, _ = run_cli("zero-shot", model, pictures[0], "--classes", "a,b,c,d", "--top", "2", "--json")
     assert code == 0
     assert len(json.loads(out)[0]["classes"]) == 2
-    code, out, _ = told("zero-shot", model, pictures[0], "--classes", "red apple,green apple")
+    code, out, _ = run_cli("zero-shot", model, pictures[0], "--classes", "red apple,green apple")
     assert code == 0
     assert "red apple" in out
     assert "%" in out
@@ -86,16 +86,16 @@ def test_embed_and_search_print_one_json_document(mmvit: Program, model: Path, t
     assert all(hit["image_path"].startswith("val-00000.tar/") and hit["caption"] for hit in hits)
 
 
-def test_doctor_prints_one_json_document(told: Told):
-    code, out, _ = told("doctor", "--json")
+def test_doctor_prints_one_json_document(run_cli: RunCli):
+    code, out, _ = run_cli("doctor", "--json")
     assert code == 0
     facts = json.loads(out)
     assert facts["mmvit"]
     assert facts["precision"].startswith(("bf16", "fp32"))
-    assert "torch" in told("doctor")[1]
+    assert "torch" in run_cli("doctor")[1]
 
 
-def test_unreadable_images(mmvit: Program, told: Told, model: Path, pictures: list[Path], tmp_path: Path):
+def test_unreadable_images(mmvit: Program, run_cli: RunCli, model: Path, pictures: list[Path], tmp_path: Path):
     files = {
         "cut.png": pictures[0].read_bytes()[:-30],
         "empty.png": b"",
@@ -105,7 +105,7 @@ def test_unreadable_images(mmvit: Program, told: Told, model: Path, pictures: li
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     for name in [*files, "none.png", "."]:
-        code, out, err = told("zero-shot", model, pictures[1], tmp_path / name, "--classes", "a,b", "--json")
+        code, out, err = run_cli("zero-shot", model, pictures[1], tmp_path / name, "--classes", "a,b", "--json")
         assert (code, out) == (3, ""), name
         assert f"where: {tmp_path / name}" in err
         assert "hint:" in err
@@ -132,10 +132,10 @@ def gif() -> bytes:
     ],
 )
 def test_class_files_with_blank_or_double_lines(
-    told: Told, model: Path, pictures: list[Path], tmp_path: Path, content: str, message: str
+    run_cli: RunCli, model: Path, pictures: list[Path], tmp_path: Path, content: str, message: str
 ):
     (tmp_path / "names.txt").write_text(content)
-    code, out, err = told("zero-shot", model, pictures[0], "--classes", tmp_path / "names.txt")
+    code, out, err = run_cli("zero-shot", model, pictures[0], "--classes", tmp_path / "names.txt")
     assert (code, out) == (2, "")
     assert message in err
     assert str(tmp_path / "names.txt") in err
@@ -152,16 +152,16 @@ def test_class_files_with_blank_or_double_lines(
         ([], "--classes"),
     ],
 )
-def test_wrong_use_of_zero_shot(told: Told, model: Path, pictures: list[Path], arguments: list[str], message: str):
-    code, out, err = told("zero-shot", model, pictures[0], *arguments)
+def test_wrong_use_of_zero_shot(run_cli: RunCli, model: Path, pictures: list[Path], arguments: list[str], message: str):
+    code, out, err = run_cli("zero-shot", model, pictures[0], *arguments)
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_each_verb(told: Told, verb: str):
-    code, out, err = told(verb, "--help")
+def test_help_of_each_verb(run_cli: RunCli, verb: str):
+    code, out, err = run_cli(verb, "--help")
     assert (code, err) == (0, "")
     assert "Usage" in out
 
@@ -194,28 +194,28 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_version(told: Told):
-    assert told("--version") == (0, f"mmvit {__version__}\n", "")
+def test_version(run_cli: RunCli):
+    assert run_cli("--version") == (0, f"mmvit {__version__}\n", "")
 
 
-def test_debug_shows_the_traceback(mmvit: Program, told: Told, tmp_path: Path):
+def test_debug_shows_the_traceback(mmvit: Program, run_cli: RunCli, tmp_path: Path):
     arguments = ("zero-shot", tmp_path, "a.png", "--classes", "a,b")
-    assert "Traceback" not in told(*arguments)[2]
+    assert "Traceback" not in run_cli(*arguments)[2]
     done = mmvit(*arguments, "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "not a model folder" in done.stderr
 
 
-def test_missing_config(told: Told):
-    code, _, err = told("pretrain", "quikstart")
+def test_missing_config(run_cli: RunCli):
+    code, _, err = run_cli("pretrain", "quikstart")
     assert code == 2
     assert "did you mean 'quickstart'?" in err
 
 
-def test_folder_that_may_not_be_written(told: Told, model: Path, pictures: list[Path], tmp_path: Path):
+def test_folder_that_may_not_be_written(run_cli: RunCli, model: Path, pictures: list[Path], tmp_path: Path):
     (tmp_path / "file").write_text("")
-    code, _, err = told("embed", model, pictures[0], "--out", tmp_path / "file" / "e", "--modality", "image")
+    code, _, err = run_cli("embed", model, pictures[0], "--out", tmp_path / "file" / "e", "--modality", "image")
     assert code == 2
     assert "Traceback" not in err
     shutil.rmtree(tmp_path)

@@ -1,4 +1,4 @@
-"""One run's configuration: composed from the dataclasses beside the code, loaded, overridden, checked, saved."""
+"""One run's configuration: composed from the dataclasses next to the code, loaded, overridden, validated, saved."""
 
 from mmvit.config.finetune import ClassLossConfig, FinetuneConfig, ValidationConfig
 from mmvit.config.load import config_place, find_config, from_tree, load_config, read_tree, to_yaml

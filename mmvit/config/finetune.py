@@ -28,7 +28,7 @@ class ClassLossConfig:
 
 @dataclass
 class ValidationConfig:
-    """Labelled images to measure accuracy on during training; nothing is measured where `data` is empty."""
+    """Labelled images to measure accuracy on during training; nothing is measured if `data` is empty."""
 
     data: list[str] = key([], "labelled shards or folders of classes", "free")
     every: int = key(500, "steps between two evaluations", "free", ge=1)
@@ -39,7 +39,7 @@ class ValidationConfig:
 
 @dataclass
 class FinetuneConfig(RunConfig):
-    """Everything that `mmvit finetune` does."""
+    """The config of `mmvit finetune`."""
 
     out: str = key("runs/finetune", "run folder", "free")
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -57,7 +57,7 @@ class FinetuneConfig(RunConfig):
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what breaks the rules between keys; each key is valid by itself."""
+        """Yield violations of the rules between keys; each key is valid by itself."""
         yield from super().problems()
         yield from curriculum_problems(self.curriculum, self.model.image)
         yield from self._start_problems()
@@ -65,7 +65,7 @@ class FinetuneConfig(RunConfig):
             yield from self._masked_patches_problems()
         distilled = isinstance(self.model.image, ViTConfig) and self.model.image.distilled
         if distilled and not (self.loss.teacher or self.train.init or self.loss.kind == "masked_patches"):
-            what = "a distillation token learns from a teacher, and none is named"
+            what = "a distillation token learns from a teacher, and loss.teacher is empty"
             hint = "loss.teacher=MODEL, or model.image.distilled=false"
             yield Problem("loss.teacher", what, hint, ("model.image", "train.init", "loss.kind"))
         for name, value in (
@@ -73,26 +73,26 @@ class FinetuneConfig(RunConfig):
             ("data.image_embeddings", self.data.image_embeddings),
         ):
             if value:
-                yield Problem(name, "supervised runs take whole images of one size", f"leave out {name}")
+                yield Problem(name, "supervised runs take whole images of one size", f"remove {name}")
         if not self.train.same_caption_positives:
             name = "train.same_caption_positives"
-            yield Problem(name, "supervised runs read no captions", f"leave out {name}")
+            yield Problem(name, "supervised runs read no captions", f"remove {name}")
         if any(stage.text_tokens for stage in self.curriculum):
-            yield Problem("curriculum", "supervised runs read no captions", "leave out curriculum text_tokens")
+            yield Problem("curriculum", "supervised runs read no captions", "remove text_tokens from curriculum")
 
     def _start_problems(self) -> Iterator[Problem]:
-        """Yield what needs a model to start from, and what does not fit to one."""
+        """Yield settings that need a model to start from, or do not fit one."""
         if self.train.init_only:
-            what = "train.init_only is for contrastive runs: here all that fits is taken"
+            what = "train.init_only is for contrastive runs: supervised runs load all weights that fit"
             yield Problem("train.init_only", what, "train.init_only=[]")
         if self.templates and not self.train.init:
-            what = "a zero-shot head needs a contrastive model, and none is named"
+            what = "a zero-shot head needs a contrastive model, and train.init is empty"
             yield Problem("templates", what, "train.init=MODEL of mmvit pretrain", ("train.init",))
         if self.templates and self.model.head != "linear":
             what = "a zero-shot head is linear: its rows are embeddings of the class names"
             yield Problem("model.head", what, "model.head=linear", ("templates",))
         if self.wise_ft is not None and not self.train.init:
-            what = "wise_ft mixes the trained weights with those of a finished model, and none is named"
+            what = "wise_ft interpolates with the weights of train.init, which is empty"
             yield Problem("wise_ft", what, "train.init=MODEL", ("train.init",))
 
     def _masked_patches_problems(self) -> Iterator[Problem]:
@@ -108,5 +108,5 @@ class FinetuneConfig(RunConfig):
         for name, value in unused.items():
             if value:
                 what = f"{name} has no effect with loss.kind=masked_patches, which trains a whole ViT from scratch"
-                hint = f"leave out {name}, or loss.kind=labels"
+                hint = f"remove {name}, or loss.kind=labels"
                 yield Problem(name.split()[0], what, hint, ("loss.kind",))

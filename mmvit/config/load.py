@@ -28,9 +28,9 @@ def load_config(
 
     Args:
         cls: the class of the config.
-        source: where its values stand.
-        overrides: they override the file; of several for one key the last one wins.
-        complete: apply the rules between keys too, for a recipe whose open keys the caller does not fill in.
+        source: the YAML file.
+        overrides: they override the file; if a key is given several times, the last one wins.
+        complete: apply the rules between keys too; False for a recipe with open keys that the caller fills in later.
 
     Raises:
         UsageError: with all problems of the config at once.
@@ -40,14 +40,14 @@ def load_config(
 
 
 def config_place(source: str | Path, overrides: Sequence[str]) -> str:
-    """Return where the values of a config stand, for errors."""
+    """Return the source of the values of a config, for errors."""
     return f"{find_config(source)}{' or the command line' if overrides else ''}"
 
 
 def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | None = None) -> Any:
     """Read a YAML file and apply overrides, as plain dicts and lists: keys and types are not validated yet.
 
-    `${...}` stands for the value of another key; `cls` is the class of the config, whose defaults it may name too.
+    `${...}` is replaced by the value of another key; `cls` is the class of the config, whose defaults it may use too.
     """
     path = find_config(source)
     try:
@@ -55,7 +55,7 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
     counts = Counter(override.partition("=")[0] for override in overrides)
-    for key in (key for key, count in counts.items() if count > 1):  # as a shell makes them of unquoted braces
+    for key in (key for key, count in counts.items() if count > 1):  # as a shell expands unquoted braces
         logger.warning("%s is given %d times; the last one wins", key, counts[key])
     problems = []
     for override in overrides:
@@ -75,12 +75,12 @@ def _override(tree: Any, override: str) -> Any:
         return OmegaConf.merge(tree, OmegaConf.from_dotlist([override if value else f"{key}=''"]))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        hint = "quote a value with braces, brackets or colons as YAML wants it"
+        hint = "quote values with braces, brackets or colons as in YAML"
         raise UsageError(f"override {override!r} cannot be read: {reason}", where=key, hint=hint) from error
 
 
 def _resolved(tree: Any, cls: type | None, where: str) -> Any:
-    """Return plain dicts and lists, each `${...}` in them replaced by what it stands for."""
+    """Return plain dicts and lists with each `${...}` replaced by its value."""
     plain = OmegaConf.to_container(tree)
     if "${" not in str(plain):
         return plain
@@ -93,26 +93,26 @@ def _resolved(tree: Any, cls: type | None, where: str) -> Any:
 
 
 def _picked(keys: Any, whole: Any) -> Any:
-    """Return of a tree the keys that another one has."""
+    """Return the part of `whole` that has the keys of `keys`."""
     if not isinstance(keys, dict):
         return whole
     return {key: _picked(value, whole[key]) for key, value in keys.items()}
 
 
 def from_tree(cls: type[Config], tree: Any, where: str, *, complete: bool = True) -> Config:
-    """Make the dataclass `cls` of plain dicts and lists; raises UsageError with all problems of the config at once."""
+    """Build the dataclass `cls` from plain dicts and lists; raise UsageError with all problems at once."""
     config, problems = validate(cls, tree, complete=complete)
     refuse(problems, where)
     return config
 
 
 def to_yaml(config: Any) -> str:
-    """Write a config as YAML that `load_config` reads back."""
+    """Return a config as YAML that `load_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def find_config(source: str | Path) -> Path:
-    """Return the file itself, or the one of that name under configs/; raises UsageError with the nearest name."""
+    """Return the file itself, or the one of that name under configs/; raise UsageError with the closest name."""
     path = Path(source)
     builtin = configs_folder() / f"{str(source).removesuffix('.yaml')}.yaml"
     for candidate in (path, builtin):

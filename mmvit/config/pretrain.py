@@ -31,7 +31,7 @@ class LossConfig:
 
 @dataclass
 class ZeroShotConfig:
-    """Zero-shot classification of labelled shards during training; nothing is evaluated where `data` is empty."""
+    """Zero-shot classification of labelled shards during training; nothing is evaluated if `data` is empty."""
 
     data: list[str] = key([], "labelled shards", "free")
     class_names: str = key("", "file with one class name a line; the line number is the label", "free")
@@ -44,7 +44,7 @@ class ZeroShotConfig:
 
 @dataclass
 class PretrainConfig(RunConfig):
-    """Everything that `mmvit pretrain` does."""
+    """The config of `mmvit pretrain`."""
 
     out: str = key("runs/pretrain", "run folder", "free")
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
@@ -53,7 +53,7 @@ class PretrainConfig(RunConfig):
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what breaks the rules between keys; each key is valid by itself."""
+        """Yield violations of the rules between keys; each key is valid by itself."""
         yield from super().problems()
         yield from curriculum_problems(self.curriculum, self.model.image)
         for i, stage in enumerate(self.curriculum):
@@ -72,7 +72,7 @@ class PretrainConfig(RunConfig):
             )
 
     def _loss_problems(self) -> Iterator[Problem]:
-        """Yield losses whose part of the model is missing, and parts that no loss would train."""
+        """Yield losses whose part of the model is missing, and parts that no loss trains."""
         loss, model = self.loss, self.model
         pairs = (
             ("loss.captioning", bool(loss.captioning), "model.caption_depth", bool(model.caption_depth)),
@@ -93,7 +93,7 @@ class PretrainConfig(RunConfig):
                 yield Problem(part, f"{part} is set, but without {name} nothing uses it", others=others)
 
     def _input_problems(self) -> Iterator[Problem]:
-        """Yield two ways of feeding the image tower at once."""
+        """Yield combinations of inputs of the image tower that exclude each other."""
         ways = {
             "data.patch_budget": self.data.patch_budget is not None,
             "data.image_embeddings": bool(self.data.image_embeddings),
@@ -114,7 +114,7 @@ class PretrainConfig(RunConfig):
             hint = "model.image.stem_channels=[] model.image.stem_stages=[] model.image.position=learned"
             yield Problem("data.patch_budget", what, hint, ("model.image",))
         if self.data.image_embeddings and (self.model.caption_depth or self.model.token_head):
-            what = "data.image_embeddings hold nothing that a caption decoder or a token head could look at"
-            hint = "train on the images, or leave out those losses"
+            what = "data.image_embeddings have no tokens for a caption decoder or a token head"
+            hint = "train on the images, or remove those losses"
             heads = ("model.caption_depth", "model.token_head")
             yield Problem("data.image_embeddings", what, hint, heads)

@@ -1,4 +1,4 @@
-"""What the configs of all runs have in common."""
+"""The config keys that all runs have in common."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,7 +57,7 @@ class TrainConfig:
     batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1)
     micro_batches: int = key(1, "micro-batches of each rank, with the same result as one (GradCache)", "logged", ge=1)
     precision: Literal["auto", "bf16", "bf16_params", "fp32"] = key(
-        "auto", "precision; auto: bf16 where the machine has units for it"
+        "auto", "precision; auto: bf16 if the machine has hardware units for it"
     )
     same_caption_positives: bool = key(True, "equal captions in a batch are positives, not negatives")
     init: str = key("", "model folder to start from", "logged")
@@ -89,7 +89,7 @@ class TrainConfig:
 
 @dataclass
 class RunConfig:
-    """What all runs have."""
+    """The config keys of all runs."""
 
     out: str = key("", "run folder", "free")
     seed: int = key(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
@@ -103,11 +103,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def check(self) -> None:
-        """Raise one UsageError for all values that no run can have; `load_config` has checked what it returns."""
+        """Raise one UsageError for all invalid values; configs from `load_config` are valid already."""
         refuse(validate(type(self), asdict(self), strict=True)[1])
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what breaks the rules between keys; each key is valid by itself."""
+        """Yield violations of the rules between keys; each key is valid by itself."""
         data, train = self.data, self.train
         if not data.train:
             yield Problem("data.train", "no training data is named", "data.train=[FOLDER or SHARDS]")
@@ -119,8 +119,8 @@ class RunConfig:
             what = f"data.repeats is {data.repeats}; it must be at most train.batch_size, {train.batch_size}"
             yield Problem("data.repeats", what, others=("train.batch_size",))
         if self.lora.rank and not train.init:
-            what = "lora.rank adapts the towers of a finished model, and none is named"
-            yield Problem("train.init", what, "train.init=MODEL, the model/ folder of a run", others=("lora.rank",))
+            what = "lora.rank adapts the towers of a finished model, and train.init is empty"
+            yield Problem("train.init", what, "use train.init=MODEL, the model/ folder of a run", others=("lora.rank",))
         if data.stall_timeout_s >= train.timeout_s:
             what = f"data.stall_timeout_s {data.stall_timeout_s} must be below train.timeout_s"
             hint = f"train.timeout_s={data.stall_timeout_s + 30}"
@@ -128,7 +128,7 @@ class RunConfig:
 
 
 def curriculum_problems(stages: Sequence[Stage], image: TowerConfig) -> Iterator[Problem]:
-    """Yield what is wrong with stages for an image tower."""
+    """Yield problems of the stages for an image tower."""
     patch_size = 1
     if any(stage.image_size for stage in stages):  # the stride of a timm model takes a while to find out
         try:

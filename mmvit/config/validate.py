@@ -36,7 +36,7 @@ def validate(
 
 
 def refuse(problems: Sequence[Problem], where: str | None = None) -> None:
-    """Raise one UsageError for all problems, where there are any; `where` is the file that the values come from."""
+    """Raise one UsageError for all problems, if there are any; `where` is the file of the values."""
     if not problems:
         return
     if len(problems) == 1:
@@ -50,7 +50,7 @@ def refuse(problems: Sequence[Problem], where: str | None = None) -> None:
 
 
 class _Fit:
-    """Put values into a config, and note those that do not fit."""
+    """Sets the values of a config and collects the problems of invalid ones."""
 
     def __init__(self, strict: bool):
         self.strict = strict
@@ -80,7 +80,7 @@ class _Fit:
         return base
 
     def value(self, entry: "dataclasses.Field[Any]", default: Any, value: Any, name: str) -> Any:
-        """Return the value of a field as its type has it, or the default where it does not fit."""
+        """Return the value of a field converted to its type, or the default if it is invalid."""
         if is_dataclass(entry.type):
             return self.config(default, value, name)
         if get_origin(entry.type) is list and not self.strict and not isinstance(value, list):
@@ -104,7 +104,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _converted(kind: Any, value: Any, name: str, strict: bool) -> tuple[Any, list[Problem]]:
-    """Return the value as the type has it, and what is wrong with it."""
+    """Return the value converted to the type, and its problems."""
     if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:  # which pydantic takes for 0 or 1
         return value, [Problem(name, f"{name} is {_shown(value)}; it must be a number")]
     try:
@@ -132,13 +132,13 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as YAML has it, cut where it is long."""
+    """Return a value as YAML text, truncated if it is long."""
     plain = {None: "null", True: "true", False: "false"}
     return plain[value] if value is None or isinstance(value, bool) else f"{value!r:.60}"
 
 
 def _rule_problems(config: Any, prefix: str = "") -> Iterator[Problem]:
-    """Yield what breaks the rules of a config and of those in it."""
+    """Yield violations of the rules of a config and of nested ones."""
     if hasattr(config, "problems"):
         yield from (problem.below(prefix) for problem in config.problems())
     for entry in dataclasses.fields(config):
@@ -152,7 +152,7 @@ def _rule_problems(config: Any, prefix: str = "") -> Iterator[Problem]:
 
 
 def _follows(problem: Problem, earlier: Sequence[Problem]) -> bool:
-    """Tell whether a rule was broken by a value that is wrong by itself."""
+    """Return whether a rule was violated by a value that is invalid by itself."""
     wrong = [each.key for each in earlier]
     names = (problem.key, *problem.others)
     return any(_holds(name, key) or _holds(key, name) for name in names for key in wrong)

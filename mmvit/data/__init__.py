@@ -1,1 +1,1 @@
-"""Sample order, the indexed dataset, decoding, transforms, tokenizers, class names and prompt templates."""
+"""Sample order, sample sources, batches, transforms, tokenizers, class names and prompt templates."""

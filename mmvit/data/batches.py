@@ -35,7 +35,9 @@ class DataConfig:
 
     train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free")
     weights: list[float] = key([], "for each entry of train: uses of a sample; empty: one data set")
-    repeats: int = key(1, "uses of a sample in a batch, augmented anew (repeated augmentation; DeiT: 3)", ge=1)
+    repeats: int = key(
+        1, "uses of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1
+    )
     captions: list[CaptionConfig] = key([CaptionConfig()], "texts of each sample", min_length=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     decode: Literal["fast", "exact"] = key(
@@ -62,7 +64,7 @@ class DataConfig:
 
 Vector = Float32[np.ndarray, "E"]
 _NO_TOKENS = Tokens(torch.empty(0, 0, dtype=torch.long), 0)
-MAX_BAD_IN_A_ROW = 100  # a sample and those that were to stand in for it
+MAX_BAD_IN_A_ROW = 100  # a sample and its replacements
 
 
 class Teacher(NamedTuple):
@@ -80,14 +82,14 @@ class Batch(NamedTuple):
     groups: Int[Tensor, "b V"]  # equal where the bare text is equal
     keys: list[str]
     positions: Int[Tensor, "b"]  # in the endless stream of samples: equal for every layout, and never repeated
-    bad: Sequence[SampleError] = ()  # samples that others stand in for
-    num_cut: int = 0  # captions that were too long for the text tower, or for the step, and lost their tail
+    bad: Sequence[SampleError] = ()  # samples that were replaced
+    num_cut: int = 0  # captions that were truncated to the length of the text tower or of the step
     teacher: Teacher | None = None
     labels: Int[Tensor, "b"] | None = None  # classes, where images have these instead of texts
 
 
 class Decoded(NamedTuple):
-    """A sample before anything random; the image's file is left out of `sample`."""
+    """A sample before anything random; `sample` does not keep the image file."""
 
     sample: RawSample
     image: Image.Image
@@ -240,7 +242,7 @@ class TrainBatches(Dataset[Batch]):
         unsized = "data.patch_budget" if self.budget else "data.image_embeddings" if self.stored_images else ""
         if unsized and any(stage.image_size for stage in self.stages):
             what = f"a stage has an image_size, and with {unsized} images have none"
-            raise UsageError(what, where="curriculum", hint=f"leave out image_size, or {unsized}")
+            raise UsageError(what, where="curriculum", hint=f"remove image_size, or {unsized}")
         for name, stored, kinds in (
             ("data.image_embeddings", self.stored_images, {"img"}),
             ("loss.teacher", self.teacher, {"img", "text"}),
@@ -292,9 +294,9 @@ class TrainBatches(Dataset[Batch]):
                 bad.append(error)
             if len(bad) == MAX_BAD_IN_A_ROW:
                 raise DataError(
-                    f"{MAX_BAD_IN_A_ROW} samples in a row cannot be used, the last one because {bad[-1].what}",
+                    f"{MAX_BAD_IN_A_ROW} samples in a row are invalid, the last one because {bad[-1].what}",
                     where=bad[-1].where,
-                    hint="look at the shards: mmvit-data check SHARDS",
+                    hint="check the shards: mmvit-data check SHARDS",
                 )
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
             chosen = int(stand_in[0]) % sum(self.source.shard_sizes)
@@ -328,7 +330,7 @@ class TrainBatches(Dataset[Batch]):
         return train_pixels_from_bytes(sample.image, size, augment, rng, fast=fast, where=sample.key)
 
     def _cached(self, sample_id: int, sample: RawSample) -> Decoded:
-        """Decode a sample, exactly, and keep it where there is room."""
+        """Decode a sample exactly and cache it if there is room."""
         decoded = Decoded(sample._replace(image=b""), decode_image(sample.image, where=sample.key))
         size = 3 * decoded.image.width * decoded.image.height
         if size <= self.cache_room:

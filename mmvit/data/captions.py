@@ -17,7 +17,7 @@ from mmvit.keys import Problem, key
 
 @dataclass
 class CaptionConfig:
-    """One text of each sample: its source and the templates that it may stand in.
+    """One text of each sample: its source, and the templates that it may be inserted into.
 
     The source is a text, a list of texts, or an object of language -> text or list; of several, one is drawn at random.
     """
@@ -75,7 +75,7 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
 
 
 def draw_caption(candidates: Sequence[Candidate], config: CaptionConfig, rng: np.random.Generator) -> Caption:
-    """Draw one text and its template; nothing is taken from `rng` where there is only one choice."""
+    """Draw one text and its template; `rng` is not used if there is only one choice."""
     bare = candidates[0].text
     if len(candidates) > 1:
         stops = list(accumulate(candidate.weight for candidate in candidates))

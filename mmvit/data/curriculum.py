@@ -1,4 +1,4 @@
-"""What a training step looks like: smaller images, shorter texts and fewer patches early in a run."""
+"""The curriculum: smaller images, shorter texts and fewer patches early in a run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mmvit.keys import Problem, key
 
 @dataclass
 class Stage:
-    """A part of the run. None: as the model has it. The last stage must end at 1."""
+    """A stage of the run. None: the setting of the model. The last stage must end at 1."""
 
     until: float = key(1.0, "fraction of the steps at which the stage ends", gt=0, le=1)
     image_size: int | None = key(None, "side of an image, px; null: that of the model", ge=1)
@@ -25,10 +25,10 @@ def stage_at(step: int, num_steps: int, stages: Sequence[Stage]) -> Stage:
 
 
 def stage_problems(stages: Sequence[Stage], patch_size: int) -> Iterator[Problem]:
-    """Yield what keeps the stages from following each other up to 1, and sizes that the patches do not divide."""
+    """Yield problems of stages: ends that do not rise to 1, and sizes that the patch size does not divide."""
     ends = [stage.until for stage in stages]
     if ends and not (ends[-1] == 1 and all(before < end for before, end in pairwise([0, *ends]))):
-        hint = "let until rise from stage to stage up to 1, such as 0.5, 0.8, 1"
+        hint = "until must rise from stage to stage up to 1, such as 0.5, 0.8, 1"
         yield Problem("curriculum", f"the stages of curriculum end at {ends}", hint)
     for i, stage in enumerate(stages):
         if stage.image_size is not None and stage.image_size % patch_size:

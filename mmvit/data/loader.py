@@ -112,7 +112,7 @@ class LoadedBatches(Dataset[Loaded]):
     def last_read(self, pids: Collection[int] = ()) -> str:
         """Name the sample that is being read for the longest time, by the processes `pids` or by any; "" for none.
 
-        Its key stands in the index, on the disk that may be what hangs: after a while the shard alone is named.
+        Its key is in the index, on the disk that may be stalled: after a while only the shard is named.
         """
         slots = [self.reading[i : i + 3] for i in range(0, len(self.reading), 3)]
         begun = [(since, int(sample) - 1) for pid, sample, since in slots if sample and (not pids or pid in pids)]
@@ -131,17 +131,19 @@ class LoadedBatches(Dataset[Loaded]):
 
 
 class Loader:
-    """Yields the batches of `numbers` in order, once; instead of a batch that cannot be made, the error.
+    """Yields the batches of `numbers` in order, once; an error takes the place of a batch that cannot be loaded.
 
     A stalled reader and a killed worker are errors too, ResourceErrors that name the sample that was being read, and so
-    is `Interrupted`, where `stop_wished` comes true and no batch does. Used in a `with` block, at whose end all workers
-    are gone.
+    is `Interrupted`, if `stop_requested` becomes true while no batch arrives. Used in a `with` block, at whose end all
+    workers have ended.
     """
 
-    def __init__(self, batches: TrainBatches, numbers: Sequence[int], stop_wished: Callable[[], bool] = lambda: False):
+    def __init__(
+        self, batches: TrainBatches, numbers: Sequence[int], stop_requested: Callable[[], bool] = lambda: False
+    ):
         self.loaded = LoadedBatches(batches)
         self.numbers = numbers
-        self.stop_wished = stop_wished
+        self.stop_requested = stop_requested
         self.limit = batches.config.stall_timeout_s
         self._waited_s = 0.0
         self._first_key = ""
@@ -225,8 +227,8 @@ class Loader:
             if result is not None:
                 raise result
             waited_s = time.monotonic() - start
-            if waited_s >= _STOP_S and self.stop_wished():
-                return Interrupted("asked to stop while no batch came", where=self.reading())
+            if waited_s >= _STOP_S and self.stop_requested():
+                return Interrupted("stop requested while waiting for a batch", where=self.reading())
             if waited_s >= self.limit:
                 what = f"no batch came for {self.limit:.0f} s: a reader hangs"
                 return _broken(what, self.loaded.last_read(), f"{_HINT}; data.stall_timeout_s is the limit")
@@ -252,11 +254,11 @@ def _put_result(box: "queue.SimpleQueue[Loaded | BaseException]", load: Callable
 
 def _broken(what: str, where: str, hint: str) -> ResourceError:
     where = where or "no sample was being read"
-    return ResourceError(what, where=where, note="the run stopped; what is saved is whole", hint=hint)
+    return ResourceError(what, where=where, note="the run stopped; its checkpoints are complete", hint=hint)
 
 
 def _begin_worker(worker_id: int) -> None:
-    """Leave signals that reach a whole group of processes to the main process, which has to save; and end with it."""
+    """Ignore signals to the process group, which the main process handles, and end with the main process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere a worker may outlive a main process that is killed

@@ -15,11 +15,11 @@ _ONE = 2**16  # weights of pixels are whole numbers of which this is 1
 
 @dataclass
 class MixConfig:
-    """How two images of a batch become two mixtures of them; DeiT and Swin take 0.8 and 1.0."""
+    """Mixup and CutMix; DeiT and Swin use 0.8 and 1.0."""
 
     mixup: float = key(0.0, "Mixup: the weight of one image is drawn from Beta(this, this); 0 is off", ge=0)
     cutmix: float = key(0.0, "CutMix: the area of the exchanged rectangle is drawn likewise; 0 is off", ge=0)
-    switch: float = key(0.5, "fraction of the pairs that get CutMix where both are on", ge=0, le=1)
+    switch: float = key(0.5, "fraction of the pairs with CutMix, if both are enabled", ge=0, le=1)
     prob: float = key(1.0, "fraction of the pairs that are mixed at all", ge=0, le=1)
 
 
@@ -52,12 +52,12 @@ def mix_pairs(
         seed: of the run.
 
     Raises:
-        ValueError: the samples are no whole pairs.
+        ValueError: the samples are not whole pairs.
     """
     if len(positions) % 2 or (positions[::2] % 2).any() or (positions[1::2] - positions[::2] != 1).any():
         raise ValueError(
-            f"mixup and CutMix take whole pairs of neighbours, not {len(positions)} samples from position "
-            f"{positions[:1].tolist()}: let the batch of each process and micro-batch be even"
+            f"mixup and CutMix need whole pairs of neighbours, not {len(positions)} samples from position "
+            f"{positions[:1].tolist()}: the batch of each rank and micro-batch must be even"
         )
     height, width = images.shape[2:]
     draws = [_draw(pair, height, width, config, seed) for pair in (positions[::2] // 2).tolist()]
@@ -102,5 +102,5 @@ def _blend(own: Tensor, other: Tensor, weight: Tensor) -> Tensor:
 
 
 def _partners(rows: Tensor) -> Tensor:
-    """Let the neighbours of each pair change places."""
+    """Swap the two samples of each pair."""
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

@@ -120,7 +120,7 @@ class MixedOrder:
 
     Use j is position j of the data set's own `SampleOrder`, which has the seed (seed + 2654435769 d) mod 2**32, another
     for each d: every sample of d is used once before any is used again. Sample i of data set d has the id
-    i + N_0 + ... + N_(d-1), and `epochs` are the data set's own, so that a sample that comes again is changed anew.
+    i + N_0 + ... + N_(d-1), and `epochs` are the data set's own, so that a repeated sample is augmented differently.
     All this is part of the format, as the order of one data set is.
 
     Args:
@@ -179,12 +179,12 @@ class MixedOrder:
 
 
 class RepeatedOrder:
-    """An endless stream in whose batches each sample comes `repeats` times, every time to be changed anew.
+    """An endless stream in whose batches each sample occurs `repeats` times, each time with another augmentation.
 
     Repeated augmentation (Hoffer et al. 2020; Berman et al. 2019): a batch of B holds about B / repeats samples.
     Element q of the repeated stream is copy q mod repeats of position q div repeats of `order`; a batch is B elements
     in a row, put in the order of (copy, q), so that neighbours, which may be mixed, are different samples. `epochs`
-    counts the uses of a sample, epoch * repeats + copy, and so gives each copy random changes of its own. With one
+    counts the uses of a sample, epoch * repeats + copy, so that each copy is augmented differently. With one
     repeat it is `order` itself.
 
     DeiT's sampler draws the same batches, but starts a new permutation after N elements, having used N / repeats of
@@ -229,4 +229,4 @@ def _check_seed(seed: int) -> None:
 
 def _check_positions(start: int, stop: int) -> None:
     if not 0 <= start <= stop:
-        raise UsageError(f"positions {start} .. {stop} are no piece of the stream")
+        raise UsageError(f"positions {start} .. {stop} are not a valid slice of the stream")

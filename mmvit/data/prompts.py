@@ -51,7 +51,7 @@ def load_templates(name_or_path: str) -> list[str]:
         check_template(line, where=f"{path}, line {number}")
         if line in templates:
             raise UsageError(
-                f"the template '{line}' stands twice, so it would count double in the mean",
+                f"the template '{line}' is duplicated, so it would count twice in the mean",
                 where=f"{path}, lines {templates[line]} and {number}",
                 hint=f"remove line {number}",
             )
@@ -98,7 +98,7 @@ def _check_class_names(names: list[str], unit: str, where: str) -> None:
         raise UsageError(
             f"blank {unit} among the class names",
             where=f"{where}, {unit} {', '.join(blank)}",
-            note="a name may have been lost there, and every class after it would get the wrong number",
+            note="a missing name would shift the numbers of all following classes",
             hint=f"write the missing name there or remove the blank {unit}",
         )
     first: dict[str, int] = {}
@@ -109,19 +109,19 @@ def _check_class_names(names: list[str], unit: str, where: str) -> None:
         first.setdefault(name, number)
     if double:
         raise UsageError(
-            "the same class name stands twice",
+            "duplicate class names",
             where=f"{where}: {'; '.join(double)}",
-            note="two equal names cannot be told apart",
-            hint="remove one, or say what differs: 'crane (bird)' and 'crane (machine)'",
+            note="equal names cannot be distinguished",
+            hint="remove one, or make them distinct: 'crane (bird)' and 'crane (machine)'",
         )
 
 
 def check_template(line: str, where: str) -> None:
-    """Raise UsageError where the line does not have exactly one placeholder; `where` names its place."""
+    """Raise UsageError if the line does not have exactly one placeholder; `where` is its location."""
     found = len(PLACEHOLDER.findall(line))
     if found == 1 and not re.search(r"[{}]", PLACEHOLDER.sub("", line)):
         return
-    what = "a brace that is no placeholder" if found == 1 else f"{found} placeholders"
+    what = "a brace that is not a placeholder" if found == 1 else f"{found} placeholders"
     raise UsageError(
         f"the template '{line}' has {what}",
         where=where,

@@ -12,7 +12,7 @@ OTHER_FIELDS = ("txt", "json", "cls")  # what a sample has besides its image
 class RawSample(NamedTuple):
     """One sample as it is stored: `key` is "shard.tar/key", `image` the encoded file, `label` the class.
 
-    `image` is empty where it was left out. `caption` is None where the sample has no `txt`, "" where it is blank.
+    `image` is empty if it was not read. `caption` is None if the sample has no `txt`, "" if it is blank.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""Embeddings of samples that were stored before, read row by row."""
+"""Stored embeddings of samples, read row by row."""
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ from mmvit.data.source import SampleSource
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-JOB = "job.json"  # what an unfinished folder is being made of
+JOB = "job.json"  # the inputs of an unfinished folder
 MODALITIES = {"image": ("img",), "text": ("text",), "both": ("img", "text")}  # what is embedded: stems of its folders
 
 _OPEN_PARTS = 64  # each holds a file open; training reads from a few at a time
@@ -36,7 +36,7 @@ class StoredEmbeddings:
     several threads, and may be sent to data loader workers.
 
     Raises:
-        CheckpointError: the folder is none, unfinished or damaged.
+        CheckpointError: the folder is not an embedding folder, or is unfinished or damaged.
         DataError: two rows have the same key.
     """
 
@@ -59,9 +59,9 @@ class StoredEmbeddings:
         if len(double):
             part, local = self._place(int(self._rows[double[0]]))
             raise DataError(
-                f"{len(double)} rows have a key that another row has too, such as {self._keys(part)[local]}",
+                f"{len(double)} rows have the key of another row, such as {self._keys(part)[local]}",
                 where=str(self.folder),
-                note="nobody can tell which of them belongs to a sample",
+                note="the row of a sample is ambiguous",
                 hint="give shards of different folders different names and embed them again",
             )
         self._make_cache()
@@ -77,16 +77,16 @@ class StoredEmbeddings:
         self._make_cache()
 
     def fingerprint(self) -> str:
-        """Return a hash of what made the rows, of what they were made of, and of some of them with their keys."""
-        told = [self.model_sha256, self.manifest["source_sha256"], self.manifest["modality"], len(self._names)]
-        digest = hashlib.sha256(json.dumps(told).encode() + self._names.tobytes())
+        """Return a hash of the model, of the embedded data, and of some of the rows with their keys."""
+        identity = [self.model_sha256, self.manifest["source_sha256"], self.manifest["modality"], len(self._names)]
+        digest = hashlib.sha256(json.dumps(identity).encode() + self._names.tobytes())
         for i in range(0, len(self._rows), max(1, len(self._rows) // _HASHED)):
             for kind in self.kinds:
                 digest.update(self._vector(kind, int(self._rows[i])).tobytes())
         return digest.hexdigest()
 
     def row(self, key: str) -> int:
-        """Return the number of a sample's row; raises SampleError ("no-embedding") where there is none."""
+        """Return the number of a sample's row; raise SampleError ("no-embedding") if there is none."""
         (name,) = _names([key])
         at = int(np.searchsorted(self._names, name))
         if at == len(self._names) or self._names[at] != name:
@@ -103,7 +103,7 @@ class StoredEmbeddings:
         return self._vector("text", row)
 
     def check_made_of(self, source: SampleSource) -> None:
-        """Look a thousand samples up; warn where the rows were made of other data than these.
+        """Look up a thousand samples; warn if the rows were computed from other data.
 
         Raises:
             DataError: most of the samples have no row.
@@ -116,11 +116,11 @@ class StoredEmbeddings:
             raise DataError(
                 f"{len(missing)} of {len(keys)} samples have no row in the stored embeddings, such as {missing[0]}",
                 where=str(self.folder),
-                note=f"its {len(self._names)} rows were made of other data, such as {self._keys(0)[0]}",
+                note=f"its {len(self._names)} rows are of other data, such as {self._keys(0)[0]}",
                 hint="embed the training data itself: mmvit embed MODEL SHARDS --out FOLDER",
             )
         if hashlib.sha256(source.fingerprint().encode()).hexdigest() != self.manifest["source_sha256"]:
-            logger.warning("%s was made of other shards, or of these before they changed", self.folder)
+            logger.warning("%s was computed from other shards, or the shards have changed since", self.folder)
 
     def _has(self, key: str) -> bool:
         try:
@@ -143,7 +143,7 @@ class StoredEmbeddings:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what an embedding folder says of itself; raises CheckpointError where it is none or unfinished."""
+    """Return the manifest of an embedding folder; raise CheckpointError if it is missing or unfinished."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         version, _ = manifest["format_version"], MODALITIES[manifest["modality"]]
@@ -162,7 +162,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_shapes(
     folder: Path, manifest: dict[str, Any], kind: str, shapes: list[tuple[int, ...]], num_metadata: int
 ) -> None:
-    """Raise CheckpointError where the parts of `kind` do not agree with the metadata or the manifest."""
+    """Raise CheckpointError if the parts of `kind` do not match the metadata or the manifest."""
     rows = sum(shape[0] for shape in shapes)
     wide = all(shape[1] == manifest["dim"] for shape in shapes)
     if not (rows == num_metadata == manifest["num_rows"] and wide):

@@ -27,10 +27,10 @@ _TRANSFORMERS_KEYS = {"start": ("bos_token", "cls_token"), "end": ("eos_token", 
 
 @dataclass
 class TokenizerConfig:
-    """Which tokenizer: CLIP's byte-pair encoding, or any of the tokenizers library.
+    """The tokenizer: CLIP's byte-pair encoding, or any of the tokenizers library.
 
-    The three tokens are for kind "file". One that is None is looked for in what the file itself puts around a text,
-    then in the folder's special tokens, then under the names that are common.
+    The three tokens apply to kind "file". A token that is None is searched in the template of the file, then in the
+    special tokens of the folder, then among common names.
     """
 
     kind: Literal["clip", "file"] = key(
@@ -55,7 +55,7 @@ class Tokens(NamedTuple):
 class Tokenizer:
     """Texts to ids [B, L]: start where the tokenizer has one, the text's tokens, end, padding.
 
-    A text that is too long loses its tail and keeps its end-of-text id.
+    A text that is too long is truncated and keeps its end-of-text id.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Tokenizer:
         return self.tokenize(texts).ids
 
     def tokenize(self, texts: Sequence[str], limit: int | None = None) -> Tokens:
-        """Do the same and count the texts that were cut; `limit` may be shorter than the context length."""
+        """Encode texts and count the truncated ones; `limit` may be shorter than the context length."""
         head = [] if self.start_of_text is None else [self.start_of_text]
         room = min(self.context_length, limit or self.context_length) - len(head) - 1
         rows = self.encode(list(texts))
@@ -93,7 +93,7 @@ class Tokenizer:
 
 
 class _ClipEncode:
-    """Texts to ids by open_clip's tokenizer; a class and no lambda, so that a loader worker can be sent it."""
+    """Texts to ids by open_clip's tokenizer; a class, not a lambda, so that it can be pickled for loader workers."""
 
     def __init__(self, bpe: Any):
         self.bpe = bpe
@@ -115,7 +115,7 @@ class _FileEncode:
 
 
 def build_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
-    """Make the tokenizer; raises UsageError for an unknown kind or a file that is none.
+    """Build the tokenizer; raise UsageError for an unknown kind or an invalid file.
 
     `context_length` is the text tower's, in tokens, start and end included.
     """
@@ -134,9 +134,9 @@ def build_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
 
 
 def resolve_tokenizer(config: TokenizerConfig) -> TokenizerConfig:
-    """Return the config that says all: the path of the tokenizer.json itself and the names of its three tokens.
+    """Return the complete config: the path of the tokenizer.json itself and the names of its three tokens.
 
-    With it the one file is enough, whatever other files a transformers folder has.
+    With it that file is sufficient, without the other files of a transformers folder.
     """
     return config if config.kind == "clip" else _open(config)[0]
 
@@ -195,33 +195,33 @@ def _special_tokens(config: TokenizerConfig, bpe: Any, named: dict[str, str], wh
             f"tokenizer has no token {' '.join(missing) or 'that ends a text'}",
             where=where,
             note="texts could not be delimited",
-            hint="name its own: tokenizer.start, tokenizer.end, tokenizer.pad",
+            hint="set tokenizer.start, tokenizer.end and tokenizer.pad",
         )
     if found["start"] == found["end"]:
         if config.start:
-            what = f"the token {config.start} cannot stand both before and after a text: it marks where texts end"
-            raise UsageError(what, where="tokenizer.start", hint="tokenizer.start='' for none")
+            what = f"the token {config.start} cannot be used both before and after a text: it marks the end of texts"
+            raise UsageError(what, where="tokenizer.start", hint="use tokenizer.start='' for no start token")
         found["start"] = ""  # GPT-2 has one token for both
     return {**found, "pad": found["pad"] or found["end"]}
 
 
 def _frame(bpe: Any, where: str) -> dict[str, str]:
-    """Return the tokens that the file itself puts before and after a text; nothing where it puts none."""
+    """Return the tokens that the template of the file adds before and after a text, if any."""
     try:
-        row = bpe.encode("a \ue000")  # the second word is in no vocabulary
+        row = bpe.encode("a \ue000")  # the second word is outside every vocabulary
     except Exception as error:
         what = f"the tokenizer cannot read words outside its vocabulary: {error}"
-        raise UsageError(what, where=where, hint="make it with an unk token, or one of bytes") from error
+        raise UsageError(what, where=where, hint="train it with an unk token, or at byte level") from error
     inside = [i for i, special in enumerate(row.special_tokens_mask) if not special]
     if not inside or len(inside) == len(row.tokens):
         return {}
     before, after = row.tokens[: inside[0]], row.tokens[inside[-1] + 1 :]
     if len(before) > 1 or len(after) > 1:
         raise UsageError(
-            f"the tokenizer puts {' '.join(before)} before a text and {' '.join(after)} after it",
+            f"the tokenizer adds {' '.join(before)} before a text and {' '.join(after)} after it",
             where=where,
-            note="at most one token can stand at each end",
-            hint="choose: tokenizer.start and tokenizer.end",
+            note="at most one token is supported at each end",
+            hint="set tokenizer.start and tokenizer.end",
         )
     return {"start": before[0] if before else ""} | ({"end": after[0]} if after else {})
 

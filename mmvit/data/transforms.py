@@ -43,7 +43,7 @@ Size = int | PatchBudget  # side of a square, px; or the most patches of an imag
 
 @dataclass
 class PreprocessConfig:
-    """What an image goes through before the tower, besides its size; stored with every model."""
+    """The normalization of images; stored with every model."""
 
     mean: list[float] = key(list(CLIP_MEAN), "mean of red, green and blue", min_length=3, max_length=3)
     std: list[float] = key(list(CLIP_STD), "standard deviation of each", gt=0, min_length=3, max_length=3)
@@ -51,9 +51,9 @@ class PreprocessConfig:
 
 @dataclass
 class AugmentConfig:
-    """Random changes of training images; None turns one off. The default is CLIP's: a random square crop.
+    """Random augmentation of training images; None disables a transform. The default is CLIP's: a random square crop.
 
-    A picture that keeps its shape is not cropped; all else is done to it as to a square.
+    An image that keeps its aspect ratio is not cropped; all other transforms apply to it too.
     """
 
     crop_area: list[float] | None = key(
@@ -81,7 +81,7 @@ class AugmentConfig:
     )
 
     def problems(self) -> Iterator[Problem]:
-        """Yield changes that do not exist."""
+        """Yield problems of the augmentation settings."""
         strength = self.rand_augment
         if strength is not None and not (strength[0] >= 1 and 0 <= strength[1] <= 30):
             hint = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
@@ -92,7 +92,7 @@ class AugmentConfig:
 
 
 def eval_pixels(image: Image.Image, size: Size) -> Pixels:
-    """Resize the shorter side (bicubic), cut out the centre: pixel for pixel what open_clip's PIL pipeline does.
+    """Resize the shorter side (bicubic) and crop the centre, pixel for pixel like open_clip's PIL pipeline.
 
     With a budget of patches, resize the whole image to what fits.
     """
@@ -188,7 +188,7 @@ def _shrink(extent: tuple[int, int], size: tuple[int, int]) -> int:
 
 
 def _resize(rows: Rows, extent: tuple[float, float], size: tuple[int, int]) -> Rows:
-    """Bicubic, as Pillow does it, in a quarter of its time.
+    """Resize bicubically like Pillow, in a quarter of its time.
 
     `extent` is the part of `rows` from the upper left that becomes the result: it ends within their last pixels, where
     the image ends within the last block of a JPEG.
@@ -202,7 +202,7 @@ def _resize(rows: Rows, extent: tuple[float, float], size: tuple[int, int]) -> R
 
 
 def _resized(width: int, height: int, size: Size) -> tuple[int, int]:
-    """Return height and width when the shorter side is `size`, or when the budget is used up."""
+    """Return height and width for a shorter side of `size`, or for the budget of patches."""
     if isinstance(size, PatchBudget):
         return size.size(width, height)
     return (int(size * height / width), size) if width <= height else (size, int(size * width / height))
@@ -214,7 +214,7 @@ def _centre(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def _vary(rows: Rows, augment: AugmentConfig, rng: np.random.Generator) -> Rows:
-    """Mirror, move, recolour, erase: what is on, in this order."""
+    """Apply the enabled transforms in order: flip, affine, colour, erase."""
     if augment.flip and rng.random() < augment.flip:
         rows = np.ascontiguousarray(rows[:, ::-1])
     affine = _draw_affine(rows.shape[0], rows.shape[1], augment, rng)
@@ -240,7 +240,7 @@ def _vary(rows: Rows, augment: AugmentConfig, rng: np.random.Generator) -> Rows:
 
 
 def _draw_affine(height: int, width: int, augment: AugmentConfig, rng: np.random.Generator) -> tuple[float, ...] | None:
-    """Zoom, rotate and shift about the centre in one pass; what comes in from outside is white.
+    """Zoom, rotate and shift about the centre in one pass; pixels from outside are white.
 
     Returns the map from output to input pixels.
     """
@@ -287,7 +287,7 @@ def _rand_augmenter(num_changes: int, magnitude: int) -> nn.Module:
 
 
 def _timm_augment(image: Image.Image, notation: str, rng: np.random.Generator) -> Image.Image:
-    """Let timm change the image, drawn from `rng`: the global states that timm draws from are put back."""
+    """Augment the image with timm, seeded by `rng`; the global random states that timm uses are restored."""
     states = random.getstate(), np.random.get_state()
     seed, numpy_seed = rng.integers(2**32, size=2).tolist()
     random.seed(seed)

@@ -1,1 +1,1 @@
-"""What a trained model is worth: embedding, zero-shot classification."""
+"""Evaluation of trained models: embedding, classification, zero-shot classification, inspection."""

@@ -1,6 +1,6 @@
-"""What an image classifier answers: accuracy on labelled images, the best classes of others.
+"""Image classification: accuracy on labelled images, and the best classes of unlabelled ones.
 
-The classifier may be a supervised one, or one made of class names and prompt templates (zero-shot).
+The classifier is a supervised one, or a zero-shot one made from class names and prompt templates.
 """
 
 import logging
@@ -26,7 +26,7 @@ BATCH_SIZE = 256
 
 
 class Accuracy(NamedTuple):
-    """Share of images whose class is the best one, or among the best five.
+    """Top-1 and top-5 accuracy.
 
     Attributes:
         acc1: in [0, 1].
@@ -34,7 +34,7 @@ class Accuracy(NamedTuple):
         labels: class of each image.
         best: best classes of each image, best first.
         samples: number of each image in the source.
-        num_bad: invalid samples, which are left out.
+        num_bad: invalid samples, which are not counted.
     """
 
     acc1: float
@@ -63,7 +63,7 @@ def evaluate_classifier(
     class_of_label: Mapping[Label, int] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Accuracy:
-    """Measure accuracy on labelled images; invalid samples are left out, logged and counted.
+    """Measure accuracy on labelled images; invalid samples are skipped, logged and counted.
 
     Args:
         model: in evaluation mode.
@@ -71,7 +71,7 @@ def evaluate_classifier(
         image_size: of the model, px.
         limit: number of samples, spread evenly over all; None for all.
         before_each_batch: may raise to end the evaluation.
-        class_of_label: class that each label means; None where label i is class i.
+        class_of_label: class of each label; None if label i is class i.
         batch_size: images that are classified together.
 
     Raises:
@@ -147,5 +147,5 @@ def _report_bad(bad: Sequence[DataError], num_samples: int) -> None:
         return
     what = f"{len(bad)} of {num_samples} samples cannot be classified; the first: {bad[0].what}"
     if len(bad) == num_samples:
-        raise DataError(what, where=bad[0].where, hint="look at the shards: mmvit-data check SHARDS")
-    logger.warning("%s (%s); they are left out of the accuracy", what, bad[0].where)
+        raise DataError(what, where=bad[0].where, hint="check the shards: mmvit-data check SHARDS")
+    logger.warning("%s (%s); they are excluded from the accuracy", what, bad[0].where)

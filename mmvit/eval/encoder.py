@@ -21,9 +21,9 @@ Item = TypeVar("Item")
 
 
 class Encoder:
-    """Images and texts to unit-length float32 vectors in one space, without gradient.
+    """Embeds images and texts as unit-length float32 vectors in a shared space, without gradients.
 
-    `fingerprint` names the weights; embeddings of two encoders can be compared only where it is equal.
+    `fingerprint` identifies the weights; embeddings of two encoders are comparable only if it is equal.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Encode
 
 
 def refuse_str(items: Sequence[object], kind: str) -> None:
-    """Raise UsageError if one str is given instead of a list: its characters would be taken one by one."""
+    """Raise UsageError if one str is given instead of a list: its characters would be treated as items."""
     if isinstance(items, str):
         raise UsageError(f"{kind} must be a list, got the text {items!r}", hint=f"give a list: [{items!r}]")
 

@@ -1,4 +1,4 @@
-"""What an image tower has learned and where it looks, as numbers."""
+"""Filters, position embeddings and attention of an image tower, as numbers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ IMAGES_AT_ONCE = 8  # whose attention weights are held in memory together
 
 
 class PatchFilters(NamedTuple):
-    """Principal components of the D filters of a patch embedding, the largest first.
+    """The principal components of the D filters of a patch embedding, largest first.
 
     Attributes:
         images: the components, orthonormal; the channel is the last axis.
@@ -40,7 +40,7 @@ class PatchFilters(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """Where the tokens of some images look.
+    """The attention weights of some images.
 
     Attributes:
         weights: softmax weights of each layer; the patches are the last tokens, row by row.
@@ -75,8 +75,7 @@ def has_patch_filters(tower: Tower) -> bool:
 def patch_filters(tower: Tower, num: int = 28) -> PatchFilters:
     """Return the first principal components of the patch filters (ViT, section 4.5, figure 7 left).
 
-    There are fewer than `num` where the filters span less. The sign, which the equations leave open, is the one that
-    makes the largest number of each component positive.
+    There are fewer than `num` if the filters span fewer dimensions. The largest entry of each component is positive.
 
     Raises:
         UsageError: the tower has no patch embedding.
@@ -98,10 +97,10 @@ def patch_filters(tower: Tower, num: int = 28) -> PatchFilters:
 
 
 def first_filters(tower: Tower) -> Float[Tensor, "D k k 3"]:
-    """Return the kernels of the first convolution; raises UsageError for a tower without one."""
+    """Return the kernels of the first convolution; raise UsageError for a tower without one."""
     convolution = _first_convolution(tower)
     if convolution is None:
-        raise UsageError("this tower has no convolution that sees the pixels")
+        raise UsageError("this tower has no convolution over pixels")
     return convolution.weight.detach().float().cpu().permute(0, 2, 3, 1)
 
 
@@ -125,7 +124,7 @@ def position_similarity(tower: Tower) -> Float[Tensor, "h w h w"]:
 
 @torch.no_grad()
 def attend(tower: Tower, images: Float[Tensor, "B 3 H W"]) -> Attended:
-    """Return where the tokens of normalised images look; raises UsageError for a tower without global attention."""
+    """Return the attention for normalized images; raise UsageError for a tower without global attention."""
     vit = _vit(tower)
     layers = _layers(vit)
     pool = [vit.pool.attention] if isinstance(vit.pool, AttentionPool) else []
@@ -144,10 +143,10 @@ def attend(tower: Tower, images: Float[Tensor, "B 3 H W"]) -> Attended:
 
 
 def attention_distance(weights: Float[Tensor, "B H N N"], grid: Grid, patch_size: int) -> Float[Tensor, " H"]:
-    """Return how far, px, the patches of some images look on average, by head (ViT, section 4.5, figure 11).
+    """Return the mean attention distance of each head, px (ViT, section 4.5, figure 11).
 
-    (1/n) sum_ij A_ij |p_i - p_j| P over the n patches; the class token and registers are left out, and what is left of
-    each row of A is divided by its sum.
+    (1/n) sum_ij A_ij |p_i - p_j| P over the n patches; the class token and registers are excluded, and the
+    remaining rows of A are normalized to sum to 1.
     """
     num_patches = grid[0] * grid[1]
     among = weights[:, :, -num_patches:, -num_patches:]
@@ -169,7 +168,7 @@ def attention_distances(tower: Tower, images: Float[Tensor, "B 3 H W"]) -> Float
 
 
 def rollout(weights: Sequence[Float[Tensor, "B H N N"]]) -> Float[Tensor, "B N N"]:
-    """Return the share of each first token (column) in each last one: the product of (mean of heads + I) / 2.
+    """Return the share of each input token (column) in each output token: the product of (mean of heads + I) / 2.
 
     Attention rollout (Abnar and Zuidema 2020, section 3).
     """
@@ -182,9 +181,9 @@ def rollout(weights: Sequence[Float[Tensor, "B H N N"]]) -> Float[Tensor, "B N N
 
 
 def rollout_maps(tower: Tower, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w"]:
-    """Return the share of each patch in the pooled vector by `rollout`; what the class token keeps is missing from 1.
+    """Return the share of each patch in the pooled vector by `rollout`; the rest up to 1 is that of the class token.
 
-    Of a tower that pools by mean it is the mean of the rows, of one that pools by attention their mean by its weights.
+    With mean pooling it is the mean of the rows, with attention pooling their mean weighted by the attention.
     """
     parts = []
     for part in images.split(IMAGES_AT_ONCE):
@@ -197,11 +196,11 @@ def rollout_maps(tower: Tower, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor
 def relevance_maps(
     model: DualEncoder, images: UInt8[Tensor, "B 3 H W"], text: Float[Tensor, "E"]
 ) -> Float[Tensor, "B h w"]:
-    """Return how much each patch speaks for a text, at least 0; within an image, numbers can be compared.
+    """Return the relevance of each patch for a text, at least 0; values are comparable within an image.
 
-    The dot product of image and text is shared out to the patches in two steps. First to the last tokens: gradient
+    The dot product of image and text is attributed to the patches in two steps. First to the last tokens: gradient
     times token, which for a mean and a linear projection is the exact split of the product (class activation maps, Zhou
-    et al. 2016, equation 2); all to the class token where there is one. Then back through the layers of a ViT:
+    et al. 2016, equation 2); all to the class token if there is one. Then back through the layers of a ViT:
     R = R + mean over heads of max(A * dS/dA, 0) R (Chefer et al. 2021, equations 5 and 6). The last tokens of a ResNet
     are compared with the text directly (Zhou et al. 2022, section 3.2).
 
@@ -211,7 +210,7 @@ def relevance_maps(
         text: the text's embedding.
 
     Raises:
-        UsageError: a tower that keeps its class token's attention to itself.
+        UsageError: a tower whose attention is not available.
     """
     text = text.clone().to(images.device)  # a clone: what inference mode has made may not enter a graph
     return torch.cat([_relevance(model, part, text) for part in images.split(IMAGES_AT_ONCE)])
@@ -227,7 +226,7 @@ def _relevance(model: DualEncoder, images: Tensor, text: Tensor) -> Float[Tensor
     grid = images.shape[2] // tower.stride, images.shape[3] // tower.stride
     if not isinstance(tower, VisionTransformer):
         if output.tokens.shape[1] != grid[0] * grid[1]:
-            raise UsageError(f"a {type(tower).__name__} has no tokens that can be compared with a text")
+            raise UsageError(f"a {type(tower).__name__} has no tokens comparable with a text")
         scores = model.image_projection(output.tokens).float() @ text  # [B, N]
         return _as_maps(scores.detach().clamp_min(0), grid)
     mixed = [calls[layer.out].positional[0] for layer in layers]  # each layer's A V, [B, N, D]
@@ -251,7 +250,7 @@ def _heads(x: Float[Tensor, "B N D"], layer: Attention) -> Float[Tensor, "B H N 
 
 
 def image_size_maps(maps: Float[Tensor, "B h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
-    """Stretch maps over patches to images of `size`, height and width px (bilinear)."""
+    """Resize maps over patches to images of `size`, height and width px (bilinear)."""
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -266,7 +265,7 @@ def _layers(vit: VisionTransformer) -> list[Attention]:
 
 
 def _as_maps(tokens: Float[Tensor, "B N"], grid: Grid) -> Float[Tensor, "B h w"]:
-    """Lay the patches, which are the last tokens, out in rows and columns."""
+    """Arrange the patches, which are the last tokens, in rows and columns."""
     return tokens[:, -grid[0] * grid[1] :].unflatten(1, grid).cpu()
 
 

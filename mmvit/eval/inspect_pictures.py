@@ -1,4 +1,4 @@
-"""Pictures of what an image tower has learned and where it looks."""
+"""Plots of the filters, position embeddings and attention of an image tower."""
 
 import io
 import math
@@ -37,34 +37,34 @@ from mmvit.towers.contract import Tower
 
 DPI = 100
 VIEWS = ("filters", "positions", "distance", "rollout", "relevance")
-NUM_FROM_SHARD = {"distance": 64, "rollout": 8, "relevance": 8}  # pictures
+NUM_FROM_SHARD = {"distance": 64, "rollout": 8, "relevance": 8}  # images
 MAX_FILTERS = 64
 MAX_MAPS = 14  # a side; of a larger grid every second, third .. patch is shown
 GAP = 0.1  # between two maps, in widths of a map
 HEADS_WIDTH = 0.6  # of the space between two layers
-# Families with letters that matplotlib's own font lacks, as systems have them.
+# Common font families with letters that the font of matplotlib lacks.
 FONTS = (
     *("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "AppleGothic", "Apple SD Gothic Neo"),
     *("Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS"),
 )
 
 
-class Picture(NamedTuple):
-    """A picture's name, and its pixels as the model gets them."""
+class NamedImage(NamedTuple):
+    """The name of an image and its preprocessed pixels."""
 
     name: str
     pixels: Pixels
 
 
 class Drawn(NamedTuple):
-    """The numbers of a view and their picture, a PNG."""
+    """The numbers of a view and their plot, a PNG."""
 
     facts: dict[str, Any]
     png: bytes
 
 
 class Inspected(NamedTuple):
-    """What a model folder holds for the eye; `encoder` where there are texts too."""
+    """The image tower of a model folder; `encoder` if the model has a text tower too."""
 
     tower: Tower
     pixel_norm: PixelNorm
@@ -80,56 +80,56 @@ def inspect_model(
     Args:
         model: model folder.
         view: a name in `VIEWS`.
-        images: picture files, or shards, of which some pictures are taken; for all views but filters and positions.
+        images: image files, or shards, of which some images are used; for all views except filters and positions.
         text: for relevance.
-        out: the picture.
-        size: px, the side that the pictures get; None for the model's own.
+        out: the PNG file to write.
+        size: side of the images, px; None for that of the model.
 
     Raises:
-        UsageError: an unknown view, one that this model does not have, or without what it needs; or no matplotlib.
-        DataError: a picture cannot be read.
+        UsageError: an unknown or unsupported view, missing images or text, or matplotlib is not installed.
+        DataError: an image cannot be read.
     """
     _check(view, images, text)
     inspected = _load(model)
     there = views(inspected.tower, with_text=inspected.encoder is not None)
     if view not in there:
-        what = f"this model, a {type(inspected.tower).__name__}, has no {view} to show"
-        raise UsageError(what, where=str(model), hint=f"--view {' | '.join(there)}")
-    pictures = _read_pictures(images, NUM_FROM_SHARD.get(view, 0), size or inspected.image_size)
+        what = f"this model, a {type(inspected.tower).__name__}, has no view {view!r}"
+        raise UsageError(what, where=str(model), hint=f"use --view {' | '.join(there)}")
+    read = _read_images(images, NUM_FROM_SHARD.get(view, 0), size or inspected.image_size)
     try:
         with _fonts():
-            drawn = _draw(inspected, view, pictures, text or "")
+            drawn = _draw(inspected, view, read, text or "")
     except ValueError as error:
         if size is None:
             raise
-        raise UsageError(f"the model cannot take pictures of {size} px: {error}", where="--size") from error
+        raise UsageError(f"the model does not accept images of {size} px: {error}", where="--size") from error
     make_folder(out.parent)
     write_atomic(out, drawn.png)
     return {"view": view, "out": str(out), **drawn.facts}
 
 
-def _draw(inspected: Inspected, view: str, pictures: Sequence[Picture], text: str) -> Drawn:
+def _draw(inspected: Inspected, view: str, images: Sequence[NamedImage], text: str) -> Drawn:
     if view == "filters":
         return _filters(inspected.tower)
     if view == "positions":
         return _positions(inspected.tower)
     if view == "distance":
-        return _distance(inspected, pictures)
-    return _rollout(inspected, pictures) if view == "rollout" else _relevance(inspected, pictures, text)
+        return _distance(inspected, images)
+    return _rollout(inspected, images) if view == "rollout" else _relevance(inspected, images, text)
 
 
 def _check(view: str, images: Sequence[Path], text: str | None) -> None:
     if view not in VIEWS:
         raise UsageError(f"--view is {view!r}", hint=did_you_mean(view, VIEWS) or f"choose from {', '.join(VIEWS)}")
     if view in NUM_FROM_SHARD and not images:
-        raise UsageError(f"the view {view!r} needs pictures", hint="--image FILE, once or more, or --image SHARD.tar")
+        raise UsageError(f"the view {view!r} needs images", hint="add --image FILE, repeatable, or --image SHARD.tar")
     if view == "relevance" and not text:
-        raise UsageError("the view 'relevance' needs a text", hint='--text "a red fruit"')
+        raise UsageError("the view 'relevance' needs a text", hint='add --text "a red fruit"')
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise UsageError("pictures need matplotlib", hint="pip install 'mmvit[eval]'") from error
-    matplotlib.use("Agg")  # no window, also where there is no screen
+        raise UsageError("plots need matplotlib", hint="pip install 'mmvit[eval]'") from error
+    matplotlib.use("Agg")  # no window, no display needed
 
 
 def _load(folder: Path) -> Inspected:
@@ -140,17 +140,17 @@ def _load(folder: Path) -> Inspected:
     return Inspected(encoder.model.image_tower, encoder.model.pixel_norm, encoder.image_size, encoder)
 
 
-def _read_pictures(paths: Sequence[Path], num_from_shard: int, size: int) -> list[Picture]:
-    pictures = []
+def _read_images(paths: Sequence[Path], num_from_shard: int, size: int) -> list[NamedImage]:
+    images = []
     for path in paths:
         if path.suffix == ".tar":
             shard = IndexedShards([path], require_caption=False)
             for i in np.linspace(0, len(shard) - 1, min(num_from_shard, len(shard))).astype(int).tolist():
                 key = shard.key(i)
-                pictures.append(Picture(key, eval_pixels(decode_image(shard.read(i).image, key), size)))
+                images.append(NamedImage(key, eval_pixels(decode_image(shard.read(i).image, key), size)))
         else:
-            pictures.append(Picture(str(path), eval_pixels(read_image(path), size)))
-    return pictures
+            images.append(NamedImage(str(path), eval_pixels(read_image(path), size)))
+    return images
 
 
 def _filters(tower: Tower) -> Drawn:
@@ -171,7 +171,7 @@ def _filters(tower: Tower) -> Drawn:
     columns = min(len(images), 7 if len(images) <= 28 else 8)
     rows = math.ceil(len(images) / columns)
     figure = _figure(1.35 * columns + 0.6, 1.55 * rows + 1.2)
-    figure.suptitle(f"{title}\nRed, green, blue of each weight; grey is 0, each picture has its own scale", fontsize=11)
+    figure.suptitle(f"{title}\nRed, green, blue of each weight; grey is 0, each image has its own scale", fontsize=11)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -216,8 +216,8 @@ def _positions(tower: Tower) -> Drawn:
     return Drawn({"grid": [height, width], "least": float(similarity.min())}, _png(figure))
 
 
-def _distance(inspected: Inspected, pictures: Sequence[Picture]) -> Drawn:
-    pixels = _batch(pictures, inspected)
+def _distance(inspected: Inspected, images: Sequence[NamedImage]) -> Drawn:
+    pixels = _batch(images, inspected)
     distances = attention_distances(inspected.tower, inspected.pixel_norm(pixels)).numpy()
     num_layers, num_heads = distances.shape
     grid = (pixels.shape[2] // inspected.tower.stride, pixels.shape[3] // inspected.tower.stride)
@@ -233,55 +233,55 @@ def _distance(inspected: Inspected, pictures: Sequence[Picture]) -> Drawn:
     axes.plot([], [], "o", color="#0072B2", label="a head; within a layer the shortest is left")
     axes.set(xlabel="layer", ylabel="mean attention distance, px", xticks=range(1, num_layers + 1))
     axes.set(xlim=(0.4, num_layers + 0.6), ylim=(0, 1.25 * max(everywhere, distances.max(), inspected.tower.stride)))
-    what = f"{len(pictures)} picture{'s' * (len(pictures) > 1)} of {pixels.shape[3]} x {pixels.shape[2]} px"
-    axes.set_title(f"How far the patches look: mean over {what}", fontsize=11)
+    what = f"{len(images)} image{'s' * (len(images) > 1)} of {pixels.shape[3]} x {pixels.shape[2]} px"
+    axes.set_title(f"Mean attention distance over {what}", fontsize=11)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", ncols=1, fontsize=9)
-    facts = {"num_images": len(pictures), "even_distance_px": everywhere, "distance_px": distances.tolist()}
+    facts = {"num_images": len(images), "even_distance_px": everywhere, "distance_px": distances.tolist()}
     return Drawn(facts, _png(figure))
 
 
-def _rollout(inspected: Inspected, pictures: Sequence[Picture]) -> Drawn:
-    pixels = _batch(pictures, inspected)
+def _rollout(inspected: Inspected, images: Sequence[NamedImage]) -> Drawn:
+    pixels = _batch(images, inspected)
     maps = rollout_maps(inspected.tower, inspected.pixel_norm(pixels))
     even = maps * maps[0].numel()
-    title = "Attention rollout: the share of each patch in the picture's vector"
-    png = _heat(pictures, even, title, "share, in multiples of an even share", [""] * len(pictures))
+    title = "Attention rollout: the share of each patch in the vector of the image"
+    png = _heat(images, even, title, "share, in multiples of an even share", [""] * len(images))
     return Drawn(
-        {"images": [{"image": each.name, "map": row} for each, row in zip(pictures, maps.tolist(), strict=True)]}, png
+        {"images": [{"image": each.name, "map": row} for each, row in zip(images, maps.tolist(), strict=True)]}, png
     )
 
 
-def _relevance(inspected: Inspected, pictures: Sequence[Picture], text: str) -> Drawn:
+def _relevance(inspected: Inspected, images: Sequence[NamedImage], text: str) -> Drawn:
     encoder = inspected.encoder
     assert encoder is not None
     embedding = encoder.encode_text([text])[0]
-    pixels = _batch(pictures, inspected)
+    pixels = _batch(images, inspected)
     with torch.no_grad():
         cosines = (encoder.model.encode_image(pixels).cpu() @ embedding).tolist()
     maps = relevance_maps(encoder.model, pixels, embedding)
     maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)  # the method's own unit depends on the tower
-    title = f'What in the picture speaks for the text "{text}"'
-    labels = [f"cosine of the picture: {cosine:.2f}" for cosine in cosines]
-    png = _heat(pictures, maps, title, "relevance, 1 is the greatest in each picture", labels)
-    images = [
-        {"image": picture.name, "cosine": cosine, "map": row}
-        for picture, cosine, row in zip(pictures, cosines, maps.tolist(), strict=True)
+    title = f'Relevance for the text "{text}"'
+    labels = [f"cosine similarity: {cosine:.2f}" for cosine in cosines]
+    png = _heat(images, maps, title, "relevance, relative to the maximum in each image", labels)
+    rows = [
+        {"image": each.name, "cosine": cosine, "map": row}
+        for each, cosine, row in zip(images, cosines, maps.tolist(), strict=True)
     ]
-    return Drawn({"text": text, "images": images}, png)
+    return Drawn({"text": text, "images": rows}, png)
 
 
-def _batch(pictures: Sequence[Picture], inspected: Inspected) -> Tensor:
-    pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
+def _batch(images: Sequence[NamedImage], inspected: Inspected) -> Tensor:
+    pixels = torch.from_numpy(np.stack([each.pixels for each in images]))
     return pixels.to(inspected.pixel_norm.scale.device)
 
 
-def _heat(pictures: Sequence[Picture], maps: Tensor, title: str, unit: str, labels: Sequence[str]) -> bytes:
-    """Draw pictures, and below each its map laid over it in grey; one scale for all."""
-    columns = min(len(pictures), 4)
-    blocks = math.ceil(len(pictures) / columns)
-    size = pictures[0].pixels.shape[1:]
+def _heat(images: Sequence[NamedImage], maps: Tensor, title: str, unit: str, labels: Sequence[str]) -> bytes:
+    """Plot images, and below each its map over the grey image; all maps have one scale."""
+    columns = min(len(images), 4)
+    blocks = math.ceil(len(images) / columns)
+    size = images[0].pixels.shape[1:]
     width = 2.5 * columns + 2.2
     figure = _figure(width, 5.4 * blocks + 0.8)
     figure.suptitle(_wrapped(title, int(11 * width)), fontsize=11, parse_math=False)
@@ -289,12 +289,12 @@ def _heat(pictures: Sequence[Picture], maps: Tensor, title: str, unit: str, labe
     for axes in grid.flat:
         axes.axis("off")
     high = max(maps.max().item(), 1e-6)
-    for i, (picture, heat) in enumerate(zip(pictures, image_size_maps(maps, size).numpy(), strict=True)):
+    for i, (each, heat) in enumerate(zip(images, image_size_maps(maps, size).numpy(), strict=True)):
         row, column = 2 * (i // columns), i % columns
         above, below = grid[row, column], grid[row + 1, column]
-        rgb = picture.pixels.transpose(1, 2, 0)
+        rgb = each.pixels.transpose(1, 2, 0)
         above.imshow(rgb, extent=_extent(*size))
-        above.set_title(_wrapped(Path(picture.name).name, 30), fontsize=9, parse_math=False)
+        above.set_title(_wrapped(Path(each.name).name, 30), fontsize=9, parse_math=False)
         below.imshow(rgb.mean(axis=2), extent=_extent(*size), cmap="gray", vmin=0, vmax=255)
         image = below.imshow(heat, extent=_extent(*size), cmap="inferno", alpha=0.65, vmin=0, vmax=high)
         below.set_title(labels[i], fontsize=9)
@@ -307,7 +307,7 @@ def _heat(pictures: Sequence[Picture], maps: Tensor, title: str, unit: str, labe
 
 @contextmanager
 def _fonts() -> Iterator[None]:
-    """Let names and texts be written in letters that matplotlib's own font lacks, where a font here has them."""
+    """Use installed fonts for letters that the font of matplotlib lacks."""
     import matplotlib
     from matplotlib import font_manager
 
@@ -326,12 +326,12 @@ def _figure(width: float, height: float) -> Any:
 def _png(figure: Any) -> bytes:
     from matplotlib import pyplot as plt
 
-    picture = io.BytesIO()
+    file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a text in letters that no font here has
-        figure.savefig(picture, format="png")
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that no installed font has
+        figure.savefig(file, format="png")
     plt.close(figure)
-    return picture.getvalue()
+    return file.getvalue()
 
 
 def _extent(height: int, width: int) -> tuple[int, int, int, int]:

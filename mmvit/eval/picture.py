@@ -1,4 +1,4 @@
-"""The picture of a quickstart: its curves, and unseen drawings with the names that the model gives them."""
+"""The report image of a quickstart: its curves, and unseen drawings with their predicted names."""
 
 import io
 import textwrap
@@ -25,7 +25,7 @@ def draw_report(
     result: Accuracy,
     names: Sequence[str],
 ) -> None:
-    """Draw loss, accuracy and drawings spread evenly over the unseen vendor's, wrong names in red."""
+    """Plot loss, accuracy and a sample of the drawings of the unseen vendor, wrong names in red."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,7 +41,7 @@ def draw_report(
     )
     english = report["zero_shot"]["en"]
     drawings.suptitle(
-        f"Drawings of a vendor that training never saw, and the best of {report['num_classes']} names "
+        f"Drawings of an unseen vendor with the predicted one of {report['num_classes']} names "
         f"(top-1 {english['acc1']:.1%}, top-5 {english['acc5']:.1%}); wrong ones in red"
     )
     chosen = np.linspace(0, len(result.samples) - 1, NUM_DRAWINGS).astype(int).tolist()
@@ -50,10 +50,10 @@ def draw_report(
         guess, truth = int(result.best[i, 0]), int(result.labels[i])
         axes.set_title(_wrapped(names[guess]), fontsize=9, color="black" if guess == truth else "firebrick")
         axes.axis("off")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=80)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
-    write_atomic(path, picture.getvalue())
+    write_atomic(path, file.getvalue())
 
 
 def _curve(axes: Any, log: Sequence[dict[str, Any]], name: str, title: str, scale: float) -> None:

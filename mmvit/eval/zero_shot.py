@@ -42,7 +42,7 @@ def evaluate_zero_shot(
 ) -> Accuracy:
     """Measure the accuracy of the zero-shot classifier; see `evaluate_classifier`.
 
-    Class names that are equal but for their case are one class, the first of them: no classifier could tell them apart.
+    Class names that differ only in case are one class, the first of them, because no classifier can distinguish them.
     """
     first_of_name: dict[str, int] = {}
     for i, name in enumerate(class_names):

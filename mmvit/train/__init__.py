@@ -1,1 +1,1 @@
-"""Training: one step, the loop, optimisers, schedules, logs. The only room that imports accelerate."""
+"""Training: one step, the loop, optimizers, schedules, logs. The only package that imports accelerate."""

@@ -82,10 +82,10 @@ class TaskParts(NamedTuple):
         part: moves a micro-batch of a step, counted from 0, to the device and computes its targets.
         flop_inputs: what `FlopCounter.sample_flops` takes, for a micro-batch of a step.
         objective: the losses.
-        fresh_model: builds a model without adapters, for weights into which they were merged.
+        fresh_model: builds a model without adapters, to load merged weights into.
         export: writes a finished model to a model folder. Only the main rank calls this.
-        identity: fingerprints of the files, besides the training data, that the result depends on.
-        check_checkpoint: raises CheckpointError, in the words of the task, if a checkpoint is not of this run.
+        identity: fingerprints of the files that the result depends on, in addition to the training data.
+        check_checkpoint: raises CheckpointError if a checkpoint belongs to another run.
         evaluator: None if there is nothing to evaluate on.
         after_update: changes the weights after each update.
         figures: returns what is logged of the model. All ranks call this.

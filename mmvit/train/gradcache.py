@@ -17,9 +17,10 @@ def backward_cached(
 ) -> dict[str, Tensor]:
     """Compute losses and gradients of all micro-batches as of one batch (GradCache, Gao et al. 2021, section 3.2).
 
-    Embed all micro-batches without gradient, take the loss of all rows, then embed each again and send it the gradient
-    of its rows. Negatives are those of the whole batch, and the second pass draws the same random numbers as the first.
-    Plain accumulation would compare only samples of the same micro-batch: another loss.
+    Embed all micro-batches without gradients, compute the loss of all rows, then embed each micro-batch again and
+    backpropagate the gradients of its rows. Negatives are those of the whole batch, and the second pass draws the same
+    random numbers as the first. Plain gradient accumulation computes another loss: it compares only samples of the
+    same micro-batch.
     """
     states, embedded = [], []
     for part in parts:
@@ -56,7 +57,7 @@ def _concatenated(parts: Sequence[Any]) -> Any:
 
 
 def _leaf(parts: Sequence[Tensor | None]) -> Any:
-    """Concatenate the rows of all micro-batches to a leaf whose gradient can be read; a scalar is the same in all."""
+    """Concatenate the rows of all micro-batches into a leaf tensor with a gradient; a scalar is the same in all."""
     first = parts[0]
     if first is None:
         return None

@@ -1,4 +1,4 @@
-"""The way of a run: resume, step, log, evaluate, save."""
+"""The training loop: resume, step, log, evaluate, save."""
 
 import contextlib
 import json
@@ -60,21 +60,21 @@ def finetune(config: FinetuneConfig) -> Path:
 
 
 def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
-    """Train what the config describes, or go on with a run that was interrupted; returns the model folder.
+    """Train what the config describes, or resume an interrupted run; returns the model folder.
 
-    Under `accelerate launch` every process calls this. The result does not depend on how often the run was killed.
+    Under `accelerate launch` every rank calls this. The result does not depend on how often the run was interrupted.
 
     Raises:
-        UsageError: a config that no run can have, or a folder of another run.
+        UsageError: an invalid config, or the folder of another run.
         CheckpointError: changed data, or checkpoints that do not fit.
-        DivergedError: three steps in a row could not be used.
-        ResourceError: a full disk, a stalled reader, a process of the run that is gone.
-        Stopped: a signal came; the state is saved.
+        DivergedError: three steps in a row were skipped.
+        ResourceError: a full disk, a stalled reader, a lost rank.
+        Stopped: a signal requested a stop; the state is saved.
     """
     config.check()
     with contextlib.ExitStack() as ending, leaving_group():
         accelerator = open_accelerator(config)
-        _warn_of_lone_process(accelerator)
+        _warn_about_single_rank(accelerator)
         with Watch(config.train.timeout_s) as watch, watch.explaining():
             run = open_run(config, accelerator, watch)
             run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
@@ -92,7 +92,7 @@ def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
             )
             try:
                 _announce(run, step)
-                # To the very end: a second signal may come while the first one is obeyed.
+                # Until the end: a second signal may arrive while the run stops.
                 _train(run, step, log, ending.enter_context(StopFlag()))
             finally:
                 log.close()
@@ -101,33 +101,33 @@ def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
 
 
 def open_run(config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, watch: Watch) -> Run:
-    """Build the parts of the task, and the run that trains them."""
+    """Build the parts of the task and the run that trains them."""
     if config.train.batch_size % accelerator.num_processes:
-        what = f"a batch of {config.train.batch_size} does not divide over {accelerator.num_processes} processes"
+        what = f"a batch of {config.train.batch_size} does not divide over {accelerator.num_processes} ranks"
         raise UsageError(what, where="train.batch_size")
     return Run(config, accelerator, watch, TASKS[config.loss.kind](config, accelerator, watch))
 
 
 @leaving_group()
 def check(config: PretrainConfig | FinetuneConfig) -> str:
-    """Build everything that the run needs and take no step; returns what would be trained.
+    """Build everything that the run needs without training, and return a description of it.
 
-    Nothing is written but indexes of shards that have none.
+    Nothing is written except missing indexes of shards.
     """
     config.check()
     accelerator = open_accelerator(config)
-    _warn_of_lone_process(accelerator)
+    _warn_about_single_rank(accelerator)
     run = open_run(config, accelerator, Watch(config.train.timeout_s))
-    told = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
+    changes = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
     step = on_all(accelerator, run.resume)
-    return "".join([_description(run, step), f"\n{told}" if told else ""])
+    return "".join([_description(run, step), f"\n{changes}" if changes else ""])
 
 
 def measure_step_time(config: PretrainConfig | FinetuneConfig, num_steps: int = 8) -> float:
-    """Return the mean seconds of a step, reading included, on weights that are thrown away.
+    """Return the mean seconds of a step, including reading, measured on weights that are discarded.
 
-    Of each stage of the curriculum the fastest of some steps counts, by the stage's share of the run. The fastest and
-    not the median: a machine that is busy while this measures would plan far too short a run.
+    Each stage of the curriculum counts with its fastest measured step, weighted by the stage's share of the run. The
+    minimum is used, not the median, because other load on the machine would lead to far too short a run.
     """
     config.check()
     run = open_run(config, open_accelerator(config), Watch(config.train.timeout_s))
@@ -150,7 +150,7 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
     meters = Meters(run)
     bad = _bad_samples(run, start)
     numbers = range(start * config.train.micro_batches, config.train.steps * config.train.micro_batches)
-    with Loader(run.task.batches, numbers, lambda: stop.wished) as loader:
+    with Loader(run.task.batches, numbers, lambda: stop.requested) as loader:
         for step, (parts, stopping) in enumerate(_agreed(run, loader, bad, stop, start), start):
             run.watch.at(step + 1, "step", parts[0].keys[0])
             with run.watch.patient("compiling") if run.compiles_at(step, start) else contextlib.nullcontext():
@@ -158,10 +158,10 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
             meters.count(step, parts)
             done = step + 1
             if result.skipped:
-                _tell_skipped(run, done, result, parts)
+                _report_skipped(run, done, result, parts)
             last = done == config.train.steps
             logging_now = done % config.train.log_every == 0 or last
-            # After a refused step the weights may be what is wrong, and would push out checkpoints from before.
+            # After a skipped step the weights may be corrupt, and saving would delete older checkpoints.
             saving_now = (done % config.train.save_every == 0 and not result.skipped) or last or stopping
             evaluator = run.task.evaluator
             due = evaluator is not None and (last or (done % evaluator.every == 0 and not stopping))
@@ -170,7 +170,7 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
                 if evaluator is not None and due:
                     run.watch.at(done, "evaluation")
                     try:
-                        figures = run.evaluate(evaluator, last, lambda: stop.wished)
+                        figures = run.evaluate(evaluator, last, lambda: stop.requested)
                     except MmvitError as error:
                         _save(run, bad, done)
                         if isinstance(error, Interrupted):
@@ -184,12 +184,12 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
                 raise Stopped(done)
     run.wait_until_saved()
     if bad.counts and accelerator.is_main_process:
-        logger.warning("%d samples could not be used: %s; %s", bad.counts.total(), bad.summary(), bad.path)
+        logger.warning("%d invalid samples were replaced: %s; see %s", bad.counts.total(), bad.summary(), bad.path)
 
 
 def _bad_samples(run: Run, start: int) -> BadSamples:
     config = run.config
-    # Of a stream nobody knows how many samples it has.
+    # The number of samples of a stream is unknown.
     num_samples = run.task.source.num_samples or config.train.steps * config.train.batch_size
     limit = max(1, int(config.data.max_bad_fraction * num_samples))
     return BadSamples(run.folder, start_step=start, limit=limit, active=run.accelerator.is_main_process)
@@ -198,9 +198,9 @@ def _bad_samples(run: Run, start: int) -> BadSamples:
 def _agreed(
     run: Run, loader: Loader, bad: BadSamples, stop: StopFlag, start: int
 ) -> Iterator[tuple[list[Batch], bool]]:
-    """Yield the micro-batches of the steps to go, and whether to stop after each; all processes get the same answer.
+    """Yield the micro-batches of each remaining step, and whether to stop after it, which is equal on all ranks.
 
-    When the data can no longer be used, the steps done are saved and all processes raise the same error.
+    If reading fails, the completed steps are saved and all ranks raise the same error.
     """
     done, source = start, iter(loader)
     try:
@@ -216,7 +216,7 @@ def _agreed(
                 *bad.failures(),
                 *(sample for part in parts for sample in part.bad),
             ]
-            errors, stopping = gather_errors(run.accelerator, mine, stop.wished)
+            errors, stopping = gather_errors(run.accelerator, mine, stop.requested)
             samples = [error for error in errors if isinstance(error, SampleError)]
             bad.add(done + 1, samples)
             if len(samples) < len(errors):
@@ -232,15 +232,15 @@ def _agreed(
 
 
 def _save(run: Run, bad: BadSamples, done: int, *, wait: bool = True) -> None:
-    """Begin to write a checkpoint, and `wait` for its end; the account of bad samples comes first."""
+    """Start writing a checkpoint, after the list of invalid samples; `wait` until it is written."""
     run.watch.at(done, "save")
     norm = parameter_norm(run.model)
     if not math.isfinite(norm):
         raise DivergedError(
-            f"the weights are no longer finite, their norm is {norm}",
+            f"the weights are no longer finite: their norm is {norm}",
             where=f"step {done}",
-            note=f"the run stopped and saved nothing of this; {run.last_saved()}",
-            hint="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER",
+            note=f"the run stopped without saving these weights; {run.last_saved()}",
+            hint="decrease optim.lr or increase optim.warmup_share, and start a new run with another out=FOLDER",
         )
     bad.sync()
     run.save(done)
@@ -249,7 +249,7 @@ def _save(run: Run, bad: BadSamples, done: int, *, wait: bool = True) -> None:
 
 
 def _until_failure(source: Iterable[Batch | MmvitError]) -> list[Batch | MmvitError]:
-    """Take what comes up to the first failure: a reader that hangs is waited for once."""
+    """Return the items up to and including the first error, so that a stalled reader is waited for only once."""
     loaded = []
     for item in source:
         loaded.append(item)
@@ -258,10 +258,10 @@ def _until_failure(source: Iterable[Batch | MmvitError]) -> list[Batch | MmvitEr
     return loaded
 
 
-def _tell_skipped(run: Run, step: int, result: StepResult, parts: list[Batch]) -> None:
-    """Say that a step was left out; raise DivergedError at the third in a row, its samples named in a file."""
+def _report_skipped(run: Run, step: int, result: StepResult, parts: list[Batch]) -> None:
+    """Log a skipped step; at the third in a row write its samples to a file and raise DivergedError."""
     if run.accelerator.is_main_process:
-        logger.warning("step %d changed no weight: %s", step, result.skipped)
+        logger.warning("step %d skipped, weights unchanged: %s", step, result.skipped)
     if run.guard.in_a_row < MAX_IN_A_ROW:
         return
     keys = gather_object([key for part in parts for key in part.keys])
@@ -272,20 +272,20 @@ def _tell_skipped(run: Run, step: int, result: StepResult, parts: list[Batch]) -
     facts["grad_norm"] = finite(result.grad_norm)
     run.on_main("saving", lambda: write_atomic(path, json.dumps(facts, indent=1).encode()))
     raise DivergedError(
-        f"{MAX_IN_A_ROW} steps in a row could not be used, the last one because {result.skipped}",
-        where=f"step {step}, samples {keys[0]} to {keys[-1]}; all of them are in {path}",
-        note=f"the run stopped; {run.last_saved()}, from before the first of them",
-        hint="lower optim.lr, or lengthen optim.warmup_share, and start anew with another out=FOLDER; or go on with "
-        "train.spike_factor=null, where the numbers are finite and the change is meant to last",
+        f"{MAX_IN_A_ROW} steps in a row were skipped, the last one because {result.skipped}",
+        where=f"step {step}, samples {keys[0]} to {keys[-1]}; the full list is in {path}",
+        note=f"the run stopped; {run.last_saved()}, saved before the first of them",
+        hint="decrease optim.lr or increase optim.warmup_share, and start a new run with another out=FOLDER; if the "
+        "values are finite and the change is expected, resume with train.spike_factor=null",
     )
 
 
-def _warn_of_lone_process(accelerator: Accelerator) -> None:
-    """Say so where several processes were asked for and `accelerate launch --cpu`, which starts one, was the way."""
+def _warn_about_single_rank(accelerator: Accelerator) -> None:
+    """Warn if several ranks were requested from `accelerate launch --cpu`, which starts only one."""
     asked = parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ
     if asked and accelerator.num_processes == 1:
         logger.warning(
-            "this run has one process: accelerate launch --cpu starts no more without MPI\n"
+            "this run has a single rank: accelerate launch --cpu starts only one without MPI\n"
             "  hint: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m mmvit pretrain ..."
         )
 
@@ -299,12 +299,12 @@ def _description(run: Run, step: int) -> str:
     train = run.config.train
     precision, reason = choose_precision(train.precision, run.accelerator.device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    num_processes = run.accelerator.num_processes
+    num_ranks = run.accelerator.num_processes
     samples = run.task.source.num_samples or "streamed"
-    shared = f" over {num_processes} processes" if num_processes > 1 else ""
-    parts = f" in {train.micro_batches} parts" if train.micro_batches > 1 else ""
-    resuming = f", resuming at step {step}" if step else ""
+    shared = f" over {num_ranks} ranks" if num_ranks > 1 else ""
+    split = f" in {train.micro_batches} micro-batches" if train.micro_batches > 1 else ""
+    resumed = f", resuming at step {step}" if step else ""
     return (
-        f"{run.folder}: {samples} samples, {train.steps} steps of {train.batch_size}{parts}{shared}, "
-        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.task.batches)}{resuming}"
+        f"{run.folder}: {samples} samples, {train.steps} steps of {train.batch_size}{split}{shared}, "
+        f"{parameters / 1e6:.1f} M parameters, {precision} ({reason}); {plan_prefetch(run.task.batches)}{resumed}"
     )

@@ -1,4 +1,4 @@
-"""The figures of a run between two lines of its log."""
+"""The metrics of a run between two lines of its log."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mmvit.train.run import Run
 
 
 class Meters:
-    """Counts what the steps of a run do, and turns it into the numbers of a line of the log."""
+    """Collects the figures of the steps of a run for the lines of its log."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -26,7 +26,7 @@ class Meters:
         self.peak = peak and peak * run.accelerator.num_processes
 
     def count(self, step: int, parts: Sequence[Batch]) -> None:
-        """Add the step with this number, from 0, that was taken on these micro-batches."""
+        """Add the step with this number, from 0, on these micro-batches."""
         samples = self.run.config.train.batch_size
         flops = self.run.flops.sample_flops(*self.run.task.flop_inputs(step, parts[0]))
         self.throughput.count(samples, samples * flops)
@@ -34,7 +34,7 @@ class Meters:
             self.captions.count(part.num_cut, part.ids.shape[0] * part.ids.shape[1])
 
     def numbers(self, step: int, result: StepResult, waited_s: float) -> dict[str, Any]:
-        """Return the numbers of the step with this number, from 0, and of what came before; all processes call it."""
+        """Return the values to log after this step, counted from 0; all ranks must call this."""
         run = self.run
         device = run.accelerator.device
         cut = run.accelerator.reduce(torch.tensor(self.captions.share(), device=device), "mean").item()
@@ -55,5 +55,5 @@ class Meters:
 
 
 def finite(value: float) -> float | None:
-    """Return what JSON can hold."""
+    """Return the value, or None if it is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else None

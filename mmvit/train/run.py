@@ -1,4 +1,4 @@
-"""A task in training: its model prepared for the ranks, its optimisers, and what can be done with them."""
+"""A task in training: its prepared model and optimizers, and the operations on them."""
 
 import contextlib
 import importlib.metadata
@@ -27,7 +27,7 @@ from mmvit.train.device.memory import compile_blocks
 from mmvit.train.device.parallel import ddp_arguments, full_state, shard_optimizer_state, shard_state
 from mmvit.train.device.precision import choose_precision
 from mmvit.train.optim.build import build_optimizers, set_learning_rates
-from mmvit.train.optim.ema import WeightAverage
+from mmvit.train.optim.ema import EmaWeights
 from mmvit.train.optim.schedule import schedule_factor
 from mmvit.train.optim.state import flatten_state, restore_state
 from mmvit.train.record.run_folder import settings
@@ -43,10 +43,10 @@ T = TypeVar("T")
 
 
 def open_accelerator(config: RunConfig) -> Accelerator:
-    """Join the ranks of the run."""
-    # The others wait while the main process indexes shards or evaluates, which may take hours; `Watch` is what ends
-    # a run whose processes wait for one that is gone.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    """Join the process group and return the accelerator."""
+    # Other ranks wait while the main rank indexes shards or evaluates, which may take hours; `Watch` ends a run whose
+    # ranks wait for a lost one.
+    process_group = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     precision = _mixed_precision(config.train.precision)
     # Accelerate has one precision per Python process and refuses another; the process group is kept.
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
@@ -54,19 +54,21 @@ def open_accelerator(config: RunConfig) -> Accelerator:
     with joining(config.train.timeout_s):
         return Accelerator(
             mixed_precision=precision,
-            kwargs_handlers=[patience, ddp_arguments()],
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever a launcher's file says
+            kwargs_handlers=[process_group, ddp_arguments()],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=1
+            ),  # overrides the config of the launcher
             **tracker_arguments(config.train.trackers, Path(config.out)),
         )
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of all that a process draws in a step, such as which of its samples skip a block."""
+    """Return the seed of the random numbers that a rank draws in a step, such as for drop path."""
     return seed * 1_000_003 + step + rank * 0x9E3779B1  # generators on CPUs take the lower 32 bits
 
 
 class Run:
-    """A task in training: `model` has the float32 weights that are saved, `wrapped` is what a step calls."""
+    """A task in training: `model` holds the float32 weights to save, `wrapped` is the module that a step calls."""
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, watch: Watch, task: TaskParts):
         self.config = config
@@ -79,8 +81,8 @@ class Run:
         self.optimizers = build_optimizers(self.model, config.optim)
         self.bf16 = Bf16Copy(self.model) if config.train.precision == "bf16_params" else None
         if self.bf16 and accelerator.is_fsdp2:
-            hint = "train.precision=bf16: sharded weights are float32, and bfloat16 where they are used"
-            raise UsageError("bf16_params does not go with FSDP2", where="train.precision", hint=hint)
+            hint = "use train.precision=bf16: sharded weights are float32, and bfloat16 when they are used"
+            raise UsageError("bf16_params is not supported with FSDP2", where="train.precision", hint=hint)
         running: nn.Module = self.model if self.bf16 is None else self.bf16.model
         self.flops = FlopCounter(self.model)
         if config.train.compile:
@@ -88,21 +90,21 @@ class Run:
         prepared: Any = accelerator.prepare(running, *self.optimizers)
         self.wrapped: nn.Module = prepared[0]
         self.prepared_optimizers = list(prepared[1:])
-        self.average = None if config.optim.ema_decay is None else WeightAverage(self.model, config.optim.ema_decay)
+        self.ema = None if config.optim.ema_decay is None else EmaWeights(self.model, config.optim.ema_decay)
         self.saver = Saver(self.folder, config.train.keep_last, config.train.keep_every)
         self.identity = self._identity()
 
     def on_main(self, what: str, call: Callable[[], T]) -> T | None:
-        """Return what `call` returns on the main rank, for which the others wait as long as it takes."""
+        """Return the result of `call` on the main rank and None on the others, which wait without a timeout."""
         with self.watch.patient(what):
             return on_main(self.accelerator, call)
 
     def step(self, step: int, micro_batches: Sequence[Batch]) -> StepResult:
-        """Take the step with this number, from 0."""
+        """Run the training step with this number, from 0."""
         config = self.config
         torch.manual_seed(step_seed(config.seed, step, self.accelerator.process_index))
         if step and self.stage(step) != self.stage(step - 1):
-            self.guard.forget()  # what was usual in the stage before
+            self.guard.forget()  # the statistics of the previous stage
         set_learning_rates(self.optimizers, schedule_factor(step, config.train.steps, config.optim))
         result = train_step(
             self.accelerator,
@@ -119,40 +121,40 @@ class Run:
                 self.task.after_update()
             if self.bf16 is not None:
                 self.bf16.push_weights()
-            if self.average is not None:
-                self.average.update(step)
+            if self.ema is not None:
+                self.ema.update(step)
         return result
 
     def stage(self, step: int) -> Stage:
-        """Return the stage of the curriculum in which a step is."""
+        """Return the stage of the curriculum at a step."""
         return stage_at(step, self.config.train.steps, self.config.curriculum)
 
     def compiles_at(self, step: int, start: int) -> bool:
-        """Tell whether blocks may have to be compiled in a step: new shapes come, and then shapes of any size."""
+        """Return whether blocks may be compiled in a step: for new shapes, and once more for dynamic shapes."""
         return self.config.train.compile and (step < start + 2 or self.stage(step) != self.stage(step - 2))
 
     def facts(self, step: int) -> dict[str, str]:
-        """Name what all processes must have in common."""
+        """Return the facts that must be equal on all ranks."""
         versions = {"torch": torch.__version__, "mmvit": importlib.metadata.version("mmvit")}
         values = {key: str(value) for key, value in settings(self.config).items()}
         return versions | {"step": str(step)} | self.identity | values
 
     def resume(self) -> int:
-        """Take up the newest whole checkpoint and return the step to go on with; 0 where there is none."""
+        """Load the newest complete checkpoint and return the step to resume from; 0 if there is none."""
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             return 0
         if self.task.check_checkpoint is not None:
             self.task.check_checkpoint(checkpoint)
         _check_identity(checkpoint, self.identity)
-        groups = ["model", "optimizer", *(["ema"] if self.average else [])]
+        groups = ["model", "optimizer", *(["ema"] if self.ema else [])]
         check_leaves(checkpoint, groups, ("step", "identity", "guard"))
         tensors = checkpoint.tensors
         weights = shard_state(tensors["model"], self.model.state_dict())
         load_weights(self.model, weights, where=str(checkpoint.folder))
         restore_state(self.optimizers, shard_optimizer_state(tensors["optimizer"], self.optimizers))
-        if self.average is not None:
-            self.average.restore(shard_state(tensors["ema"], self.average.tensors()))
+        if self.ema is not None:
+            self.ema.restore(shard_state(tensors["ema"], self.ema.tensors()))
         if self.bf16 is not None:
             self.bf16.push_weights()
         if "guard" in checkpoint.state:
@@ -160,18 +162,18 @@ class Run:
         return checkpoint.step
 
     def save(self, step: int) -> None:
-        """Begin to write a checkpoint after `step` steps; training may go on while the main process writes it."""
+        """Start writing a checkpoint after `step` steps; training may continue while the main rank writes it."""
         tensors = {
             "model": full_state(self.model.state_dict()),
             "optimizer": full_state(flatten_state(self.optimizers)),
         }
-        if self.average is not None:
-            tensors["ema"] = full_state(self.average.tensors())
+        if self.ema is not None:
+            tensors["ema"] = full_state(self.ema.tensors())
         state = {"step": step, "identity": self.identity, "guard": self.guard.state()}
         self.on_main("saving", lambda: self.saver.save(step, tensors, state))
 
     def save_failures(self) -> list[Failure]:
-        """Return the error of the checkpoint that was begun last, where it could not be written."""
+        """Return the error of the last checkpoint if it could not be written."""
         if self.saver.failed():
             try:
                 self.saver.wait()
@@ -180,25 +182,25 @@ class Run:
         return []
 
     def wait_until_saved(self) -> None:
-        """Return when the checkpoint that was begun last is whole."""
+        """Wait until the last checkpoint is complete."""
         self.on_main("saving", self.saver.wait)
 
     def last_saved(self) -> str:
-        """Name the newest checkpoint in words."""
+        """Return a sentence that names the newest checkpoint."""
         folders = (self.folder / "checkpoints").glob("step-*")
         newest = max(folders, key=lambda folder: (len(folder.name), folder.name), default=None)
-        return f"the last good state is {newest}" if newest else "nothing was saved before"
+        return f"the last checkpoint is {newest}" if newest else "no checkpoint was saved"
 
     @contextlib.contextmanager
     def finished_model(self) -> Iterator[Any]:
-        """Give the model as it is evaluated and exported: averaged weights where there are some, adapters merged."""
-        with self.average.in_place() if self.average else contextlib.nullcontext():
+        """Yield the model to evaluate and export: with EMA weights if they are kept, and merged adapters."""
+        with self.ema.in_place() if self.ema else contextlib.nullcontext():
             self.model.eval()
             model = self.model
             if self.config.lora.rank or self.accelerator.is_fsdp2:
                 weights = merge_adapters(full_state(self.model.state_dict()), self.config.lora)
                 model = self.task.fresh_model()
-                if weights:  # on the main process, where it is used
+                if weights:  # only on the main rank, which uses it
                     model.load_state_dict(weights)
                 model.to(self.accelerator.device).eval()
             yield model
@@ -209,7 +211,7 @@ class Run:
 
         def before_each_batch() -> None:
             if stop_requested():
-                raise Interrupted("asked to stop during an evaluation", where=str(self.folder))
+                raise Interrupted("stop requested during an evaluation", where=str(self.folder))
 
         with self.finished_model() as model:
             return self.on_main("evaluating", lambda: evaluator.measure(model, last, before_each_batch)) or {}
@@ -222,29 +224,29 @@ class Run:
         return folder
 
     def _identity(self) -> dict[str, str]:
-        """Return what the result depends on besides the config: the content of files, and the arithmetic."""
-        told = {"training data": self.task.source.fingerprint()}
-        told["precision"] = "bf16_params" if self.bf16 else self.accelerator.mixed_precision
-        if len(self.config.data.weights or []) > 1:  # each belongs to so many shards
+        """Return what the result depends on in addition to the config: the content of files, and the precision."""
+        identity = {"training data": self.task.source.fingerprint()}
+        identity["precision"] = "bf16_params" if self.bf16 else self.accelerator.mixed_precision
+        if len(self.config.data.weights or []) > 1:  # each applies to this many shards
             counts = [len(expand_shards(entry)) for entry in self.config.data.train]
-            told["shards of each entry of data.train"] = str(counts)
-        return told | self.task.identity
+            identity["shards of each entry of data.train"] = str(counts)
+        return identity | self.task.identity
 
 
 def _check_identity(checkpoint: Checkpoint, now: dict[str, str]) -> None:
-    """Raise CheckpointError if a checkpoint depends on other files, or on another arithmetic."""
+    """Raise CheckpointError if a checkpoint was made from other files, or with another precision."""
     before = checkpoint.state["identity"]
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         raise CheckpointError(
             f"the {' and the '.join(changed)} changed since the checkpoint",
             where=str(checkpoint.folder),
-            note="the run would go on as another one; nothing was changed",
-            hint="bring back what was, or start anew with another out=FOLDER",
+            note="resuming would mix two runs; nothing was changed",
+            hint="restore the previous state, or start a new run with another out=FOLDER",
         )
 
 
-def _mixed_precision(wish: str) -> str:
+def _mixed_precision(requested: str) -> str:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
-    return "bf16" if choose_precision(wish, device)[0] == "bf16" else "no"
+    return "bf16" if choose_precision(requested, device)[0] == "bf16" else "no"

@@ -26,8 +26,8 @@ def train_step(
 ) -> StepResult:
     """Compute the losses of the global batch and their gradients, clip, and update the weights.
 
-    Several micro-batches give the gradients of the one batch that they are parts of. `refuse` is called with the loss
-    and the norm of the gradient; if it returns a reason, the weights are not updated.
+    The gradients of several micro-batches equal those of the whole batch. `refuse` is called with the loss and the
+    gradient norm; if it returns a reason, the weights are not updated.
     """
     totals = objective.totals(parts)
     if objective.compares and len(parts) > 1:

@@ -11,7 +11,7 @@ from data_tools.tar.index import open_index
 from mmvit.config import PretrainConfig, load_config
 from mmvit.data.shards import IndexedShards
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     "pipe:touch {canary}",
@@ -78,10 +78,10 @@ def test_a_hostile_config(tmp_path: Path, canary: Path, train: str):
     assert not canary.exists()
 
 
-def test_a_hostile_config_in_the_program(tmp_path: Path, canary: Path, told: Told):
+def test_a_hostile_config_in_the_program(tmp_path: Path, canary: Path, run_cli: RunCli):
     path = tmp_path / "hostile.yaml"
     path.write_text(f"data:\n  train: !!python/object/apply:os.system ['touch {canary}']\n")
-    code, _, err = told("pretrain", path, "--print-config")
+    code, _, err = run_cli("pretrain", path, "--print-config")
     assert code == 2
     assert "python/object/apply" in err
     assert "Traceback" not in err

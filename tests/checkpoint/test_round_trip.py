@@ -15,7 +15,7 @@ import mmvit.checkpoint.sealed as sealed
 
 STORED = Path(__file__).parents[1] / "fixtures" / "checkpoints" / "version1"
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 Leaves = dict[str, Tensor]
 
 
@@ -59,14 +59,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_checkpoint_with_other_leaves_is_refused(
-    name: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(shutil.copytree(STORED, tmp_path / "copy"))
     folder = Path("run/checkpoints/step-00000004")
     damage, message = CASES[name]
     damage(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    code, _, err = told("pretrain", "run/config.yaml")
+    code, _, err = run_cli("pretrain", "run/config.yaml")
     assert code == 4, err
     assert message in err
     assert "Traceback" not in err

@@ -23,7 +23,7 @@ from mmvit.train.record.run_log import read_log
 STORED = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 VERSIONS = sorted(path.name for path in STORED.iterdir())
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -37,10 +37,10 @@ def test_stored_model_gives_the_stored_outputs(version: str):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_stored_run_resumes(version: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch):
+def test_stored_run_resumes(version: str, tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(shutil.copytree(STORED / version, tmp_path / version))
     assert latest_checkpoint(Path("run")).step == 4
-    code, _, err = told("pretrain", "run/config.yaml")
+    code, _, err = run_cli("pretrain", "run/config.yaml")
     assert code == 0, err
     assert "step 5/6" in err
     assert "step 4/6" not in err
@@ -51,9 +51,9 @@ def test_stored_run_resumes(version: str, tmp_path: Path, told: Told, monkeypatc
     torch.testing.assert_close(image, torch.tensor(expected["image"]), atol=1e-3, rtol=0)
 
 
-def test_stored_embeddings_give_the_stored_results(tmp_path: Path, told: Told):
+def test_stored_embeddings_give_the_stored_results(tmp_path: Path, run_cli: RunCli):
     folder = shutil.copytree(STORED / "version2", tmp_path / "version2")
-    code, out, err = told("search", folder / "embeddings", "--text", "a red fruit", "-k", 3, "--json")
+    code, out, err = run_cli("search", folder / "embeddings", "--text", "a red fruit", "-k", 3, "--json")
     assert code == 0, err
     expected = json.loads((folder / "outputs.json").read_text())["hits"]
     hits = json.loads(out)

@@ -389,7 +389,7 @@ def test_bytes_that_rot_after_indexing_are_replaced(write_squares: WriteSquares,
 
 def test_many_bad_samples_in_a_row_are_no_data(write_squares: WriteSquares, tmp_path: Path, batches_of: BatchesOf):
     shards = IndexedShards(write_squares(tmp_path, broken=range(9), num_samples=9))
-    with pytest.raises(DataError, match=f"{MAX_BAD_IN_A_ROW} samples in a row cannot be used") as caught:
+    with pytest.raises(DataError, match=f"{MAX_BAD_IN_A_ROW} samples in a row are invalid") as caught:
         batches_of(shards)[0]
     assert not isinstance(caught.value, SampleError)  # no batch can be made: the run ends
     assert "cannot be decoded" in caught.value.what

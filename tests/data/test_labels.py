@@ -104,7 +104,7 @@ def test_a_close_name_is_offered(write: WriteDigits):
 
 def test_class_names_that_stand_twice(write: WriteDigits, tmp_path: Path):
     (tmp_path / "twice.txt").write_text("one\ntwo\none\n")
-    with pytest.raises(UsageError, match="stands twice"):
+    with pytest.raises(UsageError, match="duplicate class names"):
         open_labelled([write()], str(tmp_path / "twice.txt"))
 
 

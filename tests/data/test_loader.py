@@ -116,14 +116,14 @@ def test_a_stop_request_is_heard_while_no_batch_comes(
     server = serve(tmp_path / "shards")
     shards = IndexedShards([f"{server.url}/{path.name}" for path in paths])
     server.fault = lambda path, times: "stall" if path == "/shard-00001.tar" else ""
-    wished = threading.Event()
+    requested = threading.Event()
     data = batches_of(shards, {"num_workers": num_workers, "stall_timeout_s": 20.0}, batch_size=2)
-    with Loader(data, range(11), wished.is_set) as loader:
-        threading.Timer(1.0, wished.set).start()
+    with Loader(data, range(11), requested.is_set) as loader:
+        threading.Timer(1.0, requested.set).start()
         *found, error = take_until_error(loader)
     assert type(error) is Interrupted
     assert error.exit_code == 143
-    assert wished.is_set()
+    assert requested.is_set()
     assert re.fullmatch(r"http.*/shard-00001.tar, key 'key\d+', for \d+ s", error.where)
     assert all(isinstance(batch, Batch) for batch in found)
 

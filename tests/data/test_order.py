@@ -109,7 +109,7 @@ def test_bad_arguments(arguments: tuple):
 
 def test_bad_calls():
     order = SampleOrder(10, 0)
-    with pytest.raises(UsageError, match="no piece"):
+    with pytest.raises(UsageError, match="not a valid slice"):
         order.ids(-1, 4)
 
 
@@ -231,7 +231,7 @@ def test_bad_mixes(arguments: tuple):
 
 
 def test_bad_calls_of_a_mix():
-    with pytest.raises(UsageError, match="no piece"):
+    with pytest.raises(UsageError, match="not a valid slice"):
         MixedOrder([[5], [5]], [1.0, 1.0], 0).ids(4, 3)
 
 

@@ -66,8 +66,8 @@ def test_templates_from_a_file_skip_comments_blank_lines_and_byte_order_mark(tmp
     [
         ("a photo", "0 placeholders"),
         ("{} and {c}", "2 placeholders"),
-        ("{} of {name}", "a brace that is no placeholder"),
-        ("{{}}", "a brace that is no placeholder"),
+        ("{} of {name}", "a brace that is not a placeholder"),
+        ("{{}}", "a brace that is not a placeholder"),
     ],
 )
 def test_template_without_exactly_one_placeholder_is_refused(tmp_path, line, message):
@@ -78,7 +78,7 @@ def test_template_without_exactly_one_placeholder_is_refused(tmp_path, line, mes
 
 
 def test_double_and_missing_templates_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="stands twice") as caught:
+    with pytest.raises(UsageError, match="is duplicated") as caught:
         load_templates(write(tmp_path / "double.txt", "{}\na {}\n{}\n"))
     assert "lines 1 and 3" in str(caught.value)
     with pytest.raises(UsageError, match="no template"):
@@ -103,8 +103,8 @@ def test_class_names_from_text_and_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("dog\n\ncat\n  \nowl\n", ["blank line", "line 2, 4", "wrong number"]),
-        ("dog\ncat\nowl\ncat\ndog\n", ["stands twice", "'cat' at line 2 and 4", "'dog' at line 1 and 5"]),
+        ("dog\n\ncat\n  \nowl\n", ["blank line", "line 2, 4", "following classes"]),
+        ("dog\ncat\nowl\ncat\ndog\n", ["duplicate class names", "'cat' at line 2 and 4", "'dog' at line 1 and 5"]),
         ("\n\n", ["no class name"]),
     ],
 )

@@ -175,8 +175,8 @@ def test_a_failure_that_stays_is_named_and_tells_no_secret(
         with pytest.raises(kind, match=what) as caught:
             call()
         assert caught.value.where == f"{server.url}/shard-00000.tar"
-        told = "".join(traceback.format_exception(caught.value))
-        assert not [secret for secret in SECRETS if secret in told]
+        trace = "".join(traceback.format_exception(caught.value))
+        assert not [secret for secret in SECRETS if secret in trace]
         server.fault = lambda path, times: ""
     assert read_all(opened)  # nothing is left broken
 

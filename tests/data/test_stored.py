@@ -74,12 +74,12 @@ def test_embeddings_of_other_data_are_refused(
     assert not caplog.text
     # Half of the samples may be missing: they are left out later.
     stored.check_made_of(IndexedShards(write_squares(tmp_path / "double", num_samples=44)))
-    assert "made of other shards, or of these before they changed" in caplog.text
+    assert "computed from other shards, or the shards have changed since" in caplog.text
     more = IndexedShards(write_squares(tmp_path / "more", num_samples=45))
     with pytest.raises(DataError, match=r"23 of 45 samples have no row .* such as shard-00002\.tar/key22") as caught:
         stored.check_made_of(more)
     assert caught.value.where == str(embedded_squares)
-    assert caught.value.note == "its 22 rows were made of other data, such as shard-00000.tar/key0"
+    assert caught.value.note == "its 22 rows are of other data, such as shard-00000.tar/key0"
 
 
 def test_two_samples_of_one_name_are_refused(write_squares: WriteSquares, embed: Embed, tmp_path: Path):
@@ -91,7 +91,7 @@ def test_two_samples_of_one_name_are_refused(write_squares: WriteSquares, embed:
     shutil.rmtree(out)
     (tmp_path / "b" / "shard-00001.tar").rename(tmp_path / "b" / "shard-00000.tar")
     embed(f"{tmp_path}/[ab]/*.tar", out)
-    with pytest.raises(DataError, match=r"9 rows have a key that another row has too, such as shard-00000.tar/key"):
+    with pytest.raises(DataError, match=r"9 rows have the key of another row, such as shard-00000.tar/key"):
         StoredEmbeddings(out)
 
 

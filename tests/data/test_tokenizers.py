@@ -268,7 +268,7 @@ def test_one_token_for_both_ends_stands_after_the_text(tmp_path: Path):
     ids = ours(["a", "a red apple"]).tolist()
     assert [row.index(ours.end_of_text) for row in ids] == [1, 3]
     assert (ours.start_of_text, ours.pad) == (None, ours.end_of_text)
-    with pytest.raises(UsageError, match="cannot stand both before and after"):
+    with pytest.raises(UsageError, match="cannot be used both before and after"):
         build_tokenizer(TokenizerConfig("file", str(tmp_path), start="<|both|>"), 16)
 
 
@@ -304,7 +304,7 @@ def test_named_tokens_are_taken(tmp_path: Path):
 def test_more_than_one_token_around_a_text_is_refused(tmp_path: Path):
     unigram("<lang> <bos> $A </s>").save(str(tmp_path / "tokenizer.json"))
     path = str(tmp_path / "tokenizer.json")
-    with pytest.raises(UsageError, match="puts <lang> <bos> before a text and </s> after it"):
+    with pytest.raises(UsageError, match="adds <lang> <bos> before a text and </s> after it"):
         build_tokenizer(TokenizerConfig("file", path), 16)
     assert build_tokenizer(TokenizerConfig("file", path, start="<bos>", end="</s>"), 16).start_of_text == 3
 

@@ -100,7 +100,7 @@ def test_bad_samples_of_one_process_end_all(start: Start, spoiled_data: SpoiledD
     first, other = (errors_of(out, rank).read_text() for rank in (0, 1))
     assert "Traceback" not in first + other
     message = first[first.index("mmvit: ") :]
-    assert "mmvit: 4 samples cannot be used (4 bad-image)" in message
+    assert "mmvit: 4 invalid samples (4 bad-image)" in message
     assert other.endswith(message)
     assert latest_checkpoint(out).step == num_steps(out) == 4
     rows = read_log(out / "bad_samples.jsonl")
@@ -126,11 +126,11 @@ def test_signal_to_the_whole_group_stops_with_the_state_saved(
     for _ in range(2):
         os.killpg(process.pid, number)
     assert process.wait(LIMIT_S) == 143
-    told = errors_of(out).read_text()
-    assert told.count("stopping after this step") <= 2  # not by the loader processes
-    assert "Traceback" not in told
+    errors = errors_of(out).read_text()
+    assert errors.count("stopping after this step") <= 2  # not by the loader processes
+    assert "Traceback" not in errors
     assert latest_checkpoint(out).step == num_steps(out) >= 3
-    assert f"stopped at step {num_steps(out)} with the state saved" in told
+    assert f"stopped at step {num_steps(out)} with the state saved" in errors
     assert group_is_gone(process)
 
 
@@ -163,12 +163,12 @@ def test_hanging_reader_is_named_and_the_program_ends(
     assert process.wait(LIMIT_S) == 5
     print(f"ended {time.monotonic() - began:.1f} s after step 2, limit 4 s")
     assert time.monotonic() - began < 4 + 8
-    told = errors_of(out).read_text()
-    assert "mmvit: no batch came for 4 s: a reader hangs" in told
-    where = re.search(rf"where: {data}/train-0000.\.tar, key '(\S+)', for (\d+) s", told)
+    errors = errors_of(out).read_text()
+    assert "mmvit: no batch came for 4 s: a reader hangs" in errors
+    where = re.search(rf"where: {data}/train-0000.\.tar, key '(\S+)', for (\d+) s", errors)
     assert 4 <= int(where[2]) <= 8
     assert where[1] in keys_of(data)
-    assert "Traceback" not in told
+    assert "Traceback" not in errors
     assert group_is_gone(process)
 
 
@@ -209,9 +209,9 @@ def test_killed_loader_process_is_told_by_all(start: Start, spoiled_data: Spoile
     print(f"ended {time.monotonic() - began:.1f} s after the kill")
     assert time.monotonic() - began < 30
     for rank in range(world_size):
-        told = errors_of(out, rank).read_text()
-        assert "mmvit: a worker was killed by SIGKILL" in told
-        assert "Traceback" not in told
+        errors = errors_of(out, rank).read_text()
+        assert "mmvit: a worker was killed by SIGKILL" in errors
+        assert "Traceback" not in errors
     assert all(group_is_gone(process) for process in processes)
 
 
@@ -234,9 +234,9 @@ def test_shard_that_vanishes_for_one_process_ends_all(start: Start, spoiled_data
     assert num_steps(out) < step, "the machine was too slow to unlink in time"
     assert [process.wait(LIMIT_S) for process in processes] == [3, 3]
     for rank in (0, 1):
-        told = errors_of(out, rank).read_text()
-        assert "mmvit: the shard does not exist" in told
-        assert "Traceback" not in told
+        errors = errors_of(out, rank).read_text()
+        assert "mmvit: the shard does not exist" in errors
+        assert "Traceback" not in errors
     assert latest_checkpoint(out).step == num_steps(out) == step
 
 
@@ -266,9 +266,9 @@ def test_evaluation_that_fails_ends_all(start: Start, spoiled_data: SpoiledData,
     processes = start(tmp_path / "run", spoiled_data(tmp_path / "data", ()), *evaluation, world_size=2)
     assert [process.wait(LIMIT_S) for process in processes] == [3, 3]
     for rank in (0, 1):
-        told = errors_of(tmp_path / "run", rank).read_text()
-        assert "300 of 300 samples cannot be classified" in told
-        assert "Traceback" not in told
+        errors = errors_of(tmp_path / "run", rank).read_text()
+        assert "300 of 300 samples cannot be classified" in errors
+        assert "Traceback" not in errors
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def undisturbed(start: Start, spoiled_data: SpoiledData, tmp_path: Path) -> Path
     rows = read_log(out / "bad_samples.jsonl")
     assert len(rows) == 50  # in more than three epochs each was met
     assert read_log(out / "log.jsonl")[-1]["bad_causes"] == {"bad-image": 50}
-    assert "50 samples could not be used: 50 bad-image" in errors_of(out).read_text()
+    assert "50 invalid samples were replaced: 50 bad-image" in errors_of(out).read_text()
     return out
 
 

@@ -1,4 +1,4 @@
-"""Supervised runs on handwritten digits: they learn, go on, start from other models, and refuse what cannot be."""
+"""Supervised runs on handwritten digits: they learn, resume, start from other models, and refuse invalid settings."""
 
 import dataclasses
 import json
@@ -62,9 +62,11 @@ def configure_in(folder: Path, data: Path) -> Configure:
     (folder / "config.yaml").write_text(CONFIG)
 
     def make(name: str, *overrides: str) -> FinetuneConfig:
-        told = {"out": str(folder / name), "data.train": f"[{data}/train-*.tar]", "classes": f"{data}/classes.txt"}
-        told |= dict(override.split("=", 1) for override in overrides)
-        return load_config(FinetuneConfig, folder / "config.yaml", [f"{key}={value}" for key, value in told.items()])
+        arguments = {"out": str(folder / name), "data.train": f"[{data}/train-*.tar]", "classes": f"{data}/classes.txt"}
+        arguments |= dict(override.split("=", 1) for override in overrides)
+        return load_config(
+            FinetuneConfig, folder / "config.yaml", [f"{key}={value}" for key, value in arguments.items()]
+        )
 
     return make
 
@@ -107,9 +109,9 @@ def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_f
     picture.write_bytes(sample.image)
     done = mmvit("classify", model, picture, "--top", 2, "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["classes"][0]["name"] == data.class_names[sample.label]
-    assert len(told["classes"]) == 2
+    (answer,) = json.loads(done.stdout)
+    assert answer["classes"][0]["name"] == data.class_names[sample.label]
+    assert len(answer["classes"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_f
     ],
     ids=str,
 )
-def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str], stop_after: StopAfter):
+def test_a_stopped_run_resumes_bit_for_bit(configure: Configure, more: list[str], stop_after: StopAfter):
     whole = finetune(configure("whole", *more))
     stop_after(configure("stopped", *more), 6)
     again = finetune(configure("stopped", *more))
@@ -128,14 +130,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(configure: Configure, more: list[str]
 
 
 @pytest.mark.usefixtures("fp32_units")
-def test_parts_of_a_batch_are_the_batch(configure: Configure):
+def test_micro_batches_equal_the_batch(configure: Configure):
     one, four = (finetune(configure(f"parts{n}", f"train.micro_batches={n}", "mix.mixup=0.2")).parent for n in (1, 4))
     assert losses(four) == pytest.approx(losses(one), rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fp32_units")
-def test_two_processes_give_the_losses_of_one(configure: Configure, tmp_path: Path):
+def test_two_ranks_give_the_losses_of_one(configure: Configure, tmp_path: Path):
     one = finetune(configure("one", "mix.mixup=0.2", "mix.cutmix=1.0", "data.repeats=3")).parent
     processes = launch(2, ["-m", "mmvit", "finetune", str(one / "config.yaml"), f"out={tmp_path / 'two'}"])
     assert [process.wait(300) for process in processes] == [0, 0]
@@ -178,26 +180,28 @@ def test_what_the_model_to_start_from_has_need_not_be_said(configure: Configure,
     made = configure("run", "train.steps=1")
     model = finetune(made)
     (tmp_path / "short.yaml").write_text("train: {steps: 3, batch_size: 32}")
-    told = [f"train.init={model}", f"data.train={made.data.train}", f"classes={made.classes}"]
-    config = load_finetune_config(tmp_path / "short.yaml", [*told, "model.image.image_size=24"])
+    arguments = [f"train.init={model}", f"data.train={made.data.train}", f"classes={made.classes}"]
+    config = load_finetune_config(tmp_path / "short.yaml", [*arguments, "model.image.image_size=24"])
     assert config.model.image == dataclasses.replace(made.model.image, image_size=24)
     assert config.preprocess == made.preprocess
     assert config.model.embed_dim is None
-    stated = load_finetune_config(tmp_path / "short.yaml", [*told, "model.image.kind=swin", "preprocess.std=[1,1,1]"])
+    stated = load_finetune_config(
+        tmp_path / "short.yaml", [*arguments, "model.image.kind=swin", "preprocess.std=[1,1,1]"]
+    )
     assert stated.model.image == SwinConfig()
     assert stated.preprocess == dataclasses.replace(made.preprocess, std=[1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("model.image.norm_eps=1.0e-3", "model.image.norm_eps=1e-05"),
         ("model.image.activation=quick_gelu", "model.image.activation=gelu"),
         ("preprocess.mean=[0,0,0]", "preprocess.mean=[0.5, 0.5, 0.5]"),
     ],
 )
-def test_weights_of_other_settings_are_refused(configure: Configure, override: str, told: str, trained: Path):
-    with pytest.raises(UsageError, match=re.escape(told)):
+def test_weights_of_other_settings_are_refused(configure: Configure, override: str, message: str, trained: Path):
+    with pytest.raises(UsageError, match=re.escape(message)):
         start(configure("other", f"train.init={trained}", override), NAMES)
     start(configure("free", f"train.init={trained}", "model.image.drop_path=0.1"), NAMES)
 
@@ -223,8 +227,8 @@ def test_other_classes_start_with_a_head_of_zeros(
         start(configure("same", f"train.init={trained}"), NAMES)
         other = start(configure("other", f"train.init={trained}"), ["a", "b", "c"])
     same, fresh = caplog.messages[-2:]
-    assert same.endswith("the head is taken too")
-    assert fresh.endswith("the head begins fresh, as classes or kind are others")
+    assert same.endswith("the head is loaded too")
+    assert fresh.endswith("the head is new, because its kind or the classes differ")
     assert torch.equal(other(PIXELS).logits, torch.zeros(4, 3))
     tower = load_tower(trained).tower.state_dict()
     assert all(torch.equal(tensor, tower[name]) for name, tensor in other.image_tower.state_dict().items())
@@ -270,8 +274,8 @@ def test_a_contrastive_model_without_a_projection_starts_as_its_zero_shot_classi
     expected = zero_shot_classifier(encoder, NAMES, load_templates("simple"))(PIXELS).logits
     (tmp_path / "short.yaml").write_text("{}")
     made = configure("run")
-    told = [f"train.init={folder}", f"data.train={made.data.train}", f"classes={made.classes}"]
-    short = load_finetune_config(tmp_path / "short.yaml", [*told, "templates=simple"])
+    arguments = [f"train.init={folder}", f"data.train={made.data.train}", f"classes={made.classes}"]
+    short = load_finetune_config(tmp_path / "short.yaml", [*arguments, "templates=simple"])
     assert (short.model.embed_dim, short.model.image_projection) == (24, False)
     assert torch.allclose(start(short, NAMES)(PIXELS).logits, expected, atol=1e-5)
     short.model.image_projection = True
@@ -364,7 +368,7 @@ def test_the_config_of_a_run_can_be_run_again(configure: Configure, tmp_path: Pa
     finetune(again)
 
 
-def test_a_stopped_run_on_masked_patches_goes_on(configure: Configure, stop_after: StopAfter):
+def test_a_stopped_run_on_masked_patches_resumes(configure: Configure, stop_after: StopAfter):
     overrides = ["loss.kind=masked_patches", "train.steps=6"]
     whole = weights(finetune(configure("whole", *overrides)))
     config = configure("stopped", *overrides)
@@ -386,7 +390,7 @@ def test_masked_patches_teach_a_tower_that_runs_start_from(configure: Configure)
 def test_adapters_need_blocks(configure: Configure, tmp_path: Path):
     (tmp_path / "config.yaml").write_text(re.sub("model: .*", "model: {image: {kind: 'timm:test_vit'}}", CONFIG))
     model = finetune(configure("run", "train.steps=1", "model.image.image_size=160"))
-    with pytest.raises(UsageError, match="whose linear maps could be adapted"):
+    with pytest.raises(UsageError, match="no transformer blocks to adapt"):
         finetune(configure("other", f"train.init={model}", "lora.rank=2", "model.image.image_size=160"))
 
 
@@ -399,34 +403,39 @@ def test_frozen_adapters_stay(configure: Configure, trained: Path):
     assert not torch.equal(after["head.weight"], before["head.weight"])
 
 
-def test_one_class_is_nothing_to_tell_apart(configure: Configure, tmp_path: Path):
+def test_one_class_is_refused(configure: Configure, tmp_path: Path):
     folder = tmp_path / "pictures" / "cat"
     folder.mkdir(parents=True)
     for number in range(40):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
-    with pytest.raises(UsageError, match="there is only one class, 'cat'"):
+    with pytest.raises(UsageError, match="the data has only one class, 'cat'"):
         finetune(configure("run", f"data.train={folder.parent}", "classes="))
 
 
-def test_a_classifier_goes_on_as_it_is_and_without_the_model_it_came_from(
+def test_a_classifier_continues_and_without_the_model_it_came_from(
     configure: Configure, tmp_path: Path, stop_after: StopAfter
 ):
     made = configure("run", "model.embed_dim=8", "model.head=hidden", "train.steps=2")
     model = finetune(made)
     (tmp_path / "short.yaml").write_text("train: {steps: 6, batch_size: 32, save_every: 2}")
-    told = [f"train.init={model}", f"data.train={made.data.train}", f"classes={made.classes}", f"out={tmp_path / 'on'}"]
-    config = load_finetune_config(tmp_path / "short.yaml", told)
+    arguments = [
+        f"train.init={model}",
+        f"data.train={made.data.train}",
+        f"classes={made.classes}",
+        f"out={tmp_path / 'on'}",
+    ]
+    config = load_finetune_config(tmp_path / "short.yaml", arguments)
     assert (config.model.embed_dim, config.model.head) == (8, "hidden")
     before, begin = load_classifier(model).model, start(config, NAMES)
     assert torch.equal(begin(PIXELS).logits, before(PIXELS).logits)
     stop_after(config, 3)
     shutil.rmtree(model)
-    finetune(load_finetune_config(tmp_path / "short.yaml", told))
-    with pytest.raises(UsageError, match="there is no such model"):
-        load_finetune_config(tmp_path / "short.yaml", [*told[:3], f"out={tmp_path / 'new'}"])
+    finetune(load_finetune_config(tmp_path / "short.yaml", arguments))
+    with pytest.raises(UsageError, match="the model does not exist"):
+        load_finetune_config(tmp_path / "short.yaml", [*arguments[:3], f"out={tmp_path / 'new'}"])
 
 
-def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure, trained: Path):
+def test_a_distilled_model_continues_without_its_teacher(configure: Configure, trained: Path):
     """Both heads then learn the labels."""
     taught = finetune(configure("taught", f"loss.teacher={trained}", "train.steps=2", *DISTILLED))
     alone = finetune(configure("alone", f"train.init={taught}", *DISTILLED))
@@ -443,27 +452,27 @@ def test_a_distilled_model_goes_on_without_its_teacher(configure: Configure, tra
         ("loss.distillation=firm", "loss.distillation is 'firm'"),
         ("loss.weight=2", "loss.weight is 2"),
         ("mix.mixup=-1", "mix.mixup is -1"),
-        ("wise_ft=0.5", "none is named"),
-        ("templates=simple", "a zero-shot head needs a contrastive model, and none is named"),
+        ("wise_ft=0.5", "which is empty"),
+        ("templates=simple", "a zero-shot head needs a contrastive model, and train.init is empty"),
         ("model.image.distilled=true", "a distillation token learns from a teacher"),
         ("train.same_caption_positives=false", "supervised runs read no captions"),
         ('curriculum=[{"until":1,"text_tokens":8}]', "supervised runs read no captions"),
         ("data.repeats=0", "data.repeats is 0"),
         ("data.augment.erase=2", "data.augment.erase is 2"),
         ("data.augment.zoom=0.2", "data.augment.zoom is 0.2; it must be a valid list"),
-        ("mix.mixup=1.0 train.batch_size=33", "no whole pairs"),
-        ("mix.cutmix=1.0 train.micro_batches=16 train.batch_size=16", "no whole pairs"),
+        ("mix.mixup=1.0 train.batch_size=33", "not divisible into pairs"),
+        ("mix.cutmix=1.0 train.micro_batches=16 train.batch_size=16", "not divisible into pairs"),
         ("loss.kind=masked_patches train.init=runs", "train.init has no effect with loss.kind=masked_patches"),
         ("loss.kind=masked_patches mix.mixup=1.0", "mix.mixup has no effect"),
         ("train.init=x templates=simple model.embed_dim=8 model.head=hidden", "a zero-shot head is linear"),
         ("model.image.num_heads=0", "num_heads is 0"),
         ("model.image.init=zeros", "model.image.init is 'zeros'; it must be 'clip' or 'vit'"),
-        ("train.compile=true model.image.kind=timm:resnet18", "no transformer blocks"),
-        ("train.checkpointing=full model.image.kind=timm:vit_tiny_patch16_224", "no transformer blocks"),
-        ("loss.teacher=timm:no_such_model", "the teacher timm:no_such_model cannot be opened"),
+        ("train.compile=true model.image.kind=timm:resnet18", "needs transformer blocks"),
+        ("train.checkpointing=full model.image.kind=timm:vit_tiny_patch16_224", "needs transformer blocks"),
+        ("loss.teacher=timm:no_such_model", "the teacher timm:no_such_model cannot be loaded"),
     ],
 )
-def test_what_cannot_be_is_told(configure: Configure, tmp_path: Path, override: str, message: str):
+def test_invalid_settings_are_reported(configure: Configure, tmp_path: Path, override: str, message: str):
     if "timm:" in override and "kind" in override:  # a timm tower has no other settings
         (tmp_path / "config.yaml").write_text(re.sub("model: .*", "model: {image: {image_size: 32}}", CONFIG))
     with pytest.raises(UsageError, match=message):
@@ -478,7 +487,7 @@ def test_what_cannot_be_is_told(configure: Configure, tmp_path: Path, override: 
         ("timm:test_vit", "image_size: 32", "image"),
     ],
 )
-def test_a_stage_that_a_tower_cannot_take_is_told_before_the_first_step(
+def test_a_stage_that_a_tower_cannot_encode_is_reported_before_the_first_step(
     configure: Configure, tmp_path: Path, kind: str, stage: str, message: str
 ):
     shape = "image_size: 16, patch_size: 2, width: 16, depths: [1, 1], num_heads: [1, 2], window_size: 4"

@@ -56,11 +56,13 @@ def test_24_layouts_have_the_same_batches(
     weights = "\n  weights: [1.0, 2.5]\n  patch_budget: 20" if mixed else ""
     stages = "{until: 0.05, image_size: 16}, {until: 0.52, text_tokens: 5}, {until: 1.0, patch_dropout: 0.5}"
     curriculum = "" if mixed else f"curriculum: [{stages}]\n"
-    told = f'train: ["{tiny_data}/train-*.tar"]'
+    setting = f'train: ["{tiny_data}/train-*.tar"]'
     text = (
-        tiny_config.read_text().replace("steps: 20", "steps: 24").replace(told, f"train: [{', '.join(sets)}]{weights}")
+        tiny_config.read_text()
+        .replace("steps: 20", "steps: 24")
+        .replace(setting, f"train: [{', '.join(sets)}]{weights}")
     )
-    assert told not in text
+    assert setting not in text
     config = tmp_path / "config.yaml"
     config.write_text(curriculum + text.replace("batch_size: 32", f"batch_size: {BATCH_SIZE}"))
     hashes = load_all(config, tmp_path)

@@ -90,8 +90,8 @@ def spoiled_config(
     folder = tmp_path_factory.mktemp("spoiled")
     data = spoiled_data(folder / "data", broken=range(0, 300, 5))
     path = folder / "spoiled.yaml"
-    told = f'train: ["{tiny_data}/train-*.tar"]'
-    path.write_text(tiny_config.read_text().replace(told, f'train: ["{data}"]\n  max_bad_fraction: 0.5'))
+    setting = f'train: ["{tiny_data}/train-*.tar"]'
+    path.write_text(tiny_config.read_text().replace(setting, f'train: ["{data}"]\n  max_bad_fraction: 0.5'))
     return path
 
 
@@ -104,13 +104,13 @@ def one_process(spoiled_config: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def two_processes(spoiled_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "run"
-    told = out.with_name("ddp.yaml")
-    told.write_text(DDP)
-    return finish(pretrain(spoiled_config, out, launcher(None, "--config_file", str(told))), out)
+    launch_config = out.with_name("ddp.yaml")
+    launch_config.write_text(DDP)
+    return finish(pretrain(spoiled_config, out, launcher(None, "--config_file", str(launch_config))), out)
 
 
 def test_two_processes_follow_one(one_process: Path, two_processes: Path):
-    assert "steps of 24 over 2 processes" in (two_processes.parent / "output.txt").read_text()
+    assert "steps of 24 over 2 ranks" in (two_processes.parent / "output.txt").read_text()
     assert "steps of 24, " in (one_process.parent / "output.txt").read_text()
     assert_same_course(one_process, two_processes)
 
@@ -155,8 +155,8 @@ def test_stopped_run_goes_on_with_another_number_of_processes(
 def test_sharding_on_processors_is_told_and_trains_without(two_processes: Path, spoiled_config: Path, tmp_path: Path):
     finish(pretrain(spoiled_config, tmp_path / "run", launcher(2, *FSDP2)), tmp_path / "run")
     output = (tmp_path / "output.txt").read_text()
-    assert "accelerate shards on accelerators only" in output
-    assert "steps of 24 over 2 processes" in output
+    assert "accelerate shards only on accelerators" in output
+    assert "steps of 24 over 2 ranks" in output
     assert_same_course(two_processes, tmp_path / "run")
 
 
@@ -205,7 +205,7 @@ def test_lone_process_is_told(tiny_config: Path, tmp_path: Path):
         "--dry-run",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
-    assert "this run has one process" in done.stderr
+    assert "this run has a single rank" in done.stderr
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from mmvit.train.run import Run, open_accelerator
 from mmvit.train.runs import pretraining
 from mmvit.train.safety.watch import Watch
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 STEPS = 6
 BF16_TOLERANCE = 0.004  # relative, of a loss in bf16: its unit in the last place
@@ -423,15 +423,15 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     "stored images of another model": (
         4,
         ("data.image_embeddings={other_rows}", *LOCKED[1:]),
-        "not made by the image tower",
+        "not computed by the image tower",
     ),
-    "stored images, tower not taken": (4, (*LOCKED, "train.init_only=[text_*]"), "not made by the image tower"),
-    "stored images at another size": (4, (*LOCKED, "model.image.image_size=48"), "not made by the image tower"),
+    "stored images, tower not taken": (4, (*LOCKED, "train.init_only=[text_*]"), "not computed by the image tower"),
+    "stored images at another size": (4, (*LOCKED, "model.image.image_size=48"), "not computed by the image tower"),
     "stored images of other pixels": (2, (*LOCKED, "preprocess.mean=[0, 0, 0]"), "preprocess.mean="),
     "model of another width": (4, ("train.init={other}",), "weights do not fit the model"),
     "part of no model": (2, ("train.init_only=[image_*]",), "train.init"),
     "part that no model has": (2, ("train.init={model}", "train.init_only=[imgae_*]"), "image_"),
-    "nothing to freeze": (2, ("train.freeze=[imgae_tower.*]",), "names near it: image_tower.*"),
+    "nothing to freeze": (2, ("train.freeze=[imgae_tower.*]",), "similar names: image_tower.*"),
     "all frozen": (2, ("train.freeze=['*']",), "nothing is left to train"),
     "all frozen but the scale": (
         *(2, ("train.freeze=['*_*.*']", "loss.learn_logit_scale=false"), "nothing is left to train"),
@@ -441,8 +441,8 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     "unknown map to adapt": (2, ("lora.rank=2", "lora.targets=[query]"), "lora.targets"),
     "unknown tracker": (2, ("train.trackers=[tensorbaord]",), "tensorboard"),
     "unknown optimiser": (2, ("optim.name=adam",), "adamw"),
-    "bf16 without units": (2, ("train.precision=bf16",), "no units for it"),
-    "bf16 parameters without units": (2, ("train.precision=bf16_params",), "no units for it"),
+    "bf16 without units": (2, ("train.precision=bf16",), "no bfloat16 units"),
+    "bf16 parameters without units": (2, ("train.precision=bf16_params",), "no bfloat16 units"),
     "size between patches": (2, ("curriculum=[{until: 1, image_size: 20}]",), "multiple of the patch size"),
 }
 
@@ -457,8 +457,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(recipes: Recipes, 
     assert not (recipes.folder / str(recipes.count)).exists()
 
 
-def test_refusal_is_told_by_the_program(told: Told, tiny_config: Path, tmp_path: Path):
-    code, _, err = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "loss.kind=sigmoid")
+def test_refusal_is_told_by_the_program(run_cli: RunCli, tiny_config: Path, tmp_path: Path):
+    code, _, err = run_cli("pretrain", tiny_config, f"out={tmp_path / 'run'}", "loss.kind=sigmoid")
     assert code == 2
     assert "loss.kind=sigmoid needs model.initial_logit_bias" in err
     assert "Traceback" not in err

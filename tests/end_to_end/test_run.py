@@ -12,7 +12,7 @@ from mmvit.config import PretrainConfig, load_config
 from mmvit.data.shards import IndexedShards
 from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 
 def test_run_folder_holds_what_is_promised(finished_run: Path, tiny_config: Path, tiny_data: Path, tmp_path: Path):
@@ -47,11 +47,11 @@ def test_log_has_one_json_line_a_logged_step(finished_run: Path):
     assert lines[-1]["lr"] < lines[0]["lr"] <= 2e-3
 
 
-def test_finished_run_is_left_alone(told: Told, finished_run: Path, tmp_path: Path):
+def test_finished_run_is_left_alone(run_cli: RunCli, finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = contents(run)
     # The folder was moved with its config, so `out` is named anew; the saved config starts the run as it is.
-    code, out, err = told("pretrain", run / "config.yaml", f"out={run}")
+    code, out, err = run_cli("pretrain", run / "config.yaml", f"out={run}")
     assert code == 0, err
     assert "step " not in out  # no line of progress: nothing was trained
     assert out.strip() == f"model: {run / 'model'}"
@@ -63,9 +63,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_folder_of_another_run_is_refused_with_the_difference(told: Told, finished_run: Path, tiny_config: Path):
+def test_folder_of_another_run_is_refused_with_the_difference(run_cli: RunCli, finished_run: Path, tiny_config: Path):
     before = contents(finished_run)
-    code, out, err = told("pretrain", tiny_config, f"out={finished_run}", "optim.lr=0.1", "train.log_every=1")
+    code, out, err = run_cli("pretrain", tiny_config, f"out={finished_run}", "optim.lr=0.1", "train.log_every=1")
     assert (code, out) == (2, "")
     assert "optim.lr: 0.002 -> 0.1" in err
     assert "log_every" not in err  # it changes no weight, so it may change
@@ -74,21 +74,21 @@ def test_folder_of_another_run_is_refused_with_the_difference(told: Told, finish
     assert contents(finished_run) == before
 
 
-def test_folder_that_is_no_run_is_refused(told: Told, tiny_config: Path, tmp_path: Path):
+def test_folder_that_is_no_run_is_refused(run_cli: RunCli, tiny_config: Path, tmp_path: Path):
     (tmp_path / "thesis.doc").write_text("precious")
-    code, _, err = told("pretrain", tiny_config, f"out={tmp_path}")
+    code, _, err = run_cli("pretrain", tiny_config, f"out={tmp_path}")
     assert code == 2
-    assert "is not empty and holds no run" in err
+    assert "is not empty and not a run folder" in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 
-def test_start_killed_while_it_claimed_its_folder_does_not_lock_it(told: Told, tiny_config: Path, tmp_path: Path):
+def test_start_killed_while_it_claimed_its_folder_does_not_lock_it(run_cli: RunCli, tiny_config: Path, tmp_path: Path):
     (tmp_path / ".config.yaml.tmp-4711").write_text("half a conf")
-    code, _, err = told("pretrain", tiny_config, f"out={tmp_path}", "train.steps=1", "data.num_workers=0")
+    code, _, err = run_cli("pretrain", tiny_config, f"out={tmp_path}", "train.steps=1", "data.num_workers=0")
     assert code == 0, err
 
 
-def test_settings_that_no_run_can_have(told: Told, tiny_config: Path, tmp_path: Path):
+def test_settings_that_no_run_can_have(run_cli: RunCli, tiny_config: Path, tmp_path: Path):
     cases = {
         "train.step=5": "did you mean 'steps'?",
         "optim.name=adam": "did you mean 'adamw'?",
@@ -102,28 +102,30 @@ def test_settings_that_no_run_can_have(told: Told, tiny_config: Path, tmp_path: 
     }
     for i, (override, message) in enumerate(cases.items()):
         out = tmp_path / f"run{i}"
-        code, _, err = told("pretrain", tiny_config, f"out={out}", "data.num_workers=0", override)
+        code, _, err = run_cli("pretrain", tiny_config, f"out={out}", "data.num_workers=0", override)
         assert message in err, override
         assert "Traceback" not in err
         assert code == (3 if override.startswith("data") else 2), override
         assert out.exists() == ("names.kr" in override)  # only a sample shows that
 
 
-def test_dry_run_and_print_config_write_nothing(told: Told, tiny_config: Path, tmp_path: Path):
-    code, out, _ = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "--dry-run")
+def test_dry_run_and_print_config_write_nothing(run_cli: RunCli, tiny_config: Path, tmp_path: Path):
+    code, out, _ = run_cli("pretrain", tiny_config, f"out={tmp_path / 'run'}", "--dry-run")
     assert code == 0
     assert "300 samples, 20 steps of 32" in out
-    code, out, _ = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "--print-config")
+    code, out, _ = run_cli("pretrain", tiny_config, f"out={tmp_path / 'run'}", "--print-config")
     assert code == 0
     (tmp_path / "printed.yaml").write_text(out)
     assert load_config(PretrainConfig, tmp_path / "printed.yaml").out == str(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_zero_shot_figures_share_the_line_of_their_step(told: Told, tiny_config: Path, tiny_data: Path, tmp_path: Path):
+def test_zero_shot_figures_share_the_line_of_their_step(
+    run_cli: RunCli, tiny_config: Path, tiny_data: Path, tmp_path: Path
+):
     live = (f"zero_shot.data={tiny_data}/val-*.tar", f"zero_shot.class_names={tiny_data}/names.en.txt")
     steps = ("train.steps=4", "train.log_every=2", "zero_shot.every=2", "zero_shot.limit=10", "data.num_workers=0")
-    code, _, err = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", *live, *steps)
+    code, _, err = run_cli("pretrain", tiny_config, f"out={tmp_path / 'run'}", *live, *steps)
     assert code == 0, err
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in lines] == [2, 4]
@@ -132,14 +134,16 @@ def test_zero_shot_figures_share_the_line_of_their_step(told: Told, tiny_config:
         assert line["loss"] > 0
 
 
-def test_print_config_validates_and_prints_a_config_that_loads_as_it_is(told: Told, tiny_config: Path, tmp_path: Path):
+def test_print_config_validates_and_prints_a_config_that_loads_as_it_is(
+    run_cli: RunCli, tiny_config: Path, tmp_path: Path
+):
     (tmp_path / "short.yaml").write_text("data: {train: digits}\nmodel: {image: {kind: swin_t}}\n")
     for verb, config in (("pretrain", tiny_config), ("finetune", tmp_path / "short.yaml")):
-        code, out, err = told(verb, config, "train.steps=7", "--print-config")
+        code, out, err = run_cli(verb, config, "train.steps=7", "--print-config")
         assert (code, err) == (0, "")
         (tmp_path / "printed.yaml").write_text(out)
-        assert told(verb, tmp_path / "printed.yaml", "--print-config") == (0, out, "")
-        code, out, err = told(verb, config, "train.steps=0", "optim.nam=sgd", "lora.rank=2", "--print-config")
+        assert run_cli(verb, tmp_path / "printed.yaml", "--print-config") == (0, out, "")
+        code, out, err = run_cli(verb, config, "train.steps=0", "optim.nam=sgd", "lora.rank=2", "--print-config")
         assert (code, out) == (2, "")
         assert "the config has 3 errors" in err
         assert "did you mean 'name'?" in err

@@ -23,7 +23,7 @@ from mmvit.models.dual_encoder import DualEncoderConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 KOREAN = "\ube68\uac04 \ud558\ud2b8"  # red heart
 
 
@@ -105,7 +105,7 @@ def test_size_and_shards(model: Path, colour_shards: IndexedShards, tmp_path: Pa
     assert np.shape(facts["images"][7]["map"]) == (6, 6)
     assert facts["text"] == KOREAN
     checked(tmp_path / "b.png")
-    with pytest.raises(UsageError, match=r"cannot take pictures of 50 px: .*multiples of 8") as error:
+    with pytest.raises(UsageError, match=r"does not accept images of 50 px: .*multiples of 8") as error:
         inspect_model(model, "rollout", [shard], None, tmp_path / "c.png", size=50)
     assert error.value.where == "--size"
     assert not (tmp_path / "c.png").exists()
@@ -117,26 +117,26 @@ def test_a_classifier_has_the_views_that_it_has(classifier: Path, pictures: list
         checked(tmp_path / f"{view}.png")
         assert facts.get("channels") is None or sorted(facts["channels"]) == list(range(8))
     for view in ("positions", "relevance"):
-        with pytest.raises(UsageError, match=f"has no {view} to show") as error:
+        with pytest.raises(UsageError, match=f"has no view '{view}'") as error:
             inspect_model(classifier, view, pictures, "a", tmp_path / "none.png")
-        assert error.value.hint == "--view filters | distance | rollout"
+        assert error.value.hint == "use --view filters | distance | rollout"
     assert not (tmp_path / "none.png").exists()
 
 
-def test_the_pictures_differ_with_what_they_show(model: Path, pictures: list[Path], tmp_path: Path):
+def test_the_plots_differ_with_what_they_show(model: Path, pictures: list[Path], tmp_path: Path):
     for name, text in (("a", "a red heart"), ("b", KOREAN), ("c", "a red heart")):
         inspect_model(model, "relevance", pictures, text, tmp_path / f"{name}.png")
     drawn = {name: (tmp_path / f"{name}.png").read_bytes() for name in "abc"}
     assert drawn["a"] == drawn["c"] != drawn["b"]
 
 
-def test_the_verb(told: Told, model: Path, pictures: list[Path], tmp_path: Path):
+def test_the_verb(run_cli: RunCli, model: Path, pictures: list[Path], tmp_path: Path):
     out = tmp_path / "new" / "view.png"
-    code, printed, _ = told("inspect", model, "--view", "rollout", "--image", pictures[0], "--out", out, "--json")
+    code, printed, _ = run_cli("inspect", model, "--view", "rollout", "--image", pictures[0], "--out", out, "--json")
     assert code == 0
     assert json.loads(printed)["out"] == str(out)
     checked(out)
-    code, printed, _ = told("inspect", model, "--view", "filters", "--out", out)
+    code, printed, _ = run_cli("inspect", model, "--view", "filters", "--out", out)
     assert (code, printed.strip()) == (0, str(out))
 
 
@@ -144,20 +144,20 @@ def test_the_verb(told: Told, model: Path, pictures: list[Path], tmp_path: Path)
     ("arguments", "message"),
     [
         (["--view", "rolout"], "did you mean 'rollout'?"),
-        (["--view", "rollout"], "needs pictures"),
+        (["--view", "rollout"], "needs images"),
         (["--view", "relevance", "--image", "x.png"], "needs a text"),
         ([], "--view"),
     ],
 )
-def test_wrong_use(told: Told, model: Path, arguments: list[str], message: str):
-    code, printed, err = told("inspect", model, *arguments)
+def test_wrong_use(run_cli: RunCli, model: Path, arguments: list[str], message: str):
+    code, printed, err = run_cli("inspect", model, *arguments)
     assert (code, printed) == (2, "")
     assert message in err
     assert "Traceback" not in err
 
 
-def test_pictures_that_are_missing(told: Told, model: Path, tmp_path: Path):
+def test_images_that_are_missing(run_cli: RunCli, model: Path, tmp_path: Path):
     for name in ("none.png", "none.tar"):
-        code, _, err = told("inspect", model, "--view", "rollout", "--image", tmp_path / name)
+        code, _, err = run_cli("inspect", model, "--view", "rollout", "--image", tmp_path / name)
         assert code == 3
         assert name in err

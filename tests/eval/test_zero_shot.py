@@ -139,9 +139,9 @@ def test_what_cannot_be_read_is_left_out_and_told_once(
     result = evaluate_zero_shot(encoder, shards, colour_names, TEMPLATES[:2])
     assert (result.acc1, result.num_bad) == (1.0, 2)
     assert result.samples.tolist() == result.labels.tolist() == result.best[:, 0].tolist() == [0, 2, 3, 5]
-    (told,) = caplog.messages
-    assert "2 of 6 samples cannot be classified" in told
-    assert "shard-00000.tar/green" in told
+    (message,) = caplog.messages
+    assert "2 of 6 samples cannot be classified" in message
+    assert "shard-00000.tar/green" in message
 
 
 def test_when_nothing_can_be_read_there_is_no_accuracy(

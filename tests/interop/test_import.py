@@ -26,7 +26,7 @@ from mmvit.interop.convert import import_model
 transformers = pytest.importorskip("transformers")
 
 Randomized = Callable[[nn.Module], nn.Module]
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
 VIT |= {"image_size": 32, "patch_size": 8}
 SWIN = {"embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4, "image_size": 64}
@@ -292,15 +292,15 @@ def test_models_of_timm_that_take_any_size(tmp_path: Path):
     assert import_model(f"timm:{tmp_path / 'theirs'}", tmp_path / "ours").image_size == 150
 
 
-def test_the_verb_and_what_comes_after(told: Told, tmp_path: Path):
+def test_the_verb_and_what_comes_after(run_cli: RunCli, tmp_path: Path):
     source = save_transformers(tmp_path / "theirs", vit())
-    code, out, err = told("import", source, tmp_path / "ours", "--json")
+    code, out, err = run_cli("import", source, tmp_path / "ours", "--json")
     assert code == 0, err
     assert json.loads(out)["kind"] == "classifier"
     Image.new("RGB", (40, 30), (200, 20, 20)).save(tmp_path / "red.png")
-    code, out, err = told("classify", tmp_path / "ours", tmp_path / "red.png", "--json")
+    code, out, err = run_cli("classify", tmp_path / "ours", tmp_path / "red.png", "--json")
     assert code == 0, err
     assert {entry["name"] for entry in json.loads(out)[0]["classes"]} == {"cat", "dog"}
-    code, _, err = told("import", "timm:nothing", tmp_path / "other")
+    code, _, err = run_cli("import", "timm:nothing", tmp_path / "other")
     assert code == 2
     assert "cannot be opened" in err

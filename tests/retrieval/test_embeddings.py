@@ -22,7 +22,7 @@ from mmvit.retrieval.search import Searcher
 from mmvit.retrieval.sources import Item, ShardSource, open_source
 from mmvit.retrieval.store import embed_source, open_embeddings
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 NUM_ITEMS = 300
 
 
@@ -209,7 +209,7 @@ def interrupt() -> Item:
 
 
 def test_folder_of_other_embeddings_is_refused(
-    told: Told, encoder: Encoder, model: Path, source: ShardSource, tiny_data: Path, tmp_path: Path
+    run_cli: RunCli, encoder: Encoder, model: Path, source: ShardSource, tiny_data: Path, tmp_path: Path
 ):
     embed_source(encoder, model, source, tmp_path / "e", "image")
     before = contents(tmp_path / "e")
@@ -224,7 +224,7 @@ def test_folder_of_other_embeddings_is_refused(
     assert contents(tmp_path / "e") == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.doc").write_text("precious")
-    code, _, err = told("embed", model, tiny_data, "--out", tmp_path / "full")
+    code, _, err = run_cli("embed", model, tiny_data, "--out", tmp_path / "full")
     assert code == 2
     assert "something else" in err
 
@@ -236,19 +236,19 @@ def test_start_killed_while_it_claimed_its_folder_does_not_lock_it(
     assert embed_source(encoder, model, source, tmp_path).num_rows == NUM_ITEMS
 
 
-def test_pictures_and_lines(told: Told, model: Path, tmp_path: Path):
+def test_pictures_and_lines(run_cli: RunCli, model: Path, tmp_path: Path):
     folder = tmp_path / "pictures"
     (folder / "deep").mkdir(parents=True)
     for i in range(3):
         (folder / "deep" / f"{i}.png").write_bytes(picture(i))
-    code, out, err = told("embed", model, folder, "--out", tmp_path / "images", "--modality", "image")
+    code, out, err = run_cli("embed", model, folder, "--out", tmp_path / "images", "--modality", "image")
     assert code == 0, err
     assert out.strip() == f"{tmp_path / 'images'}: 3 rows, 0 rejected"
     assert open_embeddings(tmp_path / "images").metadata["image_path"].to_pylist() == [
         str(folder / "deep" / f"{i}.png") for i in range(3)
     ]
     (tmp_path / "lines.txt").write_text("a dog\n\na cat\n")
-    assert told("embed", model, tmp_path / "lines.txt", "--out", tmp_path / "texts", "--modality", "text")[0] == 0
+    assert run_cli("embed", model, tmp_path / "lines.txt", "--out", tmp_path / "texts", "--modality", "text")[0] == 0
     texts = open_embeddings(tmp_path / "texts")
     assert texts.metadata["caption"].to_pylist() == ["a dog", "a cat"]
     assert texts.metadata["image_path"].to_pylist() == ["lines.txt:1", "lines.txt:3"]
@@ -265,15 +265,15 @@ def test_pictures_and_lines(told: Told, model: Path, tmp_path: Path):
     ],
 )
 def test_what_the_source_cannot_have_is_refused(
-    told: Told, model: Path, tmp_path: Path, arguments: list[str], message: str
+    run_cli: RunCli, model: Path, tmp_path: Path, arguments: list[str], message: str
 ):
-    code, _, err = told("embed", model, save_picture(tmp_path), "--out", tmp_path / "e", *arguments)
+    code, _, err = run_cli("embed", model, save_picture(tmp_path), "--out", tmp_path / "e", *arguments)
     assert code == 2
     assert message in err
     assert not (tmp_path / "e").exists()
 
 
-def test_source_that_is_none_is_refused(told: Told, model: Path, tmp_path: Path):
+def test_source_that_is_none_is_refused(run_cli: RunCli, model: Path, tmp_path: Path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     (tmp_path / "folder").mkdir()
@@ -282,10 +282,10 @@ def test_source_that_is_none_is_refused(told: Told, model: Path, tmp_path: Path)
         "latin.txt": "not UTF-8",
         "folder": "no shard and no picture",
     }.items():
-        code, _, err = told("embed", model, tmp_path / name, "--out", tmp_path / "e")
+        code, _, err = run_cli("embed", model, tmp_path / name, "--out", tmp_path / "e")
         assert (code, message in err) == (2, True), err
     for name, message in {"none.tar": "no shards found", "a.JPG": "is missing", "b.txt": "is missing"}.items():
-        code, _, err = told("embed", model, tmp_path / name, "--out", tmp_path / "e")
+        code, _, err = run_cli("embed", model, tmp_path / name, "--out", tmp_path / "e")
         assert (code, message in err) == (3, True), err
 
 
@@ -305,11 +305,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_folder_is_told(
-    told: Told, encoder: Encoder, model: Path, source: ShardSource, tmp_path: Path, damage: str
+    run_cli: RunCli, encoder: Encoder, model: Path, source: ShardSource, tmp_path: Path, damage: str
 ):
     embed_source(encoder, model, source, tmp_path / "e", "image")
     DAMAGES[damage](tmp_path / "e")
-    code, _, err = told("search", tmp_path / "e", "--text", "dog")
+    code, _, err = run_cli("search", tmp_path / "e", "--text", "dog")
     assert code == 4, err
     assert str(tmp_path / "e") in err
     assert "hint:" in err

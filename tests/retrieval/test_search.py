@@ -17,7 +17,7 @@ from mmvit.retrieval.search import Searcher, top_k
 from mmvit.retrieval.sources import open_source
 from mmvit.retrieval.store import embed_source
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 
 def unit_rows(rng: np.random.Generator, num_rows: int, dim: int = 16) -> np.ndarray:
@@ -88,21 +88,21 @@ def test_finds_a_picture_by_itself_and_texts_by_cosine(folder: Path, tiny_data: 
     assert len(searcher.search(text="x", k=1000)) == 40
 
 
-def test_queries_that_are_none(folder: Path, told: Told, tmp_path: Path):
+def test_queries_that_are_none(folder: Path, run_cli: RunCli, tmp_path: Path):
     searcher = Searcher(folder)
     for query in ({}, {"text": "x", "image": "y"}, {"text": "x", "k": 0}, {"text": ""}, {"text": " \n"}):
         with pytest.raises(UsageError):
             searcher.search(**query)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for name in ("broken.png", "none.png"):
-        code, out, err = told("search", folder, "--image", tmp_path / name, "--json")
+        code, out, err = run_cli("search", folder, "--image", tmp_path / name, "--json")
         assert (code, out) == (3, "")
         assert name in err
         assert "Traceback" not in err
-    assert told("search", folder)[0] == 2
-    code, _, err = told("search", folder, "--text", "")
+    assert run_cli("search", folder)[0] == 2
+    code, _, err = run_cli("search", folder, "--text", "")
     assert (code, "text to search for is empty" in err) == (2, True), err
-    assert told("search", folder, "--text", "x", "-k", "0")[0] == 2
+    assert run_cli("search", folder, "--text", "x", "-k", "0")[0] == 2
 
 
 def test_moved_together_they_still_find_each_other(folder: Path, tmp_path: Path):
@@ -110,20 +110,20 @@ def test_moved_together_they_still_find_each_other(folder: Path, tmp_path: Path)
     assert Searcher(moved / "embeddings").search(text="x", k=1)
 
 
-def test_missing_or_other_model_is_refused(folder: Path, told: Told, tmp_path: Path):
+def test_missing_or_other_model_is_refused(folder: Path, run_cli: RunCli, tmp_path: Path):
     alone = shutil.copytree(folder, tmp_path / "alone")
-    code, _, err = told("search", alone, "--text", "x")
+    code, _, err = run_cli("search", alone, "--text", "x")
     assert code == 4
     assert "cannot be loaded: not a model folder" in err
     assert "hint: give the model folder: --model FOLDER" in err
-    assert told("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
+    assert run_cli("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
 
     loaded = mmvit.load(folder.parent / "model")
     torch.nn.init.zeros_(loaded.model.logit_scale)
     description = mmvit.checkpoint.load_model(folder.parent / "model")
     tokenizer = TokenizerConfig("file", str(folder.parent / "model" / "tokenizer.json"))
     mmvit.checkpoint.save_model(tmp_path / "other", loaded.model, description.config, description.preprocess, tokenizer)
-    code, _, err = told("search", alone, "--text", "x", "--model", tmp_path / "other")
+    code, _, err = run_cli("search", alone, "--text", "x", "--model", tmp_path / "other")
     assert code == 4
     assert "made by other weights" in err
     with pytest.raises(CheckpointError, match="not a model folder"):

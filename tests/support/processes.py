@@ -25,11 +25,11 @@ def free_port() -> int:
 
 def launcher(num_ranks: int | None, *how: str) -> list[str]:
     """Return the beginning of a command of `accelerate launch`; None: the number is in a file that `how` names."""
-    told: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     if num_ranks is not None:
-        told = ("--num_processes", str(num_ranks), "--num_machines", "1", "--mixed_precision", "no")
-        told += ("--dynamo_backend", "no")
-    return [sys.executable, "-m", "accelerate.commands.launch", *how, *told, "--main_process_port", str(free_port())]
+        options = ("--num_processes", str(num_ranks), "--num_machines", "1", "--mixed_precision", "no")
+        options += ("--dynamo_backend", "no")
+    return [sys.executable, "-m", "accelerate.commands.launch", *how, *options, "--main_process_port", str(free_port())]
 
 
 def start(command: Sequence[str], output: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":

@@ -1,4 +1,4 @@
-"""The loop refuses to go on with what would spoil a run, and leaves the last good state as it was."""
+"""The loop stops before a run is damaged, and keeps the last good checkpoint."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ from mmvit.train.runs import pretraining_loss
 from mmvit.train.safety.stop import StopFlag, Stopped
 from mmvit.train.safety.watch import Watch
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 SpoiledData = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
 
@@ -67,7 +67,7 @@ def test_diverged_run_stops_at_the_third_step_in_a_row(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, how: str
 ):
     spoil(monkeypatch, range(3, 99), how)
-    with pytest.raises(DivergedError, match="3 steps in a row could not be used") as error:
+    with pytest.raises(DivergedError, match="3 steps in a row were skipped") as error:
         pretrain(config)
     run = Path(config.out)
     assert error.value.exit_code == 6
@@ -84,13 +84,13 @@ def test_diverged_run_stops_at_the_third_step_in_a_row(
     assert all(torch.equal(kept.tensors["model"][name], value) for name, value in before.items())
 
 
-def test_lone_bad_steps_are_skipped_told_and_counted(
+def test_single_bad_steps_are_skipped_logged_and_counted(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     spoil(monkeypatch, range(3, 5), "loss")
     config.train.log_every = 1
     pretrain(config)
-    assert "step 3 changed no weight: the loss is nan" in caplog.text
+    assert "step 3 skipped, weights unchanged: the loss is nan" in caplog.text
     lines = read_log(Path(config.out) / "log.jsonl")
     assert [line.get("skipped_steps") for line in lines] == [None, None, 1, 2, 2, 2]
     assert lines[2]["loss"] is None
@@ -103,30 +103,36 @@ def test_spiking_step_is_skipped(
     spoil(monkeypatch, range(20, 21), "spike")
     config.train.steps = 24
     pretrain(config)
-    assert "step 20 changed no weight: the loss is" in caplog.text
-    assert caplog.text.count("changed no weight") == 1
+    assert "step 20 skipped, weights unchanged: the loss is" in caplog.text
+    assert caplog.text.count("weights unchanged") == 1
 
 
-def test_program_tells_of_divergence(told: Told, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_program_reports_divergence(
+    run_cli: RunCli, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     spoil(monkeypatch, range(1, 99), "loss")
-    code, _, err = told("pretrain", tiny_config, f"out={tmp_path / 'run'}", "data.num_workers=0", "train.log_every=1")
+    code, _, err = run_cli(
+        "pretrain", tiny_config, f"out={tmp_path / 'run'}", "data.num_workers=0", "train.log_every=1"
+    )
     assert code == 6
-    assert "hint: lower optim.lr" in err
-    assert "nothing was saved before" in err
+    assert "hint: decrease optim.lr" in err
+    assert "no checkpoint was saved" in err
     assert "Traceback" not in err
 
 
-def test_changed_data_are_refused(told: Told, finished_run: Path, tiny_config: Path, tiny_data: Path, tmp_path: Path):
+def test_changed_data_are_refused(
+    run_cli: RunCli, finished_run: Path, tiny_config: Path, tiny_data: Path, tmp_path: Path
+):
     data, run = tmp_path / "data", shutil.copytree(finished_run, tmp_path / "run")
     shutil.copytree(tiny_data, data)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(f"{tiny_data}/train", f"{data}/train"))
-    assert told("pretrain", config, f"out={run}")[0] == 0  # the same data at another place
+    assert run_cli("pretrain", config, f"out={run}")[0] == 0  # the same data at another place
     (data / "train-00002.tar").unlink()
-    code, _, err = told("pretrain", config, f"out={run}")
+    code, _, err = run_cli("pretrain", config, f"out={run}")
     assert code == 4
     assert "the training data changed since the checkpoint" in err
-    assert "hint: bring back what was" in err
+    assert "hint: restore the previous state" in err
     assert "Traceback" not in err
 
 
@@ -183,7 +189,7 @@ def test_signals_mean_again_what_they_meant(config: PretrainConfig):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_wish_to_stop_is_taken_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch):
+def test_stop_request_works_without_a_terminal(monkeypatch: pytest.MonkeyPatch):
     """The terminal may be gone."""
 
     def gone(fd: int, data: bytes) -> int:
@@ -192,7 +198,7 @@ def test_wish_to_stop_is_taken_where_nobody_can_be_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "write", gone)
     with StopFlag() as stop:
         signal.raise_signal(signal.SIGTERM)
-        assert stop.wished
+        assert stop.requested
 
 
 def test_fresh_weights_follow_from_the_seed(config: PretrainConfig):
@@ -226,10 +232,10 @@ def test_another_run_does_not_replace_a_finished_model(config: PretrainConfig):
     model = pretrain(config) / "model.safetensors"
     before = model.read_bytes()
     shutil.rmtree(Path(config.out) / "checkpoints")  # a user who makes room
-    with pytest.raises(UsageError, match="the run has written its model, and its checkpoints are gone"):
+    with pytest.raises(UsageError, match="the run has written its model, but its checkpoints are missing"):
         pretrain(config)
     config.seed += 1
-    with pytest.raises(UsageError, match="its checkpoints are gone"):
+    with pytest.raises(UsageError, match="its checkpoints are missing"):
         pretrain(config)
     assert model.read_bytes() == before
 
@@ -266,7 +272,7 @@ def test_weights_of_other_settings_are_refused_though_they_fit(
     side, name = key.split(".")
     setattr(getattr(config.model, side), name, value)
     config.train.init = str(finished_run / "model")
-    with pytest.raises(UsageError, match=re.escape(f"was made with other settings: model.{key}=")):
+    with pytest.raises(UsageError, match=re.escape(f"has other settings: model.{key}=")):
         pretrain(config)
 
 
@@ -301,10 +307,10 @@ def test_a_damaged_line_of_the_log_does_not_end_the_run(config: PretrainConfig, 
     config.train.steps = 8
     pretrain(config)
     assert read_log(log)[-1]["step"] == 8
-    assert "1 lines" in caplog.text
+    assert "1 damaged lines" in caplog.text
 
 
-def test_bad_samples_are_told_and_the_run_goes_on(
+def test_invalid_samples_are_logged_and_the_run_continues(
     config: PretrainConfig, spoiled_data: SpoiledData, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: Capture
 ):
     """What is not in the batches stands in the file, with the step that wanted it."""
@@ -329,8 +335,8 @@ def test_bad_samples_are_told_and_the_run_goes_on(
     assert lines[-1]["bad_samples"] == len(rows)
     assert lines[-1]["bad_causes"] == {"bad-image": len(rows)}
     assert lines[0]["bad_samples"] == sum(row["step"] <= 5 for row in rows)
-    assert f"  {len(rows)} bad samples  " in capfd.readouterr().err
-    assert f"{len(rows)} samples could not be used: {len(rows)} bad-image; " in caplog.text
+    assert f"  {len(rows)} invalid samples  " in capfd.readouterr().err
+    assert f"{len(rows)} invalid samples were replaced: {len(rows)} bad-image; " in caplog.text
 
 
 def test_too_many_bad_samples_end_the_run_with_its_steps_saved(
@@ -342,9 +348,9 @@ def test_too_many_bad_samples_end_the_run_with_its_steps_saved(
     undisturbed = pretrain(config)
     rows = read_log(Path(config.out) / "bad_samples.jsonl")
     config.out, config.data.max_bad_fraction = str(tmp_path / "other"), 3 / 300
-    with pytest.raises(DataError, match="samples cannot be used") as caught:
+    with pytest.raises(DataError, match="invalid samples") as caught:
         pretrain(config)
-    assert "more than 3 end the run; the steps done are saved" in caught.value.note
+    assert "at most 3 are allowed; the completed steps are saved" in caught.value.note
     saved = latest_checkpoint(Path(config.out)).step
     assert saved == rows[3]["step"] - 1  # the fourth sample came with the step after it
     assert saved > 0
@@ -414,7 +420,7 @@ def test_account_is_on_the_disk_before_a_checkpoint_counts_its_steps(
     assert len(synced) == 3
 
 
-def test_announcement_tells_how_far_ahead_is_read(config: PretrainConfig):
+def test_announcement_states_how_far_ahead_is_read(config: PretrainConfig):
     assert check(config).endswith("; batches are loaded between the steps")
     config.data.num_workers, config.train.batch_size, config.model.image.image_size = 2, 64, 512
     config.data.prefetch_mb = 400

@@ -147,7 +147,9 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("num_parts", [2, 4, 8])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_parts_of_a_batch_give_its_losses_and_gradients(tokenizer: Tokenizer, batch: Batch, name: str, num_parts: int):
+def test_micro_batches_give_losses_and_gradients_of_the_batch(
+    tokenizer: Tokenizer, batch: Batch, name: str, num_parts: int
+):
     loss, options = OBJECTIVES[name]
     model = build(tokenizer, **options)
     whole, expected = step(model, tokenizer, batch, loss, drop=0.25)

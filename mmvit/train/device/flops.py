@@ -1,4 +1,4 @@
-"""The floating-point operations of a training step, and how many the device can do in a second."""
+"""The floating-point operations of a training step, and the peak rate of the device."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ from mmvit.train.device.memory import checkpoint_activations
 
 # Dense peaks in 1e12 operations a second: bfloat16 with float32 sums, TF32, float32 without tensor cores. Sources: the
 # data sheets of NVIDIA, whose figures "with sparsity" are halved here, and for GeForce the white papers of GA102,
-# AD102 and GB202. The first name that is part of the device's own counts.
+# AD102 and GB202. The first entry whose name is part of the device name is used.
 GPU_PEAKS = {
     "B200": (2250.0, 1125.0, 75.0),
     "H200 NVL": (835.5, 417.5, 60.0),
@@ -44,12 +44,12 @@ GPU_PEAKS = {
 
 
 class FlopCounter:
-    """Counts what one sample of a training step costs: all products, convolutions and attention, forward and backward.
+    """Counts the operations of one training sample: matrix products, convolutions, attention, forward and backward.
 
-    Frozen parameters cost what they really cost. Not counted: the loss (under 1 % of the towers), the optimiser, and
-    what checkpointed blocks and micro-batches compute again: so a share of the peak is the model FLOPs utilisation of
-    Chowdhery et al. 2022, appendix B. A causal attention counts in full, as is usual. Make it before the model is
-    sharded; it keeps a copy without weights.
+    Gradients of frozen parameters are not counted. Neither are the loss (under 1 % of the towers), the optimizer, and
+    recomputation by checkpointed blocks and micro-batches, so that the ratio to the peak is the model FLOPs
+    utilization (Chowdhery et al. 2022, appendix B). Causal attention counts in full, as is usual. Create the counter
+    before the model is sharded; it keeps a copy without weights.
     """
 
     def __init__(self, model: nn.Module):
@@ -64,10 +64,10 @@ class FlopCounter:
         self.known: dict[tuple[Any, ...], list[float]] = {}
 
     def sample_flops(self, images: Tensor | Patches, ids: Tensor | None, keep: Tensor | None = None) -> float:
-        """Return the operations for each of the b samples of these inputs of the model; known shapes cost no time.
+        """Return the operations for each of the b samples of these model inputs; counts are cached by shape.
 
-        In the length of the texts they are a polynomial of second degree: three lengths are counted, for all. Without
-        `ids` the model takes images alone.
+        They are a quadratic polynomial of the text length: it is fitted to three lengths. Without `ids` the model takes
+        images only.
         """
         shapes = (
             *(tensor.shape[1:] for tensor in _flat(images)),
@@ -93,15 +93,15 @@ class FlopCounter:
 
 
 def _through(points: Sequence[int], values: Sequence[float], at: int) -> float:
-    """Return at `at` the polynomial of least degree through the points (Lagrange)."""
+    """Evaluate the Lagrange interpolation polynomial through the points at `at`."""
     weights = [math.prod((at - other) / (point - other) for other in points if other != point) for point in points]
     return float(round(sum(weight * value for weight, value in zip(weights, values, strict=True))))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return how many operations a second the device can do at most; None where it is not known.
+    """Return the peak operations per second of the device; None if unknown.
 
-    Of GPUs it is the data sheet's figure, of a CPU the rate of a large product, measured in about 0.2 s.
+    For a GPU it is the figure of the data sheet, for a CPU the rate of a large matrix product, measured in 0.2 s.
     """
     if device.type == "cpu":
         return _measured_peak(dtype)

@@ -1,4 +1,4 @@
-"""Less memory and less overhead for each transformer block, without a change of its numbers or of its names."""
+"""Activation checkpointing and compilation of transformer blocks; results and parameter names stay the same."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from mmvit.layers.block import Block
 from mmvit.towers.cvt import CvTBlock
 from mmvit.towers.swin import SwinBlock
 
-# Results that cost much to compute; the rest (norms, activations, casts, sums) is computed again from them.
+# Results that are expensive to compute; the rest (norms, activations, casts, sums) is recomputed from them.
 _aten = torch.ops.aten
 KEPT = [
     _aten.mm.default,
@@ -36,9 +36,9 @@ MODES = ("none", "selective", "full")
 
 @functools.cache
 def _recomputed(kind: type[nn.Module], mode: str) -> type[nn.Module]:
-    """Return the class of a block that computes again what it did not keep.
+    """Return a subclass of the block that recomputes its activations in the backward pass.
 
-    It keeps its input alone (Chen et al. 2016), or what `KEPT` names too (Korthikanti et al. 2022, section 5).
+    It keeps only its input (Chen et al. 2016), or the results in `KEPT` too (Korthikanti et al. 2022, section 5).
     """
     more: dict[str, Any] = {"context_fn": _keep} if mode == "selective" else {}
 
@@ -49,13 +49,13 @@ def _recomputed(kind: type[nn.Module], mode: str) -> type[nn.Module]:
 
 
 def checkpoint_activations(model: nn.Module, mode: str) -> None:
-    """Have each block of `model` compute activations again in the backward pass: none, a selection, or all of them.
+    """Make each block of `model` recompute none, a selection, or all of its activations in the backward pass.
 
-    Weights, their names and gradients stay the same, bit for bit where the device computes the same twice. The blocks
-    get another class and nothing else, so that copies of the model do likewise.
+    Weights, their names and gradients stay the same, bit for bit on a deterministic device. Only the class of the
+    blocks changes, so that copies of the model do the same.
 
     Raises:
-        ValueError: there is no such mode.
+        ValueError: unknown mode.
     """
     if mode not in MODES:
         raise ValueError(f"activation checkpointing {mode!r} is unknown; choose from {sorted(MODES)}")
@@ -69,31 +69,31 @@ def _keep() -> Any:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Have each block of `model` compiled when it is first called; blocks of one shape share the work.
+    """Compile each block of `model` at its first call; blocks of the same shape share the compiled code.
 
-    Sizes that change from step to step (text lengths, stages of a curriculum) are compiled once more, for any size.
+    When a size changes (text length, stage of a curriculum), the block is compiled once more with dynamic shapes.
 
     Raises:
-        UsageError: there is no C++ compiler, or no header of Python for it.
+        UsageError: a C++ compiler or the Python headers are missing.
     """
     compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
     if not any(shutil.which(compiler) for compiler in compilers):
-        hint = "install g++ (apt-get install g++), or name a compiler in CXX, or set train.compile=false"
-        raise UsageError("no C++ compiler was found, which torch.compile needs", where="train.compile", hint=hint)
+        hint = "install g++ (apt-get install g++), or set CXX to a compiler, or train.compile=false"
+        raise UsageError("torch.compile needs a C++ compiler, and none was found", where="train.compile", hint=hint)
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").exists():
         hint = "install them (apt-get install python3-dev), or set train.compile=false"
-        raise UsageError("the headers of Python are missing", where=str(headers), hint=hint)
-    # Towers, depths of their inputs, stages and evaluation each bring a graph; beyond the limit nothing is compiled.
+        raise UsageError("torch.compile needs the Python headers, and they are missing", where=str(headers), hint=hint)
+    # Each tower, input shape, stage and evaluation needs a graph; beyond the limit nothing is compiled.
     torch._dynamo.config.recompile_limit = 32
     for block in _blocks(model, "train.compile"):
         block.compile()
 
 
 def _blocks(model: nn.Module, key: str) -> list[nn.Module]:
-    """Return the blocks; raises UsageError where there are none and the setting `key`, if any, wants them."""
+    """Return the blocks; raise UsageError if there are none and the setting `key`, if any, needs them."""
     blocks: list[nn.Module] = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if key and not blocks:
-        what = f"{key} works block by block, and the model has no transformer blocks that it knows"
-        raise UsageError(what, where=key, hint=f"leave out {key}, or choose a ViT, Swin or CvT")
+        what = f"{key} needs transformer blocks, and the model has none that are supported"
+        raise UsageError(what, where=key, hint=f"remove {key}, or choose a ViT, Swin or CvT")
     return blocks

@@ -1,4 +1,4 @@
-"""The model spread over processes: DDP, and FSDP2 with its shards gathered and cut for checkpoints."""
+"""Data parallelism: DDP, and FSDP2 whose tensors are gathered for checkpoints and sharded again."""
 
 import contextlib
 import dataclasses
@@ -25,41 +25,39 @@ logger = logging.getLogger(__name__)
 
 
 def ddp_arguments() -> DistributedDataParallelKwargs:
-    """Return what DDP is told: gradients live in the buckets that are sent, which saves a copy of all.
+    """Return the arguments of DDP: gradients are views of the communication buckets, which saves a copy.
 
-    Not a static graph: that is recorded in the first pass and broken by passes without gradient, by steps whose first
-    parts add up locally, and by stages of a curriculum.
+    The graph is not static: passes without gradients, steps whose first micro-batches accumulate locally, and stages
+    of a curriculum change it.
     """
     return DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 
 
 def make_shardable(accelerator: Accelerator, model: nn.Module) -> None:
-    """Ready a model for `accelerate launch --use_fsdp --fsdp_version 2`; call before optimisers are built.
+    """Prepare a model for `accelerate launch --use_fsdp --fsdp_version 2`; call before optimizers are built.
 
-    FSDP2 refuses parameters without a dimension: in memory they get one, and on disk they have none. Blocks are the
-    units that `--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` gathers one at a time. Keeping parameters in the main
-    memory is accelerate's own `--fsdp_offload_params true`.
+    FSDP2 rejects 0-dimensional parameters: in memory they have shape [1], on disk they are scalars. Blocks are the
+    units that `--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` gathers one at a time. To keep parameters in main
+    memory use `--fsdp_offload_params true` of accelerate.
 
     Raises:
-        UsageError: FSDP was asked for in its first version.
+        UsageError: FSDP version 1 was requested.
     """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and accelerator.device.type == "cpu" and not accelerator.is_fsdp2:
-        logger.warning("accelerate shards on accelerators only: on processors each process holds the whole model (DDP)")
+        logger.warning("accelerate shards only on accelerators: on CPUs each rank holds the whole model (DDP)")
     elif asked and not accelerator.is_fsdp2:
-        raise UsageError(
-            "the first version of FSDP cannot train this model", where="--use_fsdp", hint="add --fsdp_version 2"
-        )
+        raise UsageError("FSDP version 1 is not supported", where="--use_fsdp", hint="add --fsdp_version 2")
     if not accelerator.is_fsdp2:
         return
-    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False  # all processes made the same weights already
-    if accelerator.mixed_precision == "bf16":  # logits stay in float32: embeddings, their scale, sums of gradients
+    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False  # all ranks have the same weights already
+    if accelerator.mixed_precision == "bf16":  # float32 for logits: embeddings, their scale, gradient reduction
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, **_float32_scalars()
         )
-    # Nothing changes what the model returns in place.
+    # Nothing modifies the outputs of the model in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    # By class: activation checkpointing gives blocks another one.
+    # By name of the class: activation checkpointing changes the class of blocks.
     names = {type(module).__name__ for module in model.modules() if isinstance(module, BLOCKS)}
     model._no_split_modules = sorted(names)  # type: ignore[assignment]
     for module in model.modules():
@@ -71,13 +69,13 @@ def make_shardable(accelerator: Accelerator, model: nn.Module) -> None:
 
 def _float32_scalars() -> dict[str, Any]:
     if "param_dtype_override_fn" not in {field.name for field in dataclasses.fields(MixedPrecisionPolicy)}:
-        return {}  # an older torch rounds the logit scale
+        return {}  # older versions of torch round the logit scale
     return {"param_dtype_override_fn": lambda parameter: parameter.dtype if parameter.shape == (1,) else None}
 
 
 @contextlib.contextmanager
 def syncing(model: nn.Module, on: bool) -> Iterator[None]:
-    """Average gradients over the processes in the backward pass of this block, or add them up locally."""
+    """Average gradients over the ranks in the backward pass of this block if `on`, else accumulate them locally."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(on)
         yield
@@ -88,7 +86,7 @@ def syncing(model: nn.Module, on: bool) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that is spread over processes as a whole one, as it is on disk; all processes have to call."""
+    """Gather a sharded tensor into a full one, shaped as on disk; all ranks must call this."""
     if not isinstance(tensor, DTensor):
         return tensor
     full = tensor.full_tensor()
@@ -96,10 +94,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def full_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as one process would have them: of a model, its average, or `flatten_state` of optimisers.
+    """Gather the sharded tensors of a model, its EMA weights, or the `flatten_state` of optimizers.
 
-    All processes have to call. Where tensors are spread over them the result is in main memory, and only the main
-    process gets one: the others would hold for nothing what they were spread to avoid.
+    All ranks must call this. Gathered tensors are in main memory, and only the main rank returns them, so that the
+    other ranks do not hold a full copy.
     """
     full = {}
     for name, tensor in tensors.items():
@@ -112,12 +110,12 @@ def full_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shard_state(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut whole tensors, which each process has read, as those of the same name in `like` are cut."""
+    """Shard full tensors, which each rank has read, like the tensors of the same names in `like`."""
     return {name: _shard(tensor, like[name]) if name in like else tensor for name, tensor in tensors.items()}
 
 
 def shard_optimizer_state(tensors: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Cut what `flatten_state` collected as the parameters of the optimisers are cut; the counts of steps are not."""
+    """Shard the tensors of `flatten_state` like the parameters of the optimizers, except for the step counts."""
     parameters = {
         f"{i}.{index}": parameter
         for i, optimizer in enumerate(optimizers)
@@ -131,7 +129,7 @@ def shard_optimizer_state(tensors: Mapping[str, Tensor], optimizers: Sequence[Op
 
 
 def _shard(tensor: Tensor, like: Tensor) -> Tensor:
-    # What does not fit is refused where it is loaded.
+    # Tensors of another shape are rejected when they are loaded.
     if not isinstance(like, DTensor) or tensor.numel() != like.numel():
         return tensor
     tensor = tensor.reshape(like.shape).to(like.device)

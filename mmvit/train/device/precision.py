@@ -1,4 +1,4 @@
-"""Which number format a machine multiplies fastest."""
+"""Choice of the number format by what the device supports in hardware."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ OVERRIDE = "MMVIT_BF16_UNITS"
 def has_bf16_units(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 matrices in hardware.
 
-    MMVIT_BF16_UNITS=0 or =1 in the environment overrides the detection; with 1, bf16 is emulated where there are none.
+    MMVIT_BF16_UNITS=0 or =1 in the environment overrides the detection; with 1, devices without units emulate bf16.
     """
     if override := _override():
         return override == "1"
@@ -25,21 +25,21 @@ def has_bf16_units(device: torch.device) -> bool:
     return False
 
 
-def choose_precision(wish: str, device: torch.device) -> tuple[str, str]:
-    """Return the precision that `wish` resolves to and the reason; raise UsageError for bf16 that would be emulated."""
+def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
+    """Return the precision to use and the reason; raise UsageError if the requested bf16 would be emulated."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     units = has_bf16_units(device)
     source = f" ({OVERRIDE}={_override()})" if _override() else ""
-    if wish == "auto":
+    if requested == "auto":
         return ("bf16" if units else "fp32"), f"{name} has {'' if units else 'no '}bfloat16 units{source}"
-    if wish.startswith("bf16") and not units:
+    if requested.startswith("bf16") and not units:
         raise UsageError(
-            f"{wish} was asked for, but {name} has no units for it{source}",
+            f"{requested} was requested, but {name} has no bfloat16 units{source}",
             where="train.precision",
             note="bf16 would be emulated, many times slower than fp32",
-            hint="train.precision=auto",
+            hint="use train.precision=auto",
         )
-    return wish, "as configured"
+    return requested, "as configured"
 
 
 def _override() -> str:

@@ -1,1 +1,1 @@
-"""Optimisers, their state, schedules and the moving average of the weights."""
+"""Optimizers, their state, learning rate schedules and EMA weights."""

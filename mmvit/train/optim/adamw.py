@@ -1,4 +1,4 @@
-"""AdamW whose step is rescaled in each tensor: StableAdamW and LAMB."""
+"""AdamW whose update is rescaled for each tensor: StableAdamW and LAMB."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,11 @@ from torch.optim import AdamW
 
 
 class RescaledAdamW(AdamW):
-    """AdamW whose step in each tensor is multiplied by a factor; the state is AdamW's, and so are the bits at 1.
+    """AdamW whose update of each tensor is multiplied by a factor; with a factor of 1 it equals AdamW bit for bit.
 
-    Written here because the packages' versions cannot be resumed from tensors of parameters alone: they count steps
-    elsewhere (timm's LAMB, optimi, pytorch_optimizer). Or they leave weight decay out of the factor (timm's AdamW).
-    None has a fused kernel. The price of using torch's is a copy of the weights during a step.
+    The state is that of AdamW. Other implementations do not keep their whole state in tensors by parameter (timm's
+    LAMB, optimi, pytorch_optimizer), or do not apply the factor to weight decay (timm's AdamW), and none has a fused
+    kernel. Using torch's kernel costs a copy of the weights during a step.
     """
 
     @torch.no_grad()
@@ -29,14 +29,14 @@ class RescaledAdamW(AdamW):
         return loss
 
     def factor(self, parameter: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return the factor [] for a parameter that went from `before` to where it is now."""
+        """Return the factor [] for the update of a parameter from `before` to its current value."""
         raise NotImplementedError
 
 
 class StableAdamW(RescaledAdamW):
     """AdamW with update clipping: a step is divided by the RMS of g / sqrt(v) over its tensor, where that exceeds 1.
 
-    Wortsman et al. 2023, algorithm 2: v lags behind gradients that grow suddenly, and the loss then spikes.
+    Wortsman et al. 2023, algorithm 2: v lags behind suddenly growing gradients, which causes loss spikes.
     """
 
     def factor(self, parameter: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
@@ -51,13 +51,13 @@ class StableAdamW(RescaledAdamW):
 
 
 class Lamb(RescaledAdamW):
-    """LAMB: a step is as long as the rate times the length of its tensor (You et al. 2020, algorithm 2).
+    """LAMB: the norm of an update is the learning rate times the norm of its tensor (You et al. 2020, algorithm 2).
 
-    As in NVIDIA's version, norms, biases, tokens and other tables take AdamW's own step.
+    As in NVIDIA's version, norms, biases, tokens and other tables get the plain AdamW update.
     """
 
     def factor(self, parameter: Tensor, before: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return the trust ratio; 1 for a tensor that is zero or has not moved."""
+        """Return the trust ratio; 1 for a tensor that is zero or unchanged."""
         length, way = group["lr"] * before.norm(), (before - parameter).norm()
         adapted = (length > 0) & (way > 0) & group["adapts"]
         return torch.where(adapted, length / way, 1.0)

@@ -1,4 +1,4 @@
-"""Optimisers: what each of them updates, and how fast."""
+"""Construction of optimizers: parameter groups, learning rates and weight decay."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,18 @@ from mmvit.config import OptimConfig
 from mmvit.train.optim.adamw import Lamb, StableAdamW
 from mmvit.train.optim.muon import Muon
 
-# Tables and tokens that are added, not multiplied: decay would pull them to zero for nothing.
+# Tables and tokens that are added, not multiplied, and get no weight decay.
 NO_DECAY = (
     *("positions", "class_token", "registers", "_bias", "logit_scale"),
     *("pos_embed", "cls_token", "dist_token", "reg_token", "bias_table"),  # as timm names them
 )
-# What stands before a tower's first block.
+# The parameters before the first block of a tower.
 STEM = ("embed", "token_embedding", "positions", "class_token", "distillation_token", "registers", "pre_norm")
 BLOCK = re.compile(r"(\w+_tower)\.(?:blocks|relative)\.(\d+)\.")
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """Make one optimiser over all parameters that are trained, or Muon over the hidden matrices and AdamW beside it."""
+    """Build one optimizer of all trained parameters, or Muon for the hidden matrices and AdamW for the rest."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     factors = layer_factors([name for name, _ in model.named_parameters()], config.layer_decay)
     matrices = {name: p for name, p in named.items() if config.name == "muon" and is_hidden_matrix(name, p)}
@@ -41,14 +41,14 @@ def _build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optim
     if config.name == "sgd":
         return SGD(groups, lr=config.lr, momentum=betas[0], foreach=True)
     kind = {"stable_adamw": StableAdamW, "lamb": Lamb}.get(config.name, AdamW)
-    # foreach and fused equal the plain loop up to rounding; fused is one kernel a group.
+    # foreach and fused equal the plain loop up to rounding; fused runs one kernel per group.
     return kind(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 def _groups(
     named: Mapping[str, nn.Parameter], factors: Mapping[str, float], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Two groups for each rate, highest first: what decays, and what does not."""
+    """Return two groups for each learning rate, highest first: with weight decay, and without."""
     plain = {name for name, p in named.items() if p.ndim < 2 or name.endswith(NO_DECAY)}
     return [
         {"params": [named[name] for name in named if factors[name] == factor and (name in plain) == is_plain]}
@@ -59,7 +59,7 @@ def _groups(
 
 
 def layer_factors(names: Iterable[str], layer_decay: float | None) -> dict[str, float]:
-    """Factor of each parameter's rate: d^(depth - k) for block k of a tower, d^(depth + 1) below, 1 above and beside.
+    """Return the learning rate factor of each parameter: d^(depth - k) for block k, d^(depth + 1) before, 1 elsewhere.
 
     Clark et al. 2020, section 3.1, with the numbering of BEiT (Bao et al. 2022).
     """
@@ -69,8 +69,8 @@ def layer_factors(names: Iterable[str], layer_decay: float | None) -> dict[str, 
     towers = {tower for tower in ("image_tower", "text_tower") if any(name.startswith(f"{tower}.") for name in factors)}
     for tower in sorted(towers):
         if not any(name.startswith(f"{tower}.blocks.") for name in factors):
-            what = f"the {tower.replace('_', ' ')} has no row of blocks, along which rates could decay"
-            raise UsageError(what, where="optim.layer_decay", hint="optim.layer_decay=null, or a ViT or Swin")
+            what = f"the {tower.replace('_', ' ')} has no sequence of blocks for a layer-wise learning rate decay"
+            raise UsageError(what, where="optim.layer_decay", hint="use optim.layer_decay=null, or a ViT or Swin")
     blocks = {name: (found[1], int(found[2])) for name in factors if (found := BLOCK.match(name))}
     depths = {tower: max(k for t, k in blocks.values() if t == tower) + 1 for tower, _ in blocks.values()}
     for name in factors:
@@ -83,9 +83,9 @@ def layer_factors(names: Iterable[str], layer_decay: float | None) -> dict[str, 
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Tell whether Muon is meant for it: matrices and kernels, but no embedding of pixels or tokens, and no classifier.
+    """Return whether Muon updates a parameter: matrices and kernels, except pixel and token embeddings and classifiers.
 
-    Measured on the quickstart at 30,000 samples, top-1 of an unseen vendor: blocks alone 16 %, with kernels 19 %.
+    On the quickstart at 30,000 samples, top-1 on an unseen vendor is 16 % with blocks only, 19 % with kernels too.
     """
     if name.endswith(NO_DECAY):
         return False
@@ -95,7 +95,7 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
-    """Set each group's rate to its peak times `factor`."""
+    """Set the learning rate of each group to its peak times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             peak = group.setdefault("peak_lr", group["lr"])

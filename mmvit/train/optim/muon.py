@@ -1,4 +1,4 @@
-"""The Muon optimiser, for machines with and without bfloat16 units."""
+"""The Muon optimizer, for devices with and without bfloat16 units."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,11 +15,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024): the update of `torch.optim.Muon`, faster.
+    """Momentum orthogonalized by Newton-Schulz (Jordan et al. 2024): the update of `torch.optim.Muon`, faster.
 
-    `torch.optim.Muon` takes one matrix after another, in bfloat16 on every machine, which a processor without units
-    for it emulates about a hundred times slower. Here matrices of equal shape are orthogonalised together, in
-    float32 where bfloat16 would be emulated. Convolution kernels count as matrices [out, in * height * width].
+    `torch.optim.Muon` processes one matrix at a time, always in bfloat16, which a CPU without bfloat16 units emulates
+    about a hundred times slower. Here matrices of equal shape are orthogonalized in one batch, in float32 if bfloat16
+    would be emulated. Convolution kernels are treated as matrices [out, in * height * width].
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The learning-rate schedule: a formula of the step, so that there is no state to save."""
+"""The learning rate schedule: a function of the step, without state to save."""
 
 import math
 
@@ -6,12 +6,12 @@ from mmvit.config import OptimConfig
 
 
 def schedule_factor(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Factor, at `step` (from 0), of the peak rates, which are stated at the global batch.
+    """Return the factor of the peak learning rates at `step` (from 0).
 
     Linear warm-up over `warmup_share`, flat, then a decay over `decay_share` to 0 at `num_steps`: "cosine", "linear",
     or "sqrt", the cooldown 1 - sqrt(x) (Haegele et al. 2024, section 3). A `decay_share` of 0 keeps the rate constant.
-    "inverse_sqrt" falls with the root of the steps from the warm-up on (Vaswani et al. 2017, section 5.3), never to 0:
-    it knows neither `num_steps` nor `decay_share`, so that a longer run begins as a shorter one.
+    "inverse_sqrt" falls with the square root of the steps after the warm-up (Vaswani et al. 2017, section 5.3), never
+    to 0. Its decay depends on neither `num_steps` nor `decay_share`, so that a run can be made longer.
     """
     warmup = config.warmup_share * num_steps
     rise = min(1.0, (step + 1) / (warmup + 1))

@@ -1,4 +1,4 @@
-"""The state of optimisers as tensors."""
+"""The state of optimizers as tensors."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from data_tools.core.errors import CheckpointError
 
 
 def flatten_state(optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """Collect all optimiser tensors under flat names, "OPTIMIZER.PARAMETER.ENTRY", for a safetensors file."""
+    """Return all optimizer tensors under flat names, "OPTIMIZER.PARAMETER.ENTRY", for a safetensors file."""
     return {
         f"{i}.{index}.{entry}": torch.as_tensor(value)
         for i, optimizer in enumerate(optimizers)
@@ -20,10 +20,10 @@ def flatten_state(optimizers: list[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_state(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `flatten_state` collected; the optimisers must have been built from the same config.
+    """Restore the state that `flatten_state` returned; the optimizers must be built from the same config.
 
     Raises:
-        CheckpointError: a tensor belongs to no parameter, or to one of another shape; nothing was changed.
+        CheckpointError: a tensor has no parameter, or another shape than it; nothing was changed.
     """
     shapes = {
         f"{i}.{index}": parameter.shape
@@ -35,10 +35,10 @@ def restore_state(optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) ->
         owner, _, entry = name.rpartition(".")
         if owner not in shapes or value.shape not in (shapes[owner], torch.Size()):
             raise CheckpointError(
-                "the optimiser's state does not fit the model",
+                "the optimizer state does not fit the model",
                 where=f"{name} of shape {tuple(value.shape)} in optimizer.safetensors",
                 note="nothing was changed",
-                hint="bring back the config that the checkpoint was made with, or start anew with another out=FOLDER",
+                hint="use the config that the checkpoint was saved with, or start a new run with another out=FOLDER",
             )
         number, index = owner.split(".")
         states[int(number)].setdefault(int(index), {})[entry] = value

@@ -1,1 +1,1 @@
-"""What a run writes: logs, trackers, curves, bad samples, its folder, checkpoints."""
+"""The files that a run writes: logs, trackers, curves, invalid samples, its folder, checkpoints."""

@@ -1,4 +1,4 @@
-"""The samples that a run could not use: each told once, counted by cause, limited."""
+"""The invalid samples of a run: each is logged once; they are counted by cause, and their number is limited."""
 
 import json
 import os
@@ -14,15 +14,15 @@ FILE = "bad_samples.jsonl"
 
 
 class BadSamples:
-    """Keeps `bad_samples.jsonl`: a line {step, shard, key, cause, what} for each sample, however often it is met.
+    """Writes `bad_samples.jsonl`: one line {step, shard, key, cause, what} for each invalid sample.
 
-    Every process holds the same counts; the main one writes. Lines of steps that a resumed run repeats are taken out.
+    All ranks hold the same counts; only the main rank writes. Lines of steps that a resumed run repeats are removed.
 
     Args:
         folder: of the run.
-        start_step: where the run goes on.
-        limit: number of samples from which on the run ends.
-        active: whether this is the main process.
+        start_step: step from which the run resumes.
+        limit: most invalid samples before the run ends.
+        active: whether this is the main rank.
     """
 
     def __init__(self, folder: Path, *, start_step: int, limit: int, active: bool):
@@ -31,7 +31,7 @@ class BadSamples:
         self.active = active
         self.counts: Counter[str] = Counter()
         self._known: set[tuple[str, ...]] = set()
-        self.failure: ResourceError | None = None  # of the file, on the main process; the run ends with it
+        self.failure: ResourceError | None = None  # of writing the file, on the main rank; it ends the run
         rows = read_whole_lines(self.path)
         kept = [row for row in rows if row["step"] <= start_step]
         for row in kept:
@@ -40,10 +40,10 @@ class BadSamples:
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def add(self, step: int, errors: Iterable[SampleError]) -> None:
-        """Note what the batch of `step` could not use.
+        """Record the invalid samples of the batch of `step`.
 
         Raises:
-            DataError: the limit is reached.
+            DataError: the limit is exceeded.
         """
         rows = [
             {"step": step, "shard": error.shard, "key": error.key, "cause": error.cause, "what": error.what}
@@ -54,29 +54,29 @@ class BadSamples:
             self._append("".join(json.dumps(row) + "\n" for row in new))
         if self.counts.total() > self.limit:
             raise DataError(
-                f"{self.counts.total()} samples cannot be used ({self.summary()})",
+                f"{self.counts.total()} invalid samples ({self.summary()})",
                 where=str(self.path),
-                note=f"more than {self.limit} end the run; the steps done are saved",
-                hint="look at those that the file names (in shards: mmvit-data check, mmvit-data repair), or raise "
-                "data.max_bad_fraction",
+                note=f"at most {self.limit} are allowed; the completed steps are saved",
+                hint="inspect the samples listed in the file (for shards: mmvit-data check, mmvit-data repair), or "
+                "increase data.max_bad_fraction",
             )
 
     def sync(self) -> None:
-        """Bring the file to the disk: a checkpoint, which does the same, must not know more steps than the file."""
+        """Flush the file to disk, before a checkpoint is saved that contains the same steps."""
         if self.active and self.counts and self.failure is None:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def failures(self) -> list[ResourceError]:
-        """Return why the file could not be written."""
+        """Return the error of writing the file, if any."""
         return [self.failure] if self.failure else []
 
     def summary(self) -> str:
-        """Return the counts by cause in words, "" for none."""
+        """Return the counts by cause as text, "" if there are none."""
         return ", ".join(f"{count} {cause}" for cause, count in self.counts.most_common())
 
     def numbers(self) -> dict[str, object]:
-        """Return what belongs into the log: the counts, where there are any."""
+        """Return the values to log: the counts, if there are any."""
         return {"bad_samples": self.counts.total(), "bad_causes": dict(self.counts)} if self.counts else {}
 
     def _append(self, text: str) -> None:
@@ -85,14 +85,14 @@ class BadSamples:
                 file.write(text)
         except OSError as error:
             self.failure = ResourceError(
-                f"bad samples cannot be noted: {error.strerror}",
+                f"invalid samples cannot be recorded: {error.strerror}",
                 where=str(self.path),
-                note="the run stopped; its checkpoints are whole",
-                hint="make room, then run the same command again to go on",
+                note="the run stopped; its checkpoints are complete",
+                hint="free disk space, then run the same command again to resume",
             )
 
     def _count(self, row: dict[str, object]) -> bool:
-        """Count a sample that was not known yet, wherever its shard lies now; one without a key goes by its text."""
+        """Count a sample if it is new, by shard name and key; one without a key is identified by its message."""
         name = (str(row["shard"]).rpartition("/")[2], str(row["key"] or row["what"]))
         if name in self._known:
             return False

@@ -1,4 +1,4 @@
-"""The curves of one or more runs as a picture."""
+"""Plots of the training curves of one or more runs."""
 
 import io
 import json
@@ -18,7 +18,7 @@ Numbers = Float[np.ndarray, " n"]
 
 
 class Panel(NamedTuple):
-    """How a number of the log is drawn."""
+    """How a value of the log is plotted."""
 
     name: str
     title: str
@@ -41,15 +41,15 @@ PANELS = (
 NOISY = ("loss", "grad_norm", "samples_per_s", "data_wait", "mfu")
 SKIPPED = "skipped_steps"  # so far
 X_LABELS = {"step": "step", "samples": "samples seen", "hours": "hours of training"}
-# Okabe and Ito's colours, which people who see fewer colours tell apart too; from the ninth run on with dashes.
+# The colour-blind safe palette of Okabe and Ito; from the ninth run on with dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 WIDTH_PX, DPI = 1600, 100
-MAX_RAW_POINTS = 2000  # of a curve: more hide each other
+MAX_RAW_POINTS = 2000  # of a curve
 
 
 class Curves(NamedTuple):
-    """One run: the place of each logged line on the x axis, and its numbers, NaN where it has none."""
+    """The curves of one run: the x value of each logged line, and its values, NaN if missing."""
 
     name: str
     x: Numbers
@@ -57,24 +57,24 @@ class Curves(NamedTuple):
 
 
 def plot_runs(runs: Sequence[Path], out: Path, x: str = "step") -> dict[str, Any]:
-    """Draw the curves of the runs over each other into a PNG; returns the last number of each curve.
+    """Plot the curves of the runs into a PNG and return the last value of each curve.
 
     Args:
         runs: run folders, or `log.jsonl` files.
-        out: the picture.
+        out: the PNG file to write.
         x: step, samples or hours.
 
     Raises:
-        UsageError: matplotlib is missing; or a run has no log, or not what the x axis needs.
-        CheckpointError: a log that is damaged.
+        UsageError: matplotlib is missing, or a run has no log or no values for the x axis.
+        CheckpointError: a log is damaged.
     """
     if x not in X_LABELS:
         raise UsageError(f"--x is {x!r}", where="--x", hint=f"choose from {', '.join(X_LABELS)}")
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise UsageError("curves need matplotlib", hint="pip install 'mmvit[eval]'") from error
-    matplotlib.use("Agg")  # no window, also where there is no screen
+        raise UsageError("plots need matplotlib", hint="pip install 'mmvit[eval]'") from error
+    matplotlib.use("Agg")  # no window, no display needed
     curves = [_read(path, name, x) for path, name in zip(runs, _names(runs), strict=True)]
     make_folder(out.parent)
     write_atomic(out, _draw(curves, x))
@@ -96,15 +96,17 @@ def _read(path: Path, name: str, x: str) -> Curves:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"the log is damaged: {error}", where=str(log)) from error
     if not lines:
-        hint = "name the folder of a run that has logged a step"
-        raise UsageError(f"{path} has no log of a run", where=str(log), hint=hint)
+        hint = "give the folder of a run that has logged a step"
+        raise UsageError(f"{path} has no log", where=str(log), hint=hint)
     names = dict.fromkeys(key for line in lines for key, value in line.items() if isinstance(value, int | float))
     numbers = {key: np.array([line.get(key, np.nan) for line in lines], float) for key in names}
     if x == "samples":
         steps = steps * read_tree(log.with_name("config.yaml"))["train"]["batch_size"]
     elif x == "hours":
         if "time_s" not in numbers:
-            raise UsageError("the log has no times: an older version wrote it", where=str(log), hint="--x step")
+            raise UsageError(
+                "the log has no times: it was written by an older version", where=str(log), hint="use --x step"
+            )
         steps = numbers["time_s"] / 3600
     return Curves(name, steps, numbers)
 
@@ -145,10 +147,10 @@ def _draw(runs: Sequence[Curves], x: str) -> bytes:
         handles.append(Line2D([], [], color="black", marker="v", linestyle=""))
         names.append("steps skipped")
     figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 5), frameon=False, fontsize=12)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
     plt.close(figure)
-    return picture.getvalue()
+    return image.getvalue()
 
 
 def _curve(axes: Any, run: Curves, panel: Panel, colour: str, dash: str) -> None:
@@ -168,7 +170,7 @@ def _curve(axes: Any, run: Curves, panel: Panel, colour: str, dash: str) -> None
 
 
 def _smoothed(values: Numbers) -> Numbers:
-    """Return the mean of a twenty-fifth of the curve around each point."""
+    """Return the moving average over a window of 1/25 of the curve."""
     half = max(len(values) // 50, 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""Figures of the log: speed, captions that were cut, memory, and the norm of the parameters."""
+"""Metrics of the log: throughput, truncated captions, memory, and the norm of the parameters."""
 
 import resource
 import sys
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Throughput:
-    """Speed since the last reading, without the time of pauses."""
+    """Throughput since the last reading, without pauses."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -20,7 +20,7 @@ class Throughput:
         self.paused_at: float | None = None
 
     def count(self, samples: int, flops: float = 0.0) -> None:
-        """Add the samples that a step has used and the floating-point operations that they took."""
+        """Add the samples and the floating-point operations of a step."""
         self.samples += samples
         self.flops += flops
 
@@ -29,7 +29,7 @@ class Throughput:
         self.waited += seconds
 
     def numbers(self, peak_flops: float | None = None) -> dict[str, float]:
-        """Return what is logged of the speed and begin anew; `peak_flops` is what all devices can do in a second."""
+        """Return the throughput to log and reset it; `peak_flops` is the peak rate of all devices together."""
         now = time.perf_counter() if self.paused_at is None else self.paused_at
         elapsed = max(now - self.since, 1e-9)
         numbers = {"samples_per_s": self.samples / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
@@ -42,7 +42,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of the block; a reading within it is of what came before."""
+        """Exclude the time of the block; a reading within it ends at its start."""
         self.paused_at = time.perf_counter()
         yield
         self.since += time.perf_counter() - self.paused_at
@@ -50,7 +50,7 @@ class Throughput:
 
 
 class CutCaptions:
-    """The share of captions that were too long for the text tower and lost their tail, since the last reading."""
+    """The fraction of captions that were truncated to the length of the text tower, since the last reading."""
 
     def __init__(self) -> None:
         self.cut = self.seen = 0
@@ -61,14 +61,14 @@ class CutCaptions:
         self.seen += seen
 
     def share(self) -> float:
-        """Return the share and begin anew."""
+        """Return the fraction and reset it."""
         share = self.cut / max(self.seen, 1)
         self.cut = self.seen = 0
         return share
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the most memory that this process has held so far, in MiB: of the GPU, or else of the process itself."""
+    """Return the peak memory of this rank so far, MiB: on the GPU if there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
@@ -76,6 +76,6 @@ def peak_memory(device: torch.device) -> float:
 
 
 def parameter_norm(model: torch.nn.Module) -> float:
-    """Return the Euclidean norm of all parameters together; where they are sharded, every process must call it."""
+    """Return the Euclidean norm of all parameters together; all ranks must call this if they are sharded."""
     norm = torch.nn.utils.get_total_norm([parameter.detach() for parameter in model.parameters()])
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

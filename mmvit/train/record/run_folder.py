@@ -1,4 +1,4 @@
-"""The folder of a run: made new, or taken up again by the same run."""
+"""The folder of a run: created by a new run, or reused when the run resumes."""
 
 import logging
 from collections.abc import Sequence
@@ -18,68 +18,68 @@ logger = logging.getLogger(__name__)
 
 
 def open_run_folder(folder: Path, config: RunConfig) -> None:
-    """Make the folder of a new run, or take up that of this very run, and write `config.yaml`.
+    """Create the folder of a new run, or check that it belongs to this run, and write `config.yaml`.
 
     Raises:
-        UsageError: the folder holds another run, or something that is no run.
+        UsageError: the folder holds another run or other files.
     """
-    told = check_run_folder(folder, config)
-    if told:
-        logger.warning("the run goes on with other settings:\n%s", told)
+    changes = check_run_folder(folder, config)
+    if changes:
+        logger.warning("the run resumes with changed settings:\n%s", changes)
     make_folder(folder)
     remove_leftovers(folder, "*")
     write_atomic(folder / CONFIG, to_yaml(config).encode())
 
 
 def check_run_folder(folder: Path, config: RunConfig) -> str:
-    """Return the settings that the run goes on with otherwise than before, a line each; nothing is written.
+    """Return the changed settings with which the run resumes, one per line; nothing is written.
 
-    A run that has neither a checkpoint nor a model yet has nothing to mix up: its settings may change.
+    All settings may change while the run has neither a checkpoint nor a model.
 
     Raises:
-        UsageError: the folder holds another run, or something that is no run.
+        UsageError: the folder holds another run or other files.
     """
     path = folder / CONFIG
     if path.is_file():
         steps = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
         if (folder / "model").exists() and not steps:
             raise UsageError(
-                "the run has written its model, and its checkpoints are gone",
+                "the run has written its model, but its checkpoints are missing",
                 where=str(folder),
-                note="nothing was changed: it could only begin anew and replace that model",
-                hint="name another out=FOLDER",
+                note="nothing was changed: the run would restart and overwrite that model",
+                hint="choose another out=FOLDER",
             )
         if steps:
             num_steps = max((int(step) for step in steps if step.isdecimal()), default=0)
             return _differences(folder, load_config(type(config), path, complete=False), config, num_steps)
     else:
-        check_free(folder, "the output folder is not empty and holds no run", hint="name another out=FOLDER")
+        check_free(folder, "the output folder is not empty and not a run folder", hint="choose another out=FOLDER")
     return ""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """Return every setting by its dotted key; a list is one setting."""
+    """Return all settings by dotted key; a list is one setting."""
     return _flat(asdict(config))
 
 
 def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int) -> str:
-    old, new = settings(saved), settings(now)  # a key that is younger than the folder has its default there
-    keys = declared(saved) | declared(now)  # an image tower of another kind has other keys
+    old, new = settings(saved), settings(now)  # keys that the saved config lacks have their defaults
+    keys = declared(saved) | declared(now)  # image towers of other kinds have other keys
     changed = [key for key in keys if old.get(key) != new.get(key) and keys[key].resume != "free"]
     refused = [key for key in changed if keys[key].resume == "same"]
     if refused:
         raise UsageError(
             f"the folder holds another run; these settings differ:\n{_table(refused, old, new)}",
             where=str(folder),
-            note="going on would mix two runs; nothing was changed",
-            hint="take the old settings, or start anew with another out=FOLDER",
+            note="resuming would mix two runs; nothing was changed",
+            hint="use the old settings, or start a new run with another out=FOLDER",
         )
     if now.train.steps < num_steps:
         raise UsageError(
-            f"the run is at step {num_steps}, beyond the {now.train.steps} that it is to have now",
+            f"the run is at step {num_steps}, beyond train.steps={now.train.steps}",
             where="train.steps",
             note="nothing was changed",
-            hint=f"train.steps={num_steps}, or more",
+            hint=f"use train.steps={num_steps} or more",
         )
     return _table(changed, old, new)
 

@@ -1,4 +1,4 @@
-"""What a run tells: a JSON line a logged step, trackers, and progress on the terminal."""
+"""The log of a run: one JSON line per logged step, trackers, and progress on the terminal."""
 
 import json
 import logging
@@ -16,16 +16,16 @@ from mmvit.train.record.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
-# Numbers that tell of the machine: they differ between two runs that compute the same.
+# Values that depend on the machine: they differ between runs with identical results.
 OF_THE_MACHINE = ("time_s", "samples_per_s", "data_wait", "memory_mib", "tflops", "mfu")
 
 
 class RunLog:
-    """Writes `log.jsonl` and shows progress; does nothing on any process but the main one.
+    """Writes `log.jsonl` and shows progress; does nothing on ranks other than the main one.
 
-    `start_step` is where a resumed run goes on: lines of steps that will be repeated are taken out, and trackers,
-    which can take nothing back, are not told of those steps again. `time_s` in a line is the time of the whole run,
-    without what was lost and what lay between its starts.
+    `start_step` is the step from which a run resumes: lines of later steps are removed, because those steps are
+    repeated, and repeated steps are not sent to trackers again, which cannot delete them. `time_s` of a line is the
+    training time since the first step, without interruptions and without steps that were lost.
     """
 
     def __init__(self, path: Path, *, num_steps: int, start_step: int, active: bool, trackers: Trackers | None = None):
@@ -49,10 +49,10 @@ class RunLog:
             self.task = self.progress.add_task("training", total=num_steps, completed=start_step, numbers="")
 
     def write(self, step: int, numbers: dict[str, Any]) -> None:
-        """Log the numbers of a step; they stay on the terminal until newer ones come.
+        """Log the values of a step and show the latest value of each on the terminal.
 
         Raises:
-            ResourceError: the line cannot be written.
+            ResourceError: the log cannot be written.
         """
         if not self.active:
             return
@@ -71,7 +71,7 @@ class RunLog:
             print(f"step {step}/{self.num_steps}  {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was and close the file."""
+        """Restore the terminal and close the file."""
         if self.active:
             if self.progress:
                 self.progress.stop()
@@ -82,40 +82,40 @@ class RunLog:
     def _append(self, line: dict[str, Any]) -> None:
         data = json.dumps(line).encode() + b"\n"
         try:
-            while data:  # a nearly full disk takes a part
+            while data:  # a nearly full disk accepts a part
                 data = data[self.file.write(data) :]
         except OSError as error:
             raise ResourceError(
                 f"the log cannot be written: {error.strerror}",
                 where=str(self.file.name),
-                note="the run stopped; its checkpoints are whole",
-                hint="make room, then run the same command again to go on",
+                note="the run stopped; its checkpoints are complete",
+                hint="free disk space, then run the same command again to resume",
             ) from error
 
 
-# What of the numbers a person sees while it runs, and how.
+# The values shown on the terminal, with their formats.
 SHOWN = {
     "loss": "loss {:.3g}",
     "samples_per_s": "{:.0f} samples/s",
     "zero_shot_acc1": "zero-shot top-1 {:.1%}",
     "val_acc1": "accuracy {:.1%}",
     "cut_captions": "{:.1%} of captions cut",
-    "bad_samples": "{} bad samples",
+    "bad_samples": "{} invalid samples",
     "skipped_steps": "{} steps skipped",
 }
 
-MEASURED = ("zero_shot_acc1", "val_acc1")  # now and then: a line has them at their own step alone
+MEASURED = ("zero_shot_acc1", "val_acc1")  # shown only at the steps that measured them
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read a `log.jsonl`; a last line that a crash cut short is left out."""
+    """Return the lines of a `log.jsonl`, without an incomplete last line that a crash left."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines as far as it can be read, with a warning: a power cut may leave zeros in it."""
+    """Return the readable lines of a JSON lines file; warn about others, such as zeros after a power failure."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     rows, damaged = [], 0
     for line in lines:
@@ -124,7 +124,7 @@ def read_whole_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             damaged += line.endswith(b"\n")
     if damaged:
-        logger.warning("%d lines of %s are damaged and left out", damaged, path)
+        logger.warning("%d damaged lines of %s were skipped", damaged, path)
     return rows
 
 

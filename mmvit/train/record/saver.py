@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Asynchronous saving of checkpoints."""
 
 import copy
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 class Saver:
-    """Writes checkpoints in a thread, from copies in main memory: a step waits for the copy alone.
+    """Writes checkpoints in a thread, from copies in main memory; training waits only for the copy.
 
-    One checkpoint is written at a time. The copies take as much memory as what is saved, pinned where it comes from a
-    GPU, and are used again by the next save. For the one process that writes.
+    One checkpoint is written at a time. The copies take as much memory as the saved tensors, pinned for tensors on a
+    GPU, and are reused by the next save. Used by the main rank only.
     """
 
     def __init__(self, run: Path, keep_last: int, keep_every: int | None = None):
@@ -30,10 +30,10 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
-        """Copy the state and begin to write it; all may change as soon as this returns.
+        """Copy the state and start writing it; the tensors may change as soon as this returns.
 
         Raises:
-            ResourceError: the save before this one failed; this one is not begun.
+            ResourceError: the previous save failed; this one is not started.
         """
         self.wait()
         self._copies = _copied(tensors, self._copies)
@@ -41,31 +41,31 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until nothing is being written, and raise the error of the last save, once, if it failed."""
+        """Wait for the save in progress, and raise the error of the last save, once, if it failed."""
         self.join()
         if self._error:
             error, self._error = self._error, None
             raise error
 
     def join(self) -> None:
-        """Wait until nothing is being written, whatever becomes of it."""
+        """Wait for the save in progress without raising its error."""
         if self._thread:
             self._thread.join()
             self._thread = None
 
     def failed(self) -> bool:
-        """Tell, without waiting, whether the last save failed, so that `wait` would raise its error."""
+        """Return, without waiting, whether the last save failed, so that `wait` would raise its error."""
         return self._error is not None
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         try:
             save_checkpoint(self.run, step, self._copies, state, self.keep_last, self.keep_every)
-        except BaseException as error:  # for the thread that waits
+        except BaseException as error:  # raised by `wait`
             self._error = error
 
 
 def _copied(tensors: Groups, buffers: Groups) -> dict[str, dict[str, Tensor]]:
-    """Copy the tensors into main memory, each into its buffer where that fits."""
+    """Copy the tensors into main memory, reusing the buffers of equal shape and dtype."""
     copies: dict[str, dict[str, Tensor]] = {}
     for name, group in tensors.items():
         copies[name] = {}

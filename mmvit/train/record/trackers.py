@@ -1,4 +1,4 @@
-"""Trackers that show a run beside its log: tensorboard, trackio and wandb, by name, through accelerate."""
+"""Experiment trackers, in addition to the log: tensorboard, trackio and wandb, through accelerate."""
 
 import contextlib
 import importlib.util
@@ -23,32 +23,32 @@ ID_FILE = "tracker_id"
 
 
 def tracker_arguments(names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Return what `Accelerator` takes to keep these trackers; nothing is started or written yet.
+    """Return the arguments of `Accelerator` for these trackers; nothing is started or written yet.
 
     Raises:
-        UsageError: a tracker that there is not, or whose package is not installed.
+        UsageError: an unknown tracker, or one whose package is not installed.
     """
     for name in names:
         if name not in TRACKERS:
             hint = did_you_mean(name, TRACKERS) or f"choose from {', '.join(TRACKERS)}"
-            raise UsageError(f"there is no tracker {name!r}", where="train.trackers", hint=hint)
+            raise UsageError(f"unknown tracker {name!r}", where="train.trackers", hint=hint)
         if importlib.util.find_spec(name) is None:
             what = f"the tracker {name!r} is not installed"
-            raise UsageError(what, where="train.trackers", hint=f"pip install {name}, or leave it out")
+            raise UsageError(what, where="train.trackers", hint=f"pip install {name}, or remove it from train.trackers")
     if not names:
         return {}
     return {"log_with": list(names), "project_config": ProjectConfiguration(logging_dir=str(folder / "tensorboard"))}
 
 
 class Trackers:
-    """The trackers that `accelerator` was made for, for its main process; `folder` is that of the run.
+    """The trackers of `accelerator`, used by the main rank; `folder` is that of the run.
 
-    A run that goes on is one run to trackio and to an online wandb too, by an id kept in the folder. Nothing leaves
-    this machine unless WANDB_MODE=online, or trackio's own settings, say so. A tracker that fails while the run goes
-    is dropped with a warning: the log is the record.
+    A resumed run stays one run in trackio and in an online wandb, by an id stored in the folder. Nothing is sent from
+    this machine unless WANDB_MODE=online or the settings of trackio ask for it. A tracker that fails during the run is
+    removed with a warning; the log is complete without it.
 
     Raises:
-        UsageError: a tracker that cannot start.
+        UsageError: a tracker cannot be started.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, config: Mapping[str, Any]):
@@ -71,16 +71,16 @@ class Trackers:
             with contextlib.redirect_stdout(sys.stderr):
                 accelerator.init_trackers("mmvit", init_kwargs=arguments)
         except Exception as error:
-            hint = "fix what it says, or leave the tracker out"
-            raise UsageError(f"a tracker cannot start: {error}", where="train.trackers", hint=hint) from error
+            hint = "fix the reported cause, or remove the tracker from train.trackers"
+            raise UsageError(f"a tracker cannot be started: {error}", where="train.trackers", hint=hint) from error
 
     def log(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Hand on the numbers of a step; what is no number stays in the log alone."""
+        """Send the numeric values of a step to the trackers; other values are only in the log."""
         values = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
         self._each(lambda tracker: tracker.log(values, step=step))
 
     def close(self) -> None:
-        """Have each tracker write what it holds back."""
+        """Flush and close each tracker."""
         with contextlib.redirect_stdout(sys.stderr):
             self._each(lambda tracker: tracker.finish())
         self.running.clear()
@@ -90,5 +90,5 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:
-                logger.warning("the tracker %s failed and is left out from here on: %s", tracker.name, error)
+                logger.warning("the tracker %s failed and is disabled for the rest of the run: %s", tracker.name, error)
                 self.running.remove(tracker)

@@ -16,7 +16,7 @@ def build_batches(
     tokenizer: Tokenizer | None = None,
     teacher: StoredEmbeddings | None = None,
 ) -> TrainBatches:
-    """Return the batches of this rank; without a tokenizer images come with their classes instead of texts."""
+    """Return the batches of this rank; without a tokenizer, images come with classes instead of texts."""
     return TrainBatches(
         source,
         config.data,

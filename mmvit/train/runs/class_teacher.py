@@ -1,4 +1,4 @@
-"""The teacher of a supervised run: a classifier that looks at the same images."""
+"""The teacher of a supervised run: a classifier of the same images."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from mmvit.checkpoint import load_classifier
 from mmvit.data.labels import check_same_classes
 from mmvit.models.pixels import PixelNorm
 
-_HINT = "fine-tune the teacher on these data first: mmvit finetune; or state the classes in its order: classes=FILE"
+_HINT = "fine-tune the teacher on this data first (mmvit finetune), or list the classes in its order: classes=FILE"
 
 
 class ClassTeacher:
-    """Gives logits for uint8 or unnormalised float images, without gradient.
+    """Computes logits of uint8 or unnormalized float images, without gradients.
 
-    `model` maps normalised images of `image_size` px to logits; `fingerprint` names its weights.
+    `model` maps normalized images of `image_size` px to logits; `fingerprint` identifies its weights.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ClassTeacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Float[Tensor, "b C"]:
-        """Score uint8 images of any size."""
+        """Return the logits of uint8 images of any size."""
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
@@ -44,11 +44,11 @@ class ClassTeacher:
 
 
 def load_class_teacher(source: str, class_names: Sequence[str], device: torch.device) -> ClassTeacher:
-    """Open a teacher: a model folder of `mmvit finetune`, timm:NAME or hf:NAME with its published weights or a folder.
+    """Load a teacher: a model folder of `mmvit finetune`, or timm:NAME or hf:NAME (published weights or a folder).
 
     Raises:
-        UsageError: there is no such model, or it has other classes.
-        CheckpointError: it lacks weights.
+        UsageError: the model does not exist or has other classes.
+        CheckpointError: weights are missing.
     """
     if source.startswith("timm:"):
         teacher = _from_timm(source.removeprefix("timm:"), device)
@@ -58,9 +58,9 @@ def load_class_teacher(source: str, class_names: Sequence[str], device: torch.de
         teacher = _from_folder(source, class_names, device)
     if teacher.num_classes != len(class_names):
         raise UsageError(
-            f"the teacher has {teacher.num_classes} classes, and the data {len(class_names)}",
+            f"the teacher has {teacher.num_classes} classes, the data has {len(class_names)}",
             where=f"loss.teacher={source}",
-            note="it must know the same classes in the same order",
+            note="it must have the same classes in the same order",
             hint=_HINT,
         )
     return teacher
@@ -104,24 +104,24 @@ def _from_transformers(name: str, class_names: Sequence[str], device: torch.devi
     except Exception as error:  # of many kinds, as that library, its hub and its checks have them
         raise _not_there(f"hf:{name}", error) from error
     if info["missing_keys"]:
-        what = f"the teacher hf:{name} lacks weights: {min(info['missing_keys'])}, {len(info['missing_keys'])} in all"
-        raise CheckpointError(what, where="loss.teacher", note="it would be drawn at random")
+        what = f"the teacher hf:{name} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}"
+        raise CheckpointError(what, where="loss.teacher", note="they would be initialized at random")
     known = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    if set(class_names) == set(known):  # else they are called otherwise, and their order is taken on trust
+    if set(class_names) == set(known):  # otherwise the names differ, and the order is not checked
         check_same_classes(known, class_names, ("the teacher", "the data"), f"loss.teacher=hf:{name}", hint=_HINT)
     norm, size = PixelNorm(processor.image_mean, processor.image_std), _side(processor.to_dict(), model.config)
     return _frozen(model, lambda out: out.logits, norm, size, len(known), f"hf:{name}", device)
 
 
 def _side(processor: dict[str, Any], config: Any) -> int:
-    """Return the px of the pictures that a model of transformers was trained on."""
+    """Return the image size, px, that a model of transformers was trained with."""
     found: Any = getattr(config, "image_size", None) or processor.get("crop_size") or processor.get("size")
     if isinstance(found, Mapping):
         found = found.get("height") or found.get("shortest_edge")
     found = found[0] if isinstance(found, list | tuple) else found
     if not isinstance(found, int):
-        what = "the teacher does not say of which size its pictures are"
-        raise UsageError(what, where="loss.teacher", hint="choose another one, or train one: mmvit finetune")
+        what = "the config of the teacher does not state its image size"
+        raise UsageError(what, where="loss.teacher", hint="choose another teacher, or train one: mmvit finetune")
     return found
 
 
@@ -144,5 +144,5 @@ def _frozen(
 
 def _not_there(name: str, error: Exception) -> UsageError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    hint = "check the name, and that its weights are there or can be downloaded; or train a teacher: mmvit finetune"
-    return UsageError(f"the teacher {name} cannot be opened: {reason}", where="loss.teacher", hint=hint)
+    hint = "check the name, and that its weights exist or can be downloaded; or train a teacher: mmvit finetune"
+    return UsageError(f"the teacher {name} cannot be loaded: {reason}", where="loss.teacher", hint=hint)

@@ -31,7 +31,7 @@ from mmvit.train.start.classifier import build_start, interpolated
 
 
 class AccuracyEvaluator:
-    """Measures accuracy on labelled images, at the end also that of the model mixed with its start (WiSE-FT)."""
+    """Measures accuracy on labelled images; at the end also that of the model interpolated with its start (WiSE-FT)."""
 
     def __init__(self, config: FinetuneConfig, data: Labelled):
         self.every = config.validation.every
@@ -95,8 +95,8 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
     with main_first(accelerator, watch, "indexing"):
         shards, class_names = open_labelled(data.train, config.classes, verify=data.verify)
         if len(class_names) < 2:
-            what = f"there is only one class, {class_names[0]!r}, and nothing to tell apart"
-            raise UsageError(what, where="data.train", hint="name the folder that holds the folders of all classes")
+            what = f"the data has only one class, {class_names[0]!r}; at least two are needed"
+            raise UsageError(what, where="data.train", hint="give the folder that contains the folders of all classes")
         validation = open_labelled(config.validation.data, known=class_names) if config.validation.data else None
     model = build_start(config, class_names, accelerator)
     device, teacher = accelerator.device, config.loss.teacher
@@ -119,7 +119,7 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
 
 
 def mixed_with_start(model: ImageClassifier, config: FinetuneConfig) -> ImageClassifier:
-    """Return the model that is exported: its weights mixed with those of the start if `wise_ft` is set."""
+    """Return the model to export: interpolated with the start if `wise_ft` is set."""
     share = config.wise_ft
     return model if share is None else interpolated(model, config, model.class_names, share)
 
@@ -128,14 +128,14 @@ def _check_pairs(config: FinetuneConfig, num_ranks: int) -> None:
     parts, size = num_ranks * config.train.micro_batches, config.train.batch_size
     if (config.mix.mixup or config.mix.cutmix) and size % (2 * parts):
         raise UsageError(
-            f"mixup and CutMix mix pairs, and a batch of {size} has no whole pairs in each of {parts} parts",
+            f"mixup and CutMix mix pairs: a batch of {size} is not divisible into pairs for {parts} micro-batches",
             where="train.batch_size",
-            hint=f"give a multiple of {2 * parts}, or mix.mixup=0 mix.cutmix=0",
+            hint=f"use a multiple of {2 * parts}, or mix.mixup=0 mix.cutmix=0",
         )
 
 
 def _identity(config: FinetuneConfig, class_names: list[str], teacher: ClassTeacher | None) -> dict[str, str]:
-    """Fingerprint the classes, the teacher, and the model with whose weights the result is mixed."""
+    """Return the fingerprints of the classes, the teacher, and the start model of WiSE-FT."""
     identity = {"class names": "\n".join(class_names)}
     if teacher:
         identity["teacher"] = teacher.fingerprint
@@ -145,7 +145,7 @@ def _identity(config: FinetuneConfig, class_names: list[str], teacher: ClassTeac
 
 
 def _check_classes(class_names: list[str], checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError, which names the first difference, if a checkpoint has other classes."""
+    """Raise CheckpointError, naming the first difference, if a checkpoint has other classes."""
     before = checkpoint.state["identity"].get("class names", "").split("\n")
     sides = ("the checkpoint", "the data")
     check_same_classes(before, class_names, sides, str(checkpoint.folder), CheckpointError)

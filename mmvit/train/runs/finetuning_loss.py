@@ -1,4 +1,4 @@
-"""What a supervised run minimises: cross-entropy with the labels, and with what a teacher says of the images."""
+"""The loss of supervised runs: cross-entropy with the labels, and with the predictions of a teacher."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,17 +29,17 @@ class ClassObjective:
         self.config = config
 
     def totals(self, parts: Sequence[Part]) -> int:
-        """Count the images of this process."""
+        """Return the number of images of this rank."""
         return sum(len(part.targets.shares) for part in parts)
 
     def between(self, rows: ClassLogits, targets: ClassTargets) -> dict[str, Tensor]:
-        """Return nothing: no two samples are compared."""
+        """Return no losses: samples are not compared."""
         return {}
 
     def within(self, rows: ClassLogits, part: Part, totals: int) -> dict[str, Tensor]:
-        """Return the loss; its values over the parts of a step add up."""
+        """Return the loss; its values add up over the micro-batches of a step."""
         config, targets = self.config, part.targets
-        if targets.teacher is None:  # a distilled model that goes on without its teacher: both heads learn the labels
+        if targets.teacher is None:  # a distilled model trained without a teacher: both heads learn the labels
             heads = [logits for logits in (rows.by_class, rows.by_token) if logits is not None]
             losses = [classification_loss(logits, targets.shares, totals) for logits in heads]
             return {"classification": torch.stack(losses).mean()}

@@ -1,6 +1,6 @@
-"""Masked patches: a ViT learns without labels to predict the mean colours of patches that it does not see.
+"""Masked patch prediction: a ViT learns without labels to predict the mean colours of hidden patches.
 
-`mmvit finetune` starts from the tower that it exports.
+`mmvit finetune` can start from the exported tower.
 """
 
 from collections.abc import Sequence
@@ -46,15 +46,15 @@ class MaskedPatchObjective:
     compares = False
 
     def totals(self, parts: Sequence[Part]) -> int:
-        """Count the corrupted patches of this process; each image of a step has as many."""
+        """Return the number of corrupted patches of this rank; it is equal for all images of a step."""
         return sum(int(part.targets.corruption.corrupted.sum()) for part in parts)
 
     def between(self, rows: ColourLogits, targets: PatchTargets) -> dict[str, Tensor]:
-        """Return nothing: no two samples are compared."""
+        """Return no losses: samples are not compared."""
         return {}
 
     def within(self, rows: ColourLogits, part: Part, totals: int) -> dict[str, Tensor]:
-        """Return the loss; its values over the parts of a step add up."""
+        """Return the loss; its values add up over the micro-batches of a step."""
         targets = part.targets
         loss = masked_patch_loss(rows.logits, targets.colours, targets.corruption.corrupted, totals)
         return {"masked_patches": loss}
@@ -88,7 +88,7 @@ def _build_model(config: FinetuneConfig) -> MaskedPatchModel:
     try:
         tower = build_image_tower(config.model.image)
     except ValueError as error:
-        raise UsageError(f"there is no such model: {error}", where="model") from error
+        raise UsageError(f"invalid model: {error}", where="model") from error
     if not isinstance(tower, VisionTransformer):
         raise UsageError("masked patches need a ViT", where="model.image.kind", hint="model.image.kind=vit")
     return MaskedPatchModel(tower, PixelNorm(config.preprocess.mean, config.preprocess.std), 2 ** (3 * BITS))

@@ -128,12 +128,12 @@ def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: W
 
 
 def _load_teacher(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> Teacher:
-    pictures = not (config.data.patch_budget or config.data.image_embeddings)
-    return load_teacher(config.loss.teacher, tokenizer, config.model.text.context_length, device, pictures=pictures)
+    images = not (config.data.patch_budget or config.data.image_embeddings)
+    return load_teacher(config.loss.teacher, tokenizer, config.model.text.context_length, device, whole_images=images)
 
 
 def _identity(config: PretrainConfig, batches: TrainBatches, teacher: Teacher | None) -> dict[str, str]:
-    """Fingerprint the tokenizer, stored embeddings and the teacher."""
+    """Return the fingerprints of the tokenizer, stored embeddings and the teacher."""
     identity = {"tokenizer": _tokenizer_fingerprint(config)}
     if batches.stored_images:
         identity["stored embeddings"] = batches.stored_images.fingerprint()
@@ -180,7 +180,7 @@ def _open_zero_shot(config: ZeroShotConfig) -> ZeroShotData:
 
 
 def _check_tokenizer(config: TextConfig, tokenizer: Tokenizer) -> None:
-    """Refuse a text tower that was not made for the tokenizer: it would read other words, or pool at no token."""
+    """Raise UsageError if vocabulary size or end-of-text token of the text tower are not those of the tokenizer."""
     wanted = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
     wrong = [f"model.text.{key}={value}" for key, value in wanted.items() if getattr(config, key) != value]
     if wrong:

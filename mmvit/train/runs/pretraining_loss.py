@@ -1,4 +1,4 @@
-"""What pretraining minimises: the losses of its config, weighted."""
+"""The weighted losses of pretraining."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from mmvit.train.runs.teacher import Teacher
 
 
 class Targets(NamedTuple):
-    """What the rows of this process are held against."""
+    """The targets of the rows of this rank."""
 
     groups: Int[Tensor, "b V"] | None  # equal where captions are
     teacher_image: Float[Tensor, "b T"] | None = None
@@ -32,15 +32,15 @@ class Targets(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Numbers of a whole step that losses of single samples are divided by, so that parts of a batch add up."""
+    """The totals of a step by which per-sample losses are divided, so that micro-batches add up."""
 
-    samples: int  # of this process
-    tokens: Tensor | None  # to be predicted, all processes, divided by their number
+    samples: int  # of this rank
+    tokens: Tensor | None  # to predict, over all ranks, divided by the number of ranks
     token_weights: Float[Tensor, " vocab"] | None
 
 
 class PretrainObjective:
-    """The losses of images and their captions, as `Objective` has them."""
+    """The losses of images and their captions; an `Objective`."""
 
     compares = True
 
@@ -53,10 +53,10 @@ class PretrainObjective:
         self.end_of_text = tokenizer.end_of_text
         self.vocab_size = tokenizer.vocab_size
         frame = (tokenizer.start_of_text, tokenizer.end_of_text, tokenizer.pad)
-        self.frame = [token for token in frame if token is not None]  # no words
+        self.frame = [token for token in frame if token is not None]  # special tokens
 
     def between(self, rows: Embeddings, targets: Targets) -> dict[str, Tensor]:
-        """Return the losses that compare samples, by name and weighted; `rows` are all rows of this process."""
+        """Return the losses that compare samples, by name and weighted; `rows` are all rows of this rank."""
         groups, layout = targets.groups, self.config.layout
         views: list[tuple[Tensor, Tensor | None, Tensor | None]]
         if self.config.joint_captions:
@@ -80,7 +80,7 @@ class PretrainObjective:
         return losses
 
     def within(self, rows: Embeddings, part: Part, totals: Totals) -> dict[str, Tensor]:
-        """Return the losses of single samples, by name and weighted; their values over the parts of a step add up."""
+        """Return the losses of single samples, by name and weighted; they add up over the micro-batches."""
         ids, losses = part.inputs[1], {}
         if totals.tokens is not None:
             assert rows.caption_logits is not None
@@ -94,7 +94,7 @@ class PretrainObjective:
         return losses
 
     def totals(self, parts: Sequence[Part]) -> Totals:
-        """Count over all parts of a step and all processes."""
+        """Count over all micro-batches of a step and all ranks."""
         ids = [part.inputs[1] for part in parts]
         samples = sum(len(part) for part in ids)
         tokens = weights = None
@@ -109,7 +109,7 @@ class PretrainObjective:
         return Totals(samples, tokens, weights)
 
     def targets(self, batch: Batch, device: torch.device) -> Targets:
-        """Move to the device what the rows of one part are held against, and ask the teacher about it."""
+        """Return the targets of a micro-batch on the device, with the embeddings of the teacher."""
         groups = batch.groups.to(device, non_blocking=True) if self.same_caption_positives else None
         if self.teacher is None:
             return Targets(groups)
@@ -124,11 +124,11 @@ class PretrainObjective:
         return sigmoid_loss(rows.image, text, scale, bias, image_groups, text_groups, layout=layout)
 
     def _until_end(self, ids: Int[Tensor, "b V L"]) -> Bool[Tensor, "b M"]:
-        """Tell which of the tokens after the first belong to the first caption, its end included."""
+        """Return which of the tokens after the first belong to the first caption, its end included."""
         ended = (ids[:, 0] == self.end_of_text).cumsum(dim=1)  # from the end on at least 1
         return ended[:, :-1] == 0
 
 
 def _own_groups(image: Float[Tensor, "b E"]) -> Int[Tensor, " b"]:
-    """Number the images over all processes."""
+    """Return a number for each image, unique over all ranks."""
     return torch.arange(len(image), device=image.device) + world()[0] * len(image)

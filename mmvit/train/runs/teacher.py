@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a model that looks at the same batch, or embeddings that one left on disk."""
+"""The teacher of a distillation: a model that embeds the same batch, or stored embeddings."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from mmvit.data.batches import Batch
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer, read_alike
 
-STORED_SCALE = 100.0  # what CLIP models end at, for folders that do not say what their model's is
+STORED_SCALE = 100.0  # the final logit scale of CLIP models, for folders that do not state that of their model
 
 
 class Teacher:
-    """Gives unit-length rows for the images and first captions of a batch, without gradient.
+    """Returns unit-length embeddings of the images and first captions of a batch, without gradients.
 
-    It is a model, or `stored` rows that the batches bring along; `fingerprint` is the SHA-256 of its weights.
+    It is a model, or `stored` embeddings that the batches contain; `fingerprint` is the SHA-256 of its weights.
     """
 
     def __init__(self, model: LoadedModel | None, stored: StoredEmbeddings | None):
@@ -32,7 +32,7 @@ class Teacher:
 
     @torch.no_grad()
     def rows(self, batch: Batch, device: torch.device) -> tuple[Float[Tensor, "b T"], Float[Tensor, "b T"]]:
-        """Return image rows and text rows."""
+        """Return the image embeddings and the text embeddings."""
         if self.model is None:
             assert batch.teacher is not None
             return batch.teacher.image.to(device), batch.teacher.text.to(device)
@@ -47,23 +47,23 @@ class Teacher:
 
 
 def load_teacher(
-    folder: str, tokenizer: Tokenizer, context_length: int, device: torch.device, *, pictures: bool = True
+    folder: str, tokenizer: Tokenizer, context_length: int, device: torch.device, *, whole_images: bool = True
 ) -> Teacher:
-    """Open a model folder, or one of stored embeddings.
+    """Load a model folder, or a folder of stored embeddings.
 
     Raises:
-        UsageError: a model with another tokenizer, or one where batches hold no whole `pictures`.
+        UsageError: a model with another tokenizer, or a model if the batches do not have `whole_images`.
     """
     if not (Path(folder) / DESCRIPTION).is_file():
         return Teacher(None, StoredEmbeddings(folder))
     loaded = load_model(folder, device)
     same_ids = read_alike(loaded.tokenizer, tokenizer, context_length)
-    if not pictures or not same_ids or loaded.config.text.context_length < context_length:
+    if not whole_images or not same_ids or loaded.config.text.context_length < context_length:
         raise UsageError(
             "the teacher reads "
-            + ("other tokens than this run" if pictures else "whole pictures, and this run has none"),
+            + ("other tokens than this run" if whole_images else "whole images, and this run has none"),
             where="loss.teacher",
-            note="it cannot look at the same batch",
-            hint="write its embeddings with mmvit embed TEACHER SHARDS --modality both, and name that folder",
+            note="it cannot embed the batches of this run",
+            hint="compute its embeddings with mmvit embed TEACHER SHARDS --modality both, and use that folder",
         )
     return Teacher(loaded, None)

@@ -1,1 +1,1 @@
-"""What ends or protects a run: watching ranks, agreement, refused steps, signals."""
+"""Protection of a run: monitoring of ranks, agreement between them, skipped steps, signals."""

@@ -1,4 +1,4 @@
-"""What one process of a run finds, all know: so none waits for one that is gone."""
+"""Agreement between ranks: errors and stop requests of one rank reach all, so that none waits for a lost one."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from data_tools.core.errors import MmvitError, UsageError
 from mmvit.train.safety.watch import Watch
 
-MAX_DIFFERENCES, MAX_VALUE = 8, 80  # told at once; characters of each
+MAX_DIFFERENCES, MAX_VALUE = 8, 80  # reported at once; characters of each
 
 T = TypeVar("T")
 Failure = MmvitError | OSError
@@ -20,9 +20,9 @@ Failure = MmvitError | OSError
 
 @contextlib.contextmanager
 def leaving_group() -> Iterator[None]:
-    """Leave the group of processes after the block, or after an error that all of them raise.
+    """Destroy the process group after the block, or after an error that all ranks raise.
 
-    Left to the end of the process, connections that another one closes abort it now and then, over its exit code.
+    Otherwise connections that another rank closes can abort this process at exit, which changes its exit code.
     """
     agreed = False
     try:
@@ -36,19 +36,21 @@ def leaving_group() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def gather_errors(accelerator: Accelerator, mine: Sequence[Failure], wished: bool) -> tuple[list[Failure], bool]:
-    """Return the errors of all processes in the order of their ranks, and whether any process was asked to stop.
+def gather_errors(
+    accelerator: Accelerator, mine: Sequence[Failure], stop_requested: bool
+) -> tuple[list[Failure], bool]:
+    """Return the errors of all ranks in order, and whether a stop was requested on any rank.
 
-    One small reduction a step; the errors themselves travel only where there are any.
+    It costs one small reduction per step; the errors themselves are gathered only if there are any.
     """
     if accelerator.num_processes == 1:
-        return list(mine), wished
-    sums = accelerator.reduce(torch.tensor([len(mine), int(wished)], device=accelerator.device), "sum").tolist()
+        return list(mine), stop_requested
+    sums = accelerator.reduce(torch.tensor([len(mine), int(stop_requested)], device=accelerator.device), "sum").tolist()
     return gather_object(list(mine)) if sums[0] else [], bool(sums[1])
 
 
 def on_all(accelerator: Accelerator, call: Callable[[], T]) -> T:
-    """Return what `call` returns on this process; an error that a user can fix, on any of them, is raised by all."""
+    """Return the result of `call`; an error that a user can fix, on any rank, is raised on all ranks."""
     result, mine = list[T](), list[Failure]()
     try:
         result.append(call())
@@ -56,16 +58,16 @@ def on_all(accelerator: Accelerator, call: Callable[[], T]) -> T:
         if isinstance(error, MmvitError) and not accelerator.is_main_process:
             error.where = ", ".join(filter(None, [f"rank {accelerator.process_index}", error.where]))
         mine.append(error)
-    errors, _ = gather_errors(accelerator, mine, wished=False)
+    errors, _ = gather_errors(accelerator, mine, stop_requested=False)
     if errors:
         raise errors[0]
     return result[0]
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T | None:
-    """Return what `call` returns on the main process, for which the others wait; None on those.
+    """Return the result of `call` on the main rank and None on the others, which wait for it.
 
-    An error of `call` that a user can fix is raised by all processes.
+    An error of `call` that a user can fix is raised on all ranks.
     """
     return on_all(accelerator, lambda: call() if accelerator.is_main_process else None)
 
@@ -74,7 +76,7 @@ def on_main(accelerator: Accelerator, call: Callable[[], T]) -> T | None:
 def main_first(accelerator: Accelerator, watch: Watch, what: str) -> Iterator[None]:
     """Run the block on the main rank first, so that the other ranks find the files that it writes.
 
-    They wait as long as it takes. An error of the main rank that a user can fix is raised by all ranks.
+    They wait without a timeout. An error of the main rank that a user can fix is raised by all ranks.
     """
     errors = list[Failure]()
     with watch.patient(what):
@@ -83,7 +85,7 @@ def main_first(accelerator: Accelerator, watch: Watch, what: str) -> Iterator[No
                 yield
             except (MmvitError, OSError) as error:
                 errors.append(error)
-        errors, _ = gather_errors(accelerator, errors, wished=False)
+        errors, _ = gather_errors(accelerator, errors, stop_requested=False)
     if errors:
         raise errors[0]
     if not accelerator.is_main_process:
@@ -91,10 +93,10 @@ def main_first(accelerator: Accelerator, watch: Watch, what: str) -> Iterator[No
 
 
 def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
-    """Compare what the processes are about to work on: data, step, config, versions.
+    """Compare data, step, config and versions between the ranks.
 
     Raises:
-        UsageError: on all processes, where one differs from the main one in any of the facts.
+        UsageError: on all ranks, if a rank differs from the main one in any of the facts.
     """
     if accelerator.num_processes == 1:
         return
@@ -108,10 +110,10 @@ def check_agreement(accelerator: Accelerator, facts: dict[str, str]) -> None:
     if lines:
         more = [f"and {len(lines) - MAX_DIFFERENCES} more"] if len(lines) > MAX_DIFFERENCES else []
         raise UsageError(
-            "the processes of the run differ in what they are to do",
+            "ranks were started with different configurations",
             where="\n    ".join(lines[:MAX_DIFFERENCES] + more),
-            note="they would not train one model; nothing was started",
-            hint="give all of them the same command, and an out= folder and data that all of them see",
+            note="nothing was started",
+            hint="start all ranks with the same command, and with an out= folder and data that all of them can read",
         )
 
 

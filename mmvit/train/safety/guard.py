@@ -1,23 +1,23 @@
-"""Steps that would spoil the weights: left out, counted, and after three in a row the end of the run."""
+"""Detection of steps that would damage the weights: they are skipped and counted; three in a row end the run."""
 
 import math
 import statistics
 from collections import deque
 from typing import Any
 
-WINDOW = 64  # steps whose figures are what is usual
-MIN_STEPS = 16  # before that nothing is known to be unusual
+WINDOW = 64  # steps in the running median
+MIN_STEPS = 16  # steps before the first outlier can be detected
 MAX_IN_A_ROW = 3
-SLACK = 0.05  # of a loss: near zero, where a run has learned its data by heart, a multiple means nothing
+SLACK = 0.05  # added to loss thresholds: multiples of a loss near zero, of an overfitted model, are no outliers
 
 
 class Guard:
-    """Refuses steps whose loss or gradient is not finite, or far beyond what is usual.
+    """Rejects steps with a non-finite or outlier loss or gradient norm.
 
-    Far beyond is a loss of more than `factor` times the median of the last 64 steps, or a gradient of so many times
-    theirs at a loss above all of theirs: a gradient alone also grows when a run leaves a plateau. All processes hold
-    the same figures and so decide alike. `state` belongs into the checkpoint: a run that goes on decides as if it had
-    never stopped.
+    A loss is an outlier if it exceeds `factor` times the median of the last 64 steps; a gradient norm, if it exceeds
+    `factor` times its median while the loss exceeds all losses of the window, because gradients also grow when a run
+    leaves a plateau. All ranks have the same values and so decide equally. `state` is saved in the checkpoint, so that
+    a resumed run decides as if it had not been interrupted.
     """
 
     def __init__(self, factor: float | None):
@@ -27,7 +27,7 @@ class Guard:
         self.in_a_row = 0
 
     def refuse(self, loss: float, grad_norm: float) -> str | None:
-        """Return why the step must not change the weights, None where it may."""
+        """Return the reason to skip the step; None if it may update the weights."""
         worse = loss > max(self.usual["loss"], default=math.inf) + SLACK
         reasons = [self._complaint("loss", loss, True), self._complaint("gradient norm", grad_norm, worse)]
         reason = " and ".join(filter(None, reasons)) or None
@@ -41,17 +41,17 @@ class Guard:
         return reason
 
     def forget(self) -> None:
-        """Take nothing for usual any more."""
+        """Clear the window of the running medians."""
         for values in self.usual.values():
             values.clear()
 
     def state(self) -> dict[str, Any]:
-        """Return what `restore` takes."""
+        """Return the state for `restore`."""
         usual = {name: list(values) for name, values in self.usual.items()}
         return {"usual": usual, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Restore what `state` returned."""
         for name, values in state["usual"].items():
             self.usual[name].extend(values)
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

@@ -1,1 +1,1 @@
-"""The model as a run begins."""
+"""The model at the start of a run."""

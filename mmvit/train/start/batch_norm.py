@@ -1,4 +1,4 @@
-"""What a run must not do with a model that has BatchNorm, whose layers keep statistics of the batches they saw."""
+"""Settings that are incompatible with BatchNorm, whose layers keep running statistics of the batches."""
 
 from fnmatch import fnmatchcase
 
@@ -10,7 +10,7 @@ from mmvit.config import PretrainConfig, RunConfig
 
 
 def check_batch_norm(model: nn.Module, config: RunConfig) -> None:
-    """Raise UsageError for settings under which the statistics would be wrong, or counted twice, without a word."""
+    """Raise UsageError for settings with which the running statistics would silently be wrong or updated twice."""
     names = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if not names:
         return
@@ -26,8 +26,8 @@ def check_batch_norm(model: nn.Module, config: RunConfig) -> None:
     for key, wanted in settings.items():
         if wanted:
             raise UsageError(
-                f"the model has BatchNorm ({(frozen or names)[0]}), which {key} does not go with",
+                f"the model has BatchNorm ({(frozen or names)[0]}), which is incompatible with {key}",
                 where=key,
-                note="its statistics would be changed where they must not be, or be counted twice",
-                hint=f"leave out {key.partition('=')[0]}, or choose a tower with LayerNorm or GroupNorm",
+                note="its running statistics would be changed by mistake, or updated twice",
+                hint=f"remove {key.partition('=')[0]}, or choose a tower with LayerNorm or GroupNorm",
             )

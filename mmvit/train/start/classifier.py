@@ -1,4 +1,4 @@
-"""The classifier as a run begins: fresh weights, or those of a finished model, with a head that fits the classes."""
+"""The classifier at the start of a run: new weights, or those of a finished model, with a head for the classes."""
 
 import copy
 import logging
@@ -42,17 +42,17 @@ PROJECTION = "image_projection.weight"
 
 
 def build_start(config: FinetuneConfig, class_names: Sequence[str], accelerator: Accelerator) -> ImageClassifier:
-    """Build the classifier with which the run begins, on the device of this process.
+    """Build the classifier at the start of the run, on the device of this rank.
 
     Raises:
-        UsageError: there is no such model, or parts of the config contradict each other.
+        UsageError: an invalid model, or contradictory settings.
         CheckpointError: a model folder that does not fit.
     """
     torch.manual_seed(config.seed)
     try:
         model = build_classifier(config.model, class_names, config.preprocess.mean, config.preprocess.std)
     except ValueError as error:
-        raise UsageError(f"there is no such model: {error}", where="model") from error
+        raise UsageError(f"invalid model: {error}", where="model") from error
     check_batch_norm(model, config)
     check_curriculum(model.image_tower, config)
     if config.train.init and (config.wise_ft is not None or not _is_past_start(config)):
@@ -67,26 +67,26 @@ def build_start(config: FinetuneConfig, class_names: Sequence[str], accelerator:
 
 
 def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
-    """Take the weights of `train.init`, a classifier or a contrastive model, as far as they are those of images.
+    """Load the image weights of `train.init`, a classifier or a contrastive model, and return how the head starts.
 
-    The head comes along where its kind and the classes are the same; else it starts at zero, or with class embeddings
-    that the text tower makes of `templates`. Returns in words which of these.
+    The head is loaded too if its kind and the classes are the same. Otherwise it starts at zero, or with the class
+    embeddings of the text tower for `templates`.
 
     Raises:
         CheckpointError: weights of another architecture.
-        UsageError: settings of another image tower, or templates with a model that has no text tower.
+        UsageError: settings of another image tower, or templates for a model without a text tower.
     """
     where, others = config.train.init, dict[str, Tensor]()
     kind = model_kind(where)
     if config.templates and kind != DUAL_ENCODER:
         what = "a zero-shot head needs a text tower, and the model to start from has none"
-        raise UsageError(what, where="templates", hint="train.init=MODEL of mmvit pretrain")
+        raise UsageError(what, where="templates", hint="use train.init=MODEL of mmvit pretrain")
     if kind == TOWER:
         start = load_tower(where)
     else:
         loaded = load_model(where) if kind == DUAL_ENCODER else load_classifier(where)
         start = LoadedTower(loaded.model.image_tower, loaded.preprocess, loaded.config.image)
-        others = _beside_the_tower(loaded, model, config.templates)
+        others = _other_weights(loaded, model, config.templates)
     refuse_other_settings(image_differences(config, start.config, start.preprocess), config)
     weights = model.state_dict()
     if PROJECTION in weights and PROJECTION not in others:
@@ -95,14 +95,12 @@ def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
     taken = {name: tensor for name, tensor in others.items() if name in weights}
     load_weights(model, weights | taken | image_weights(start.tower, model.image_tower), where=where)
     if not any(name.startswith("head.") for name in taken):
-        return "begins fresh, as classes or kind are others" if kind == CLASSIFIER else "begins fresh"
-    return "is made of the class names" if kind == DUAL_ENCODER else "is taken too"
+        return "is new, because its kind or the classes differ" if kind == CLASSIFIER else "is new"
+    return "is computed from the class names" if kind == DUAL_ENCODER else "is loaded too"
 
 
-def _beside_the_tower(
-    loaded: LoadedModel | LoadedClassifier, model: ImageClassifier, templates: str
-) -> dict[str, Tensor]:
-    """Return the projection, and the heads where the classes are the same or texts make them."""
+def _other_weights(loaded: LoadedModel | LoadedClassifier, model: ImageClassifier, templates: str) -> dict[str, Tensor]:
+    """Return the projection, and the heads if the classes are the same or class embeddings are used."""
     same = isinstance(loaded, LoadedClassifier) and loaded.model.class_names == model.class_names
     taken = ("image_projection.", *(("head.", "distillation_head.") if same else ()))
     weights = {name: tensor for name, tensor in loaded.model.state_dict().items() if name.startswith(taken)}
@@ -121,7 +119,7 @@ def _zero_shot(contrastive: LoadedModel, class_names: Sequence[str], templates: 
 def interpolated(
     model: ImageClassifier, config: FinetuneConfig, class_names: Sequence[str], share: float
 ) -> ImageClassifier:
-    """Return share * model + (1 - share) * the model that the run began with (WiSE-FT, Wortsman et al. 2022)."""
+    """Return share * model + (1 - share) * the start of the run (WiSE-FT, Wortsman et al. 2022)."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         begin = build_classifier(config.model, class_names, config.preprocess.mean, config.preprocess.std)
@@ -136,5 +134,5 @@ def _mixed(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 
 def _is_past_start(config: FinetuneConfig) -> bool:
-    """Tell whether everything comes from a checkpoint and the first model is gone."""
+    """Return whether the run has a checkpoint and its start model no longer exists."""
     return not Path(config.train.init).exists() and any((Path(config.out) / "checkpoints").glob("step-*"))

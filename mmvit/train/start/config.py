@@ -1,4 +1,4 @@
-"""The config of a supervised run, with what it leaves out taken from the model that it starts from."""
+"""The config of a supervised run, with missing settings filled in from the model that it starts from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +13,15 @@ EMBEDDING = ("embed_dim", "image_projection")
 
 
 def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read the config of a supervised run; a run that goes on from `train.init` need not describe its model.
+    """Load the config of a supervised run; the model settings of `train.init` are the defaults.
 
-    Of `model.image` it says what shall be otherwise, such as `image_size`; with a `kind` it describes all of it.
-    `preprocess`, the kind of head of a classifier, and the projection that its head or `templates` need are those of
-    the model too. Where that is gone, the run's own folder says what they were.
+    Without `model.image.kind` the keys of `model.image` override those of that model; with it they describe the whole
+    tower. Missing keys of `preprocess`, the kind of head of a classifier, and the projection that its head or
+    `templates` need come from that model too. If it no longer exists, they come from the config in the run folder.
 
     Raises:
-        UsageError: as `load_config`; or there is neither the model nor the run.
-        CheckpointError: `train.init` is there and no model folder.
+        UsageError: as `load_config`; or neither the model nor the run folder exists.
+        CheckpointError: `train.init` is not a model folder.
     """
     tree = read_tree(source, overrides, FinetuneConfig)
     init = _at(tree, "train").get("init")
@@ -42,10 +42,10 @@ def _settings(init: str, out: Path) -> dict[str, Any]:
         return image_settings(init)
     if (out / CONFIG).is_file():
         return {"kind": CLASSIFIER} | read_tree(out / CONFIG)
-    raise UsageError("there is no such model", where=f"train.init={init}", hint="give the model/ folder of a run")
+    raise UsageError("the model does not exist", where=f"train.init={init}", hint="give the model/ folder of a run")
 
 
 def _at(tree: Any, key: str) -> dict[str, Any]:
-    """Return the mapping at a key, made where it is missing; an empty one beside the tree where none can be."""
+    """Return the mapping at a key, inserted if missing; a detached empty one if the tree is no mapping."""
     found = tree.setdefault(key, {}) if isinstance(tree, dict) else {}
     return found if isinstance(found, dict) else {}

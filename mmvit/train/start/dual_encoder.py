@@ -1,4 +1,4 @@
-"""The model as a run begins: fresh weights or a finished model's, adapters, and what of it is trained."""
+"""The dual encoder at the start of a run: new weights or those of a finished model, adapters, frozen parameters."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,22 +26,22 @@ from mmvit.train.start.batch_norm import check_batch_norm
 from mmvit.train.start.freeze import fitting, freeze
 from mmvit.train.start.lora import add_adapters
 
-# Of a tower's config: what may differ from that of the model to start from. `kind` only names the other values.
+# The keys of a tower that may differ from the model to start from. `kind` only names the other values.
 FREE_SHAPE = ("kind", "image_size", "window_size", "drop_path", "init", "identity_start")
 
 
 def build_start(config: PretrainConfig, accelerator: Accelerator) -> DualEncoder:
-    """Build the model with which the run begins, on the device of this process.
+    """Build the model at the start of the run, on the device of this rank.
 
     Raises:
-        UsageError: there is no such model, or parts of the config contradict each other.
+        UsageError: an invalid model, or contradictory settings.
         CheckpointError: a model folder that does not fit, or stored embeddings of another image tower.
     """
     torch.manual_seed(config.seed)
     try:
         model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
     except ValueError as error:
-        raise UsageError(f"there is no such model: {error}", where="model") from error
+        raise UsageError(f"invalid model: {error}", where="model") from error
     check_batch_norm(model, config)
     check_curriculum(model.image_tower, config)
     start_from_model(model, config)
@@ -67,20 +67,20 @@ def check_curriculum(tower: Tower, config: PretrainConfig | FinetuneConfig) -> N
 
 
 def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
-    """Take the weights that `train.init` holds, all or those that `train.init_only` names; none where it is empty.
+    """Load the weights of `train.init`, all or those that match `train.init_only`; none if it is empty.
 
     Raises:
-        UsageError: names without a model, or that no parameter has.
+        UsageError: patterns without a model, or that match no parameter.
         CheckpointError: weights of another architecture, or `data.image_embeddings` of another image tower.
     """
     where, patterns, stored = config.train.init, config.train.init_only, config.data.image_embeddings
     if not where:
         if patterns:
-            what = "train.init_only names parameters, but no model is named to take them from"
-            raise UsageError(what, where="train.init", hint="train.init=MODEL, the model/ folder of a run")
+            what = "train.init_only selects parameters, but train.init is empty"
+            raise UsageError(what, where="train.init", hint="use train.init=MODEL, the model/ folder of a run")
         return
     if not Path(where).exists() and any((Path(config.out) / "checkpoints").glob("step-*")):
-        return  # the run is past its start, and takes everything from its checkpoint
+        return  # the run resumes, and loads everything from its checkpoint
     loaded = load_model(where)
     weights = loaded.model.state_dict() | image_weights(loaded.model.image_tower, model.image_tower)
     if patterns:
@@ -90,15 +90,15 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
     _check_alike(config, loaded, patterns)
     if stored and not _embed_alike(model, config, loaded, read_manifest(Path(stored))["model_sha256"]):
         raise CheckpointError(
-            "the stored embeddings were not made by the image tower that the run starts from",
+            "the stored embeddings were not computed by the image tower that the run starts from",
             where=f"data.image_embeddings={stored}",
             note="the text tower would learn to fit another image tower than the one it is exported with",
-            hint=f"mmvit embed {where} SHARDS --out FOLDER; and that model's whole image tower, size and pixels",
+            hint=f"run mmvit embed {where} SHARDS --out FOLDER, and keep the image tower, size and preprocessing of it",
         )
 
 
 def image_weights(before: Tower, now: Tower) -> dict[str, Tensor]:
-    """Return the weights of an image tower as a model names them, position tables resampled to the grid of `now`."""
+    """Return the weights of an image tower by their names in a model, with position tables resampled for `now`."""
     weights = before.state_dict()
     if before.grid is not None and now.grid is not None:
         weights |= before.resampled_tables(now.grid)
@@ -106,7 +106,7 @@ def image_weights(before: Tower, now: Tower) -> dict[str, Tensor]:
 
 
 def _check_alike(config: PretrainConfig, loaded: LoadedModel, patterns: list[str]) -> None:
-    """Refuse weights that fit in their shapes alone: the towers would compute something else with them."""
+    """Raise UsageError for weights of equal shapes but other settings, which would give other results."""
 
     def taken(probe: str) -> bool:
         return not patterns or any(fnmatchcase(probe, pattern) for pattern in patterns)
@@ -125,7 +125,7 @@ def _check_alike(config: PretrainConfig, loaded: LoadedModel, patterns: list[str
 def image_differences(
     config: PretrainConfig | FinetuneConfig, before: TowerConfig, preprocess: PreprocessConfig
 ) -> list[str]:
-    """Return the settings that an image tower was made with, as overrides, where a run has others."""
+    """Return the settings of an image tower that differ from those of a run, as overrides."""
     now = config.model.image
     if type(now) is not type(before) or (isinstance(now, TimmConfig) and now.kind != before.kind):
         return [f"model.image.kind={before.kind}"]
@@ -145,33 +145,33 @@ def _differences(key: str, now: Any, before: Any) -> list[str]:
 
 
 def refuse_other_settings(differing: Sequence[str], config: PretrainConfig | FinetuneConfig) -> None:
-    """Raise UsageError that names the settings of the model to start from, where there are other ones."""
+    """Raise UsageError naming the settings of the model to start from, if any differ."""
     if differing:
-        hint = "take its settings: they stand in its mmvit.json"
+        hint = "use its settings, from its mmvit.json"
         if isinstance(config, FinetuneConfig):
-            hint = "leave out model.image.kind, and all of the model that is not to change: then it is taken from there"
+            hint = "remove model.image.kind and the unchanged keys of model: they default to those of that model"
         raise UsageError(
-            f"the model to start from was made with other settings: {', '.join(differing)}",
+            f"the model to start from has other settings: {', '.join(differing)}",
             where=f"train.init={config.train.init}",
-            note="with these its weights would compute something else; nothing was started",
+            note="its weights would give other results with the new settings; nothing was started",
             hint=hint,
         )
 
 
 def check_locked(model: DualEncoder, config: PretrainConfig) -> None:
-    """Raise UsageError for stored embeddings in the place of an image tower that would be trained, or that is none."""
+    """Raise UsageError if stored embeddings replace an image tower that is trained, or that no model provides."""
     free = [name for name, p in model.named_parameters() if name.startswith("image_") and p.requires_grad]
     if free or not config.train.init:
         raise UsageError(
-            "data.image_embeddings stand in for a frozen image tower of a finished model"
-            + (f", but {free[0]} is to be trained" if free else ""),
+            "data.image_embeddings replace a frozen image tower of a finished model"
+            + (f", but {free[0]} is trained" if free else ""),
             where="data.image_embeddings",
-            hint='train.init=MODEL "train.freeze=[image_*]"',
+            hint='use train.init=MODEL "train.freeze=[image_*]"',
         )
 
 
 def _embed_alike(model: DualEncoder, config: PretrainConfig, loaded: LoadedModel, fingerprint: str) -> bool:
-    """Tell whether `loaded` has this fingerprint, and `model` makes the same embeddings of pictures."""
+    """Return whether `loaded` has this fingerprint and `model` computes the same image embeddings."""
     own, theirs = model.state_dict(), loaded.model.state_dict()
     image = {name for name in own.keys() | theirs if name.startswith("image_")}
     same = image <= own.keys() & theirs and all(torch.equal(own[name], theirs[name]) for name in image)

@@ -15,22 +15,21 @@ BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weig
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, frozen: Sequence[str] = ()) -> None:
-    """Put adapters on the named linear maps of all blocks of both towers; rank 0 adds none.
+    """Add adapters to the named linear layers of all blocks of both towers; rank 0 adds none.
 
-    From here on the towers' own parameters are frozen. What stands outside them (projections, logit scale and bias,
-    further heads) goes on being trained: it is small, and `freeze` can name it; adapters whose names fit a pattern of
-    `frozen` are not trained either. At the start an adapter adds nothing, as B is zero; A is drawn from torch's random
-    state.
+    The parameters of the towers are frozen. Parameters outside the towers (projections, logit scale and bias, further
+    heads) remain trained unless `freeze` names them; adapters whose names match a pattern of `frozen` are not trained.
+    B starts at zero, so that adapters initially change nothing; A is drawn from the random state of torch.
 
     Raises:
-        UsageError: peft is not installed, or there is no such map.
+        UsageError: peft is not installed, or a target does not exist.
     """
     if not config.rank:
         return
     for target in config.targets:
         if target not in TARGETS:
             hint = did_you_mean(target, TARGETS) or f"choose from {', '.join(TARGETS)}"
-            raise UsageError(f"there is no linear map {target!r} in a block", where="lora.targets", hint=hint)
+            raise UsageError(f"unknown linear layer {target!r}", where="lora.targets", hint=hint)
     if importlib.util.find_spec("peft") is None:
         hint = "pip install 'mmvit[lora]', or lora.rank=0"
         raise UsageError("adapters need peft, which is not installed", where="lora.rank", hint=hint)
@@ -45,12 +44,12 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Sequence[str] = (
         and name.rpartition(".")[2] in config.targets
     ]
     if not names:
-        what = "the towers have no transformer blocks whose linear maps could be adapted"
-        raise UsageError(what, where="lora.rank", hint="lora.rank=0, or a ViT or Swin")
+        what = "the towers have no transformer blocks to adapt"
+        raise UsageError(what, where="lora.rank", hint="use lora.rank=0, or a ViT or Swin")
     outside = [p for name, p in model.named_parameters() if not name.startswith(TOWERS) and p.requires_grad]
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)  # type: ignore[arg-type]
     peft.inject_adapter_in_model(settings, model)
-    for parameter in outside:  # peft freezes all that is no adapter
+    for parameter in outside:  # peft freezes all other parameters
         parameter.requires_grad_(True)
     for name, parameter in model.named_parameters():
         if any(fnmatchcase(name, pattern) for pattern in frozen):
@@ -58,11 +57,11 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Sequence[str] = (
 
 
 def merge_adapters(state: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """Return a state dict of the model without adapters that computes the same; one without adapters stays as it is.
+    """Return the equivalent state dict of the model without adapters; one without adapters is unchanged.
 
     Args:
-        state: the state dict of a model with adapters, or an average of such.
-        config: the one that they were added with.
+        state: the state dict of a model with adapters, or its EMA weights.
+        config: the config of the adapters.
     """
     merged = {}
     for name, tensor in state.items():

@@ -15,12 +15,12 @@ TIMEOUT_S = 15  # of the run, for a process without progress
 LIMIT_S = 60  # from the fault to the end of the last process
 
 # What is told of a fault, for the rank R.
-TOLD = {
-    "kill": "rank R gave no sign of life for",
-    "kill_in_write": "rank R gave no sign of life for",
-    "leave": "rank R gave no sign of life for",
-    "fail": "rank R gave no sign of life for",
-    "freeze": "rank R gave no sign of life for",
+MESSAGES = {
+    "kill": "rank R did not respond for",
+    "kill_in_write": "rank R did not respond for",
+    "leave": "rank R did not respond for",
+    "fail": "rank R did not respond for",
+    "freeze": "rank R did not respond for",
     "sleep": "rank R made no progress",
     "no_memory": "rank R ended with MemoryError",
 }
@@ -95,11 +95,11 @@ def complaints(case: Case, outcome: Outcome) -> list[str]:
     survivors = [
         code for rank, code in enumerate(outcome.codes) if case.launched or rank != case.rank or case.kind in UNEVEN
     ]
-    told, code = UNEVEN.get(case.kind, (TOLD.get(case.kind, ""), 5))
+    message, code = UNEVEN.get(case.kind, (MESSAGES.get(case.kind, ""), 5))
     expected = 1 if case.launched else code
     if any(code != expected for code in survivors):
         found.append(f"exit codes {outcome.codes}")
-    words = [told.replace("R", str(case.rank), 1)]
+    words = [message.replace("R", str(case.rank), 1)]
     if case.kind not in (*UNEVEN, "kill_in_write"):  # which happens beside later steps
         words += [f"rank {case.rank}, step {case.step}, "]
     found += [f"does not say {word!r}" for word in words if word not in outcome.output]

@@ -130,18 +130,18 @@ def test_unknown_mode_is_refused():
         checkpoint_activations(build(depth=1), "some")
 
 
-def test_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_machine_without_a_compiler_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UsageError, match=r"no C\+\+ compiler") as error:
+    with pytest.raises(UsageError, match=r"a C\+\+ compiler, and none was found") as error:
         compile_blocks(build(depth=1))
     assert "train.compile=false" in error.value.hint
 
 
-def test_machine_without_headers_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_machine_without_headers_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(memory.shutil, "which", lambda name: "/usr/bin/g++")
     monkeypatch.setattr(memory.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(UsageError, match="headers of Python are missing"):
+    with pytest.raises(UsageError, match="Python headers, and they are missing"):
         compile_blocks(build(depth=1))
 
 

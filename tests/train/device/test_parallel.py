@@ -30,8 +30,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     folder, done = tmp_path_factory.mktemp("parallel"), dict[tuple[Any, ...], Path]()
 
     def run(kind: str, num_parts: int = 1, start: Path | None = None, optimizer: str = "adamw") -> Path:
-        told = (kind, num_parts, start, optimizer)
-        if told not in done:
+        key = (kind, num_parts, start, optimizer)
+        if key not in done:
             out = folder / str(len(done))
             environment = {"OPTIMIZER": optimizer, "ACCELERATE_USE_CPU": "true"}
             if KINDS[kind] == 1:
@@ -43,8 +43,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
                 program = [str(PROGRAM), kind, str(num_parts), str(out), *([str(start)] if start else [])]
                 ranks = launch(KINDS[kind], program, environment=environment)
                 assert [rank.wait(LIMIT_S) for rank in ranks] == [0, 0]
-            done[told] = out
-        return done[told]
+            done[key] = out
+        return done[key]
 
     return run
 

@@ -36,13 +36,13 @@ def test_auto_takes_what_the_machine_has(monkeypatch: pytest.MonkeyPatch, value:
     assert doctor.endswith(f"bfloat16 units (MMVIT_BF16_UNITS={value})")
 
 
-@pytest.mark.parametrize("wish", ["bf16", "bf16_params"])
-def test_bf16_by_name_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch, wish: str):
+@pytest.mark.parametrize("requested", ["bf16", "bf16_params"])
+def test_bf16_by_name_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch, requested: str):
     monkeypatch.setenv("MMVIT_BF16_UNITS", "1")
-    assert choose_precision(wish, CPU)[0] == wish
+    assert choose_precision(requested, CPU)[0] == requested
     monkeypatch.setenv("MMVIT_BF16_UNITS", "0")
-    with pytest.raises(UsageError, match="no units for it"):
-        choose_precision(wish, CPU)
+    with pytest.raises(UsageError, match="no bfloat16 units"):
+        choose_precision(requested, CPU)
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process(monkeypatch: pytest.MonkeyPatch):

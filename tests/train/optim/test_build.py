@@ -1,4 +1,4 @@
-"""Who updates what, with which decay and rate, and that a restored state goes on bit for bit."""
+"""Who updates what, with which decay and rate, and that a restored state continues bit for bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -212,10 +212,10 @@ def test_tables_of_timm_do_not_decay():
     assert {id(named[name]) for name in kept & named.keys()} <= plain
 
 
-def test_layer_decay_wants_a_row_of_blocks():
+def test_layer_decay_needs_a_sequence_of_blocks():
     with torch.device("meta"):
         model = build_classifier(ClassifierConfig(tower_config("rn50")), ["a", "b"])
-    with pytest.raises(UsageError, match="the image tower has no row of blocks") as error:
+    with pytest.raises(UsageError, match="the image tower has no sequence of blocks") as error:
         build_optimizers(model, OptimConfig(layer_decay=0.5))
     assert error.value.where == "optim.layer_decay"
 
@@ -241,7 +241,7 @@ def train(model: DualEncoder, optimizers: list[torch.optim.Optimizer], steps: ra
 
 @pytest.mark.parametrize("layer_decay", [None, 0.7])
 @pytest.mark.parametrize("name", ["adamw", "stable_adamw", "muon", "lamb", "sgd"])
-def test_a_restored_state_goes_on_bit_for_bit(tmp_path: Path, name: str, layer_decay: float | None):
+def test_a_restored_state_continues_bit_for_bit(tmp_path: Path, name: str, layer_decay: float | None):
     config = OptimConfig(name=name, layer_decay=layer_decay)
     model = small_model((4, 8, 16))
     optimizers = build_optimizers(model, config)

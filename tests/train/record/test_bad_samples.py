@@ -35,7 +35,7 @@ def test_each_sample_has_one_line(tmp_path: Path):
     assert bad.numbers() == {"bad_samples": 4, "bad_causes": {"bad-image": 3, "hash": 1}}
 
 
-def test_losses_without_a_key_are_told_apart(tmp_path: Path):
+def test_losses_without_a_key_are_distinguished(tmp_path: Path):
     """Of a stretch of a tar that cannot be read, nobody knows the keys."""
     bad = account(tmp_path)
     for what in ("bytes 512 to 1024", "bytes 4096 to 5120", "bytes 512 to 1024"):
@@ -52,7 +52,7 @@ def test_nothing_bad_leaves_no_file(tmp_path: Path):
     assert (bad.summary(), bad.numbers()) == ("", {})
 
 
-def test_a_resumed_run_goes_on_with_the_same_account(tmp_path: Path):
+def test_a_resumed_run_keeps_the_same_counts(tmp_path: Path):
     bad = account(tmp_path)
     for step, key in ((0, "lost"), (2, "x"), (4, "y"), (5, "z")):
         bad.add(step, [error(key)])
@@ -67,7 +67,7 @@ def test_a_resumed_run_goes_on_with_the_same_account(tmp_path: Path):
     assert (tmp_path / FILE).read_bytes() == whole
 
 
-def test_other_processes_count_and_write_nothing(tmp_path: Path):
+def test_other_ranks_count_and_write_nothing(tmp_path: Path):
     account(tmp_path).add(3, [error("x")])
     before = (tmp_path / FILE).read_bytes()
     other = account(tmp_path, start_step=3, active=False)
@@ -82,14 +82,14 @@ def test_more_than_the_limit_end_the_run(tmp_path: Path):
     bad = account(tmp_path, limit=2)
     bad.add(1, [error("x"), error("y", "hash")])
     bad.add(2, [error("x")])
-    with pytest.raises(DataError, match=r"3 samples cannot be used \(2 bad-image, 1 hash\)") as caught:
+    with pytest.raises(DataError, match=r"3 invalid samples \(2 bad-image, 1 hash\)") as caught:
         bad.add(3, [error("z")])
     assert caught.value.exit_code == 3
     assert caught.value.where == str(tmp_path / FILE)
-    assert "more than 2 end the run" in caught.value.note
+    assert "at most 2 are allowed" in caught.value.note
     assert "data.max_bad_fraction" in caught.value.hint
     assert len(rows(tmp_path)) == 3  # all are told
-    with pytest.raises(DataError):  # and it stays so for a run that goes on with them
+    with pytest.raises(DataError):  # also after a resume
         account(tmp_path, start_step=3, limit=2).add(4, [])
 
 

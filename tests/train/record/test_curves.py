@@ -1,4 +1,4 @@
-"""Runs become one picture; what cannot be drawn is told."""
+"""Runs become one image; errors are reported."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from PIL import Image
 from mmvit.config import FinetuneConfig, to_yaml
 from mmvit.train.record import curves
 
-Told = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -49,10 +49,12 @@ def shows(picture: np.ndarray, colour: str) -> bool:
     return bool((np.abs(picture.astype(int) - wanted).max(axis=2) <= 2).sum() > 100)
 
 
-def test_runs_lie_over_each_other_in_colours_of_their_own(told: Told, write_run: Callable[..., Path], tmp_path: Path):
+def test_runs_lie_over_each_other_in_colours_of_their_own(
+    run_cli: RunCli, write_run: Callable[..., Path], tmp_path: Path
+):
     runs = [write_run("a"), write_run("b", loss=4.0)]
     out = tmp_path / "curves.png"
-    code, output, err = told("plot", *runs, "--out", out, "--json")
+    code, output, err = run_cli("plot", *runs, "--out", out, "--json")
     assert code == 0, err
     summary = json.loads(output)
     assert summary["runs"]["a"]["loss"] == 5.0 / 200
@@ -106,23 +108,23 @@ def test_smoothing_keeps_a_constant_and_the_mean_of_noise():
     assert math.isclose(smooth.mean(), 3.0, abs_tol=0.1)
 
 
-def test_what_cannot_be_drawn_is_told(told: Told, write_run: Callable[..., Path], tmp_path: Path):
+def test_what_cannot_be_drawn_is_reported(run_cli: RunCli, write_run: Callable[..., Path], tmp_path: Path):
     run, out = write_run("run"), tmp_path / "curves.png"
-    assert told("plot", tmp_path / "nothing", "--out", out)[0] == 2
-    code, _, err = told("plot", run, "--out", out, "--x", "miles")
+    assert run_cli("plot", tmp_path / "nothing", "--out", out)[0] == 2
+    code, _, err = run_cli("plot", run, "--out", out, "--x", "miles")
     assert code == 2
     assert "choose from step, samples, hours" in err
     log = run / "log.jsonl"
     log.write_text('{"step": 1, "loss": 2.0}\n')
-    assert "hint: --x step" in told("plot", run, "--out", out, "--x", "hours")[2]
+    assert "hint: use --x step" in run_cli("plot", run, "--out", out, "--x", "hours")[2]
     log.write_text('{"step": 1, "lo\n{"step": 2}\n')
-    code, _, err = told("plot", run, "--out", out)
+    code, _, err = run_cli("plot", run, "--out", out)
     assert code == 4
     assert str(log) in err
     assert not out.exists()
 
 
-def test_supervised_runs_have_their_accuracy_drawn(told: Told, write_run: Callable[..., Path], tmp_path: Path):
+def test_supervised_runs_have_their_accuracy_drawn(run_cli: RunCli, write_run: Callable[..., Path], tmp_path: Path):
     run = write_run("classes", num_lines=20)
     (run / "config.yaml").write_text(to_yaml(FinetuneConfig()))
     log = run / "log.jsonl"
@@ -130,15 +132,15 @@ def test_supervised_runs_have_their_accuracy_drawn(told: Told, write_run: Callab
     for text in (log.read_text(), log.read_text().replace('"lr"', '"val_acc1": 0.9, "lr"')):
         log.write_text(text)
         out = tmp_path / f"{len(drawn)}.png"
-        assert told("plot", run, "--out", out, "--x", "samples")[0] == 0
+        assert run_cli("plot", run, "--out", out, "--x", "samples")[0] == 0
         drawn.append(pixels(out))
     assert not np.array_equal(*drawn)  # a panel more
 
 
-def test_missing_matplotlib_is_told(
-    told: Told, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_matplotlib_is_reported(
+    run_cli: RunCli, write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = told("plot", write_run("run"), "--out", tmp_path / "curves.png")
+    code, _, err = run_cli("plot", write_run("run"), "--out", tmp_path / "curves.png")
     assert code == 2
     assert "pip install 'mmvit[eval]'" in err

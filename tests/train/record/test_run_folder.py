@@ -1,4 +1,4 @@
-"""What may change when a run goes on, what is told, what is refused."""
+"""What may change when a run resumes, what is logged, what is refused."""
 
 import logging
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_free_settings_change_silently(begun: Path, caplog: pytest.LogCaptureFix
     assert load_config(PretrainConfig, begun / "config.yaml", complete=False) == config
 
 
-def test_told_settings_are_told(begun: Path, caplog: pytest.LogCaptureFixture):
+def test_changed_settings_are_logged(begun: Path, caplog: pytest.LogCaptureFixture):
     config = changed(begun, train__steps=20_000, train__micro_batches=4, train__log_every=1)
     assert check_run_folder(begun, config).count("\n") == 1
     assert (
@@ -104,7 +104,7 @@ def test_told_settings_are_told(begun: Path, caplog: pytest.LogCaptureFixture):
     open_run_folder(begun, config)
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.splitlines() == [
-        "the run goes on with other settings:",
+        "the run resumes with changed settings:",
         "    train.steps: 10000 -> 20000",
         "    train.micro_batches: 1 -> 4",
     ]
@@ -132,9 +132,9 @@ def test_image_tower_of_another_kind_is_refused(begun: Path):
 
 def test_run_cannot_end_before_where_it_is(begun: Path):
     open_run_folder(begun, changed(begun, train__steps=60))
-    with pytest.raises(UsageError, match="the run is at step 60, beyond the 59") as error:
+    with pytest.raises(UsageError, match=r"the run is at step 60, beyond train\.steps=59") as error:
         open_run_folder(begun, changed(begun, train__steps=59))
-    assert error.value.hint == "train.steps=60, or more"
+    assert error.value.hint == "use train.steps=60 or more"
 
 
 def test_setting_that_the_folder_is_older_than_has_its_default(begun: Path):

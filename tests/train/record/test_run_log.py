@@ -38,7 +38,7 @@ def test_an_accuracy_is_shown_at_the_step_of_its_measurement(tmp_path: Path, cap
     assert shown == ["step 1/2  loss 1", "step 1/2  loss 1  accuracy 50.0%", "step 2/2  loss 0.5"]
 
 
-def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     log = RunLog(tmp_path / "log.jsonl", num_steps=1, start_step=0, active=False)
     log.write(1, {"loss": 1.0})
     log.close()
@@ -57,7 +57,7 @@ def test_no_log_is_an_empty_one(tmp_path: Path):
     assert read_log(tmp_path / "log.jsonl") == []
 
 
-def test_time_of_a_resumed_run_goes_on(tmp_path: Path):
+def test_time_of_a_resumed_run_continues(tmp_path: Path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 5, "time_s": 100.0}\n{"step": 6, "time_s": 120.0}\n')
     write(path, 5, range(6, 8))
@@ -67,7 +67,7 @@ def test_time_of_a_resumed_run_goes_on(tmp_path: Path):
     assert 100.0 <= times[1] < 110.0  # the 20 s of the lost step are not counted
 
 
-def test_full_disk_is_told_in_words(tmp_path: Path):
+def test_full_disk_is_reported(tmp_path: Path):
     log = RunLog(tmp_path / "log.jsonl", num_steps=100, start_step=0, active=True)
     log.file.close()
     with Path("/dev/full").open("ab", buffering=0) as log.file:  # every write to it fails as on a full disk
@@ -75,7 +75,7 @@ def test_full_disk_is_told_in_words(tmp_path: Path):
             log.write(1, {"loss": 1.0})
         log.close()
     assert error.value.exit_code == 5
-    assert "make room" in str(error.value)
+    assert "free disk space" in str(error.value)
 
 
 def test_line_that_the_disk_takes_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from mmvit.train.record.trackers import Trackers, tracker_arguments
 
 
 @pytest.fixture
-def told_by() -> Callable[[str, Path, int, range], None]:
+def log_steps() -> Callable[[str, Path, int, range], None]:
     """Log steps of a run with a tracker, as one start of the program does."""
 
     def run(name: str, folder: Path, start_step: int, steps: range) -> None:
@@ -41,11 +41,11 @@ def scalars(folder: Path) -> Iterator[tuple[int, float]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_has_each_step_once_over_a_resume(tmp_path: Path, told_by: Callable[..., None]):
+def test_tensorboard_has_each_step_once_over_a_resume(tmp_path: Path, log_steps: Callable[..., None]):
     pytest.importorskip("tensorboard")
     run = tmp_path / "run"
-    told_by("tensorboard", run, 0, range(1, 5))
-    told_by("tensorboard", run, 2, range(3, 8))  # steps 3 and 4 were lost in a crash, but told
+    log_steps("tensorboard", run, 0, range(1, 5))
+    log_steps("tensorboard", run, 2, range(3, 8))  # steps 3 and 4 were lost in a crash, but logged
     found = list(scalars(run / "tensorboard"))
     assert [step for step, _ in found] == list(range(1, 8))
     assert [loss for _, loss in found] == pytest.approx([1 / step for step in range(1, 8)])
@@ -53,16 +53,14 @@ def test_tensorboard_has_each_step_once_over_a_resume(tmp_path: Path, told_by: C
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_trackio_goes_on_with_the_same_run(
-    tmp_path: Path, told_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-):
+def test_trackio_resumes_the_same_run(tmp_path: Path, log_steps: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     from trackio import utils  # reads the variable once, when it is first imported
 
     run = tmp_path / "run"
-    told_by("trackio", run, 0, range(1, 4))
-    told_by("trackio", run, 1, range(2, 6))
+    log_steps("trackio", run, 0, range(1, 4))
+    log_steps("trackio", run, 1, range(2, 6))
     (database,) = utils.TRACKIO_DIR.glob("*.db")
     with sqlite3.connect(database) as connection:
         rows = connection.execute("SELECT run_name, step FROM metrics ORDER BY step").fetchall()
@@ -71,16 +69,16 @@ def test_trackio_goes_on_with_the_same_run(
     assert rows == [(name, step) for step in range(1, 6)]
 
 
-def test_wandb_stays_on_this_machine(tmp_path: Path, told_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+def test_wandb_stays_on_this_machine(tmp_path: Path, log_steps: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     run = tmp_path / "run"
-    told_by("wandb", run, 0, range(1, 4))
+    log_steps("wandb", run, 0, range(1, 4))
     run_id = (run / "tracker_id").read_text()
     assert list((run / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
 
 
-def test_missing_package_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_package_is_reported_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="'trackio' is not installed") as error:
         tracker_arguments(["trackio"], tmp_path)
@@ -134,5 +132,5 @@ def test_tracker_that_cannot_start_is_a_matter_of_settings(tmp_path: Path, monke
 
     monkeypatch.setattr(TensorBoardTracker, "start", Broken.start)
     accelerator = Accelerator(cpu=True, **tracker_arguments(["tensorboard"], tmp_path))
-    with pytest.raises(UsageError, match="a tracker cannot start: no connection"):
+    with pytest.raises(UsageError, match="a tracker cannot be started: no connection"):
         Trackers(accelerator, tmp_path, {})

@@ -59,7 +59,7 @@ def test_names_in_another_order_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="class 0 is 'dog' in the teacher and 'cat' in the data"):
         load_class_teacher(source, ["cat", "dog"], CPU)
     load_class_teacher(source, ["Katze", "Hund"], CPU)  # other names for them: nobody can tell
-    with pytest.raises(UsageError, match="the teacher has 2 classes, and the data 3"):
+    with pytest.raises(UsageError, match="the teacher has 2 classes, the data has 3"):
         load_class_teacher(source, ["cat", "dog", "bird"], CPU)
 
 
@@ -68,7 +68,7 @@ def test_a_teacher_that_does_not_say_its_size_is_refused(tmp_path: Path):
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     del processor["crop_size"]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"longest_edge": 40}}))
-    with pytest.raises(UsageError, match="does not say of which size"):
+    with pytest.raises(UsageError, match="does not state its image size"):
         load_class_teacher(source, ["cat", "dog"], CPU)
 
 
@@ -78,10 +78,10 @@ def test_a_teacher_whose_weights_are_not_all_there_is_refused(tmp_path: Path):
     save_file(
         {name: each for name, each in weights.items() if "classifier" not in name}, tmp_path / "model.safetensors"
     )
-    with pytest.raises(CheckpointError, match=r"lacks weights: classifier\.1\.bias, 2 in all"):
+    with pytest.raises(CheckpointError, match=r"lacks 2 weights, such as classifier\.1\.bias"):
         load_class_teacher(source, ["cat", "dog"], CPU)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(UsageError, match="cannot be opened"):
+    with pytest.raises(UsageError, match="cannot be loaded"):
         load_class_teacher(source, ["cat", "dog"], CPU)
 
 

@@ -1,4 +1,4 @@
-"""A lone process agrees with itself; several are started in tests/end_to_end/test_bad_data.py."""
+"""A single rank agrees with itself; several are started in tests/end_to_end/test_bad_data.py."""
 
 import pytest
 from accelerate import Accelerator
@@ -15,13 +15,13 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def test_errors_and_wishes_of_a_lone_process_are_its_own(accelerator: Accelerator):
-    assert gather_errors(accelerator, [ERROR], wished=True) == ([ERROR], True)
-    assert gather_errors(accelerator, (), wished=False) == ([], False)
+def test_errors_and_stop_requests_of_a_single_rank_are_its_own(accelerator: Accelerator):
+    assert gather_errors(accelerator, [ERROR], stop_requested=True) == ([ERROR], True)
+    assert gather_errors(accelerator, (), stop_requested=False) == ([], False)
 
 
 @pytest.mark.parametrize("error", [DataError("no data"), OSError(28, "No space left on device")])
-def test_main_process_gives_its_result_or_its_error(accelerator: Accelerator, error: Exception):
+def test_main_rank_gives_its_result_or_its_error(accelerator: Accelerator, error: Exception):
     def fail() -> None:
         raise error
 
@@ -35,9 +35,9 @@ def test_main_process_gives_its_result_or_its_error(accelerator: Accelerator, er
 def test_main_rank_goes_first(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator, is_main: bool, order: list):
     done = []
 
-    def gather(accelerator: Accelerator, mine: list[Failure], wished: bool) -> tuple[list[Failure], bool]:
+    def gather(accelerator: Accelerator, mine: list[Failure], stop_requested: bool) -> tuple[list[Failure], bool]:
         done.append("agreed")
-        return mine, wished
+        return mine, stop_requested
 
     monkeypatch.setattr("mmvit.train.safety.agree.gather_errors", gather)
     monkeypatch.setattr(Accelerator, "is_main_process", is_main)
@@ -62,7 +62,7 @@ def facts(**changed: str) -> dict[str, str]:
     return {"data": "abc", "step": "0", "config": "x" * 500} | changed
 
 
-def test_processes_that_agree_go_on(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
+def test_ranks_that_agree_continue(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
     check_agreement(accelerator, facts())
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     monkeypatch.setattr("mmvit.train.safety.agree.gather_object", lambda mine: mine * 3)
@@ -70,12 +70,12 @@ def test_processes_that_agree_go_on(monkeypatch: pytest.MonkeyPatch, accelerator
 
 
 def test_each_difference_is_named_with_its_rank_and_values(monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator):
-    """As the processes would tell it; real ones differ in tests/faults/ranks."""
-    told = [facts(), facts(), facts(data="def", config="y" * 500)]
+    """As ranks report them; real ones differ in tests/faults/ranks."""
+    reports = [facts(), facts(), facts(data="def", config="y" * 500)]
     monkeypatch.setattr(Accelerator, "num_processes", 3)
-    monkeypatch.setattr("mmvit.train.safety.agree.gather_object", lambda mine: told)
+    monkeypatch.setattr("mmvit.train.safety.agree.gather_object", lambda mine: reports)
     with pytest.raises(UsageError) as caught:
-        check_agreement(accelerator, told[0])
+        check_agreement(accelerator, reports[0])
     assert "rank 2: data is def, on rank 0 abc" in str(caught.value)
     assert "config is yyy" in str(caught.value)
     assert len(str(caught.value)) < 800

@@ -49,7 +49,7 @@ def test_usual_follows_the_last_steps():
     assert guard.refuse(1e9, 1e9) is None
 
 
-def test_a_guard_that_goes_on_decides_alike():
+def test_a_restored_guard_decides_equally():
     guard = after_usual_steps()
     guard.refuse(math.nan, 1.0)
     again = Guard(20.0)

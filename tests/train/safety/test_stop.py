@@ -1,4 +1,4 @@
-"""Signals become a wish, once or often, and mean afterwards what they meant before."""
+"""Signals become a stop request, once or repeatedly, and their handlers are restored afterwards."""
 
 import os
 import signal
@@ -9,13 +9,15 @@ from mmvit.train.safety.stop import StopFlag, Stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_signal_is_a_wish_and_a_second_one_harms_nothing(number: signal.Signals, capfd: pytest.CaptureFixture[str]):
+def test_signal_is_a_stop_request_and_a_second_one_has_no_effect(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+):
     before = signal.getsignal(number)
     with StopFlag() as flag:
-        assert not flag.wished
+        assert not flag.requested
         for _ in range(3):
             os.kill(os.getpid(), number)
-        assert flag.wished
+        assert flag.requested
         os.kill(os.getpid(), signal.SIGTERM)  # another one
     assert signal.getsignal(number) is before
     assert "stopping after this step" in capfd.readouterr().err

@@ -120,7 +120,7 @@ def test_state_without_adapters_stays_as_it_is(model: DualEncoder):
     assert all(merged[name] is tensor or torch.equal(merged[name], tensor) for name, tensor in state.items())
 
 
-def test_state_with_adapters_is_taken_up_exactly(model: DualEncoder):
+def test_state_with_adapters_is_restored_exactly(model: DualEncoder):
     other = copy.deepcopy(model)
     config = LoraConfig(rank=2, targets=["q", "up"])
     for each in (model, other):
@@ -134,10 +134,10 @@ def test_state_with_adapters_is_taken_up_exactly(model: DualEncoder):
     assert torch.equal(loss(other), loss(model))
 
 
-def test_unknown_map_and_missing_package_are_told(model: DualEncoder, monkeypatch: pytest.MonkeyPatch):
+def test_unknown_layer_and_missing_package_are_reported(model: DualEncoder, monkeypatch: pytest.MonkeyPatch):
     config = LoraConfig(rank=2)
     config.targets = ["query"]
-    with pytest.raises(UsageError, match="no linear map 'query'") as error:
+    with pytest.raises(UsageError, match="unknown linear layer 'query'") as error:
         add_adapters(model, config)
     assert error.value.where == "lora.targets"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
