@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from mmvit.checkpoint import load_weights
 from mmvit.interop.open_clip import from_open_clip
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 
@@ -126,3 +128,7 @@ def test_a_left_over_weight_is_named():
         weights = from_open_clip(reference.state_dict() | {theirs: torch.zeros(1)})
         with pytest.raises(CheckpointError, match=re.escape(f'Unexpected key(s) in state_dict: "{ours}"')):
             load_weights(copied(reference, small_config("gelu")), weights, "a checkpoint")
+
+
+def test_pixels_are_normalised_as_openai_does():
+    assert (CLIP_MEAN, CLIP_STD) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)

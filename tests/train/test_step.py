@@ -78,6 +78,7 @@ def step(
     drop: float = 0.0,
     lr: float = 0.0,
     same_caption_positives: bool = True,
+    clip_norm: float | None = None,
 ) -> tuple[StepResult, dict[str, Tensor]]:
     """Take a step; returns its result and the gradients that it took."""
     gradients: dict[str, Tensor] = {}
@@ -93,7 +94,7 @@ def step(
 
     parts = [part(each) for each in split(batch, num_parts, tokenizer.end_of_text)]
     refuse = Guard(None).refuse
-    result = train_step(Accelerator(cpu=True), model, [optimizer], objective, parts, clip_norm=None, refuse=refuse)
+    result = train_step(Accelerator(cpu=True), model, [optimizer], objective, parts, clip_norm=clip_norm, refuse=refuse)
     return result, gradients
 
 
@@ -204,3 +205,14 @@ def test_refused_step_changes_nothing(tokenizer: Tokenizer, batch: Batch):
 
 def replace_images(batch: Batch) -> Batch:
     return batch._replace(images=torch.full((NUM_IMAGES, 3, 16, 16), float("nan")))
+
+
+def test_gradients_are_clipped_to_the_norm(tokenizer: Tokenizer, batch: Batch):
+    """The logged norm is that before clipping."""
+    free, whole = step(build(tokenizer), tokenizer, batch)
+    limit = free.grad_norm / 3
+    clipped, gradients = step(build(tokenizer), tokenizer, batch, clip_norm=limit)
+    assert clipped.grad_norm == pytest.approx(free.grad_norm)
+    assert farthest(gradients, {name: gradient / 3 for name, gradient in whole.items()}) < TOLERANCE
+    _, gradients = step(build(tokenizer), tokenizer, batch, clip_norm=2 * free.grad_norm)
+    assert farthest(gradients, whole) == 0
