@@ -177,7 +177,7 @@ def tiny_data(request: pytest.FixtureRequest, built_once: Callable[..., Path]) -
 
 @pytest.fixture(scope="session")
 def spoiled_data(tiny_data: Path) -> Callable[..., Path]:
-    """Write the training drawings into a folder of their own, with the pictures of the samples `broken` cut."""
+    """Write the training drawings into a folder of their own, with the images of the samples `broken` cut."""
     from data_tools.tar.expand import expand_shards
     from data_tools.tar.writer import ShardWriter
     from mmvit.data.shards import IndexedShards

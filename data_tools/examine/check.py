@@ -1,4 +1,4 @@
-"""Examines shards: reads every byte again, compares it with the index, decodes every picture, reads every caption."""
+"""Examines shards: reads every byte again, compares it with the index, decodes every image, reads every caption."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def check_shards(
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
-        decode: decode every picture; False reads the pictures' headers only.
+        decode: decode every image; False reads the images' headers only.
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
     """

@@ -27,7 +27,7 @@ _OTHER_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.
 # Parts of file names, tried in this order before all others: plain fonts of many scripts.
 _PREFERRED = ("dejavusans.", "notosans-regular", "notosanscjk", "nanumgothic.", "malgun", "arialuni", "notosans")
 _NEVER = ("emoji", "symbol", "bold", "italic", "oblique", "mono", "condensed", "light", "thin")
-_INVISIBLE = ("Zs", "Cf", "Mn", "Me")  # alone they have no picture, or a font shows nothing for them
+_INVISIBLE = ("Zs", "Cf", "Mn", "Me")  # alone they have no image, or a font shows nothing for them
 _NOWHERE = "\U0010ffff"  # no font has it: what it draws is the font's box for a missing character
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures of shards with their captions."""
+"""A contact sheet: images of shards with their captions."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _read(reader: ShardReader, shard: int, i: int) -> Peeked:
     if content.image_field is not None:
         try:
             image = decode_image(fields[content.image_field])
-            image.thumbnail((1024, 1024))  # a sheet of many large pictures stays small in memory
+            image.thumbnail((1024, 1024))  # a sheet of many large images stays small in memory
         except ImageError as error:
             content = content._replace(fault=content.fault or Fault(error.cause, error.what))
     return Peeked(name, key, content, image)
@@ -123,7 +123,7 @@ def draw_sheet(path: Path, samples: Sequence[Peeked], title: str, font: Path | N
     Args:
         path: of the PNG.
         samples: of `peek_samples`.
-        title: above the pictures.
+        title: above the images.
         font: a font file to prefer; None chooses among those of this machine, for each caption one that has its script.
 
     Raises:
@@ -151,7 +151,7 @@ def draw_sheet(path: Path, samples: Sequence[Peeked], title: str, font: Path | N
 
 
 class _Cell:
-    """A picture, its caption in a few lines, its key."""
+    """An image, its caption in a few lines, its key."""
 
     def __init__(self, sample: Peeked, captions: FontSet, small: FontSet):
         self.picture = _fitted(sample.image) if sample.image else None

@@ -82,7 +82,7 @@ def repair_shards(
 ) -> RepairReport:
     """Write what is whole of each shard to a shard of the same name in the new folder `out`; `tars` are not touched.
 
-    A sample is whole when `check_shards` finds no fault in it. Its pictures are copied byte for byte; caption, metadata
+    A sample is whole when `check_shards` finds no fault in it. Its images are copied byte for byte; caption, metadata
     and label are written anew (UTF-8 without a byte order mark, no space around). Members of other kinds than
     `tar_scan.FIELDS` are not copied. `out/rejected.jsonl` has a line for everything left out.
 

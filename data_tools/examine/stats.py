@@ -17,10 +17,10 @@ from data_tools.tar.open import open_file
 # Row of the printed table: path in the numbers, unit, decimals.
 _ROWS = {
     "samples a shard": (("samples_a_shard",), "", 0),
-    "picture width": (("pictures", "width"), " px", 0),
-    "picture height": (("pictures", "height"), " px", 0),
-    "picture width / height": (("pictures", "aspect"), "", 2),
-    "picture file": (("pictures", "bytes"), " bytes", 0),
+    "image width": (("pictures", "width"), " px", 0),
+    "image height": (("pictures", "height"), " px", 0),
+    "image width / height": (("pictures", "aspect"), "", 2),
+    "image file": (("pictures", "bytes"), " bytes", 0),
     "caption characters": (("captions", "characters"), "", 0),
     "caption words": (("captions", "words"), "", 0),
     "samples a label": (("labels", "samples"), "", 0),
@@ -108,7 +108,7 @@ def describe(stats: dict[str, Any]) -> str:
     """Return the numbers of `shard_stats` in words."""
     pictures, captions, labels = stats["pictures"], stats["captions"], stats["labels"]
     lines = [headline(stats), "", *_spreads(stats)]
-    lines += ["", f"pictures    {pictures['count']:,}: {_shares(pictures['formats'])}"]
+    lines += ["", f"images    {pictures['count']:,}: {_shares(pictures['formats'])}"]
     lines.append(f"captions    {captions['count']:,}: {_shares(captions['scripts'])}")
     if captions["languages"]:
         lines.append(f"languages   {_shares(captions['languages'])}")
@@ -116,7 +116,7 @@ def describe(stats: dict[str, Any]) -> str:
         lines.append('languages   not determined; pip install "mmvit[data]"')
     lines.append(f"labels      {labels['count']:,} samples have one, {labels['different']:,} different")
     lines += [
-        f"duplicates  {_told_duplicates(pictures['duplicates'], 'picture')}",
+        f"duplicates  {_told_duplicates(pictures['duplicates'], 'image')}",
         f"            {_told_duplicates(captions['duplicates'], 'caption')}",
     ]
     if stats["bad_samples"]:

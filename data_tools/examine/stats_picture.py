@@ -21,7 +21,7 @@ _LANGUAGES = {"und": "undecided", "zxx": "no language"}
 
 
 def draw_stats(path: Path, stats: dict[str, Any], table: pa.Table, title: str) -> None:
-    """Draw caption lengths, picture sizes, languages (or scripts) and aspect ratios as a PNG.
+    """Draw caption lengths, image sizes, languages (or scripts) and aspect ratios as a PNG.
 
     Args:
         path: of the PNG.
@@ -35,7 +35,7 @@ def draw_stats(path: Path, stats: dict[str, Any], table: pa.Table, title: str) -
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("a picture needs matplotlib", hint='pip install "mmvit[data]"') from None
+        raise UsageError("an image needs matplotlib", hint='pip install "mmvit[data]"') from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -80,7 +80,7 @@ def _draw_captions(axes: Any, lengths: NDArray[Any]) -> None:
 
 
 def _draw_sizes(axes: Any, width: NDArray[Any], height: NDArray[Any]) -> None:
-    if not _begin(axes, "Picture size", len(width)):
+    if not _begin(axes, "Image size", len(width)):
         return
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
     from matplotlib.ticker import NullLocator
@@ -88,7 +88,7 @@ def _draw_sizes(axes: Any, width: NDArray[Any], height: NDArray[Any]) -> None:
     sizes, counts = np.unique(np.stack([width, height]), axis=1, return_counts=True)
     share = counts.max() / len(width)
     if share >= 0.1:
-        axes.set_title(f"Picture size: {100 * share:.0f} % are {' x '.join(map(str, sizes[:, counts.argmax()]))}")
+        axes.set_title(f"Image size: {100 * share:.0f} % are {' x '.join(map(str, sizes[:, counts.argmax()]))}")
     least, most = sizes.min() / 1.5, sizes.max() * 1.5
     bins = np.geomspace(least, most, 48)
     colours = LinearSegmentedColormap.from_list("samples", [_LIGHT, _COLOUR, "#0b2239"])

@@ -53,12 +53,12 @@ def image_rows(root: Path, kind: str, tally: Tally) -> Iterator[Row]:
             elif suffix not in _TEXTS:
                 tally.aside[suffix or "file without a suffix"] += 1
         for stem in texts.keys() - used:
-            tally.aside.update(f"{suffix} without a picture" for suffix in texts[stem])
+            tally.aside.update(f"{suffix} without an image" for suffix in texts[stem])
 
 
 def _image_row(path: str, kind: str, beside: tuple[str, ...]) -> Row:
     if kind != "classes":
         return Row(path, path, beside=beside)
     label = path.partition("/")[0] if "/" in path else None
-    fault = None if label else ("bad-label", "the picture lies in no class folder")
+    fault = None if label else ("bad-label", "the image lies in no class folder")
     return Row(path, path, label=label, beside=beside, fault=fault)

@@ -95,7 +95,7 @@ def tell(stats: Mapping[str, Stats], present: Sequence[str]) -> list[str]:
     del errors["success"]
     if count:
         main = "".join(f", {n} x {error}" for error, n in errors.most_common(_SHOWN_ERRORS))
-        notes.append(f"img2dataset fetched {successes} of {count} pictures, {successes / count:.1%}{main}")
+        notes.append(f"img2dataset fetched {successes} of {count} images, {successes / count:.1%}{main}")
     unfinished = [number for number in present if number not in stats]
     if unfinished:
         notes.append(f"not finished by img2dataset, what is whole is taken: {_some(unfinished)}")
@@ -167,9 +167,9 @@ def _lost_of(index: ShardIndex, name: str, promised: int) -> list[Lost]:
 
 
 def find_shortfalls(stats: Mapping[str, Stats], found: Mapping[str, int]) -> list[Lost]:
-    """Return what is lost of the `files` form, from the number of pictures in each folder."""
+    """Return what is lost of the `files` form, from the number of images in each folder."""
     return [
-        _shortfall(f"{number}/", "no-image", f"img2dataset counted {one.successes} pictures", one.successes - have)
+        _shortfall(f"{number}/", "no-image", f"img2dataset counted {one.successes} images", one.successes - have)
         for number, one in sorted(stats.items())
         if (have := found.get(number, 0)) < one.successes
     ]

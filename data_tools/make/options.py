@@ -9,12 +9,12 @@ from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.make.row import EXTRA_FORMATS, FIELD_FORMATS
 
 KINDS = {
-    "folder": "pictures with a .txt or .json of the same name beside them",
-    "classes": "pictures in one folder a class",
-    "csv": "a table with the paths of pictures",
+    "folder": "images with a .txt or .json of the same name beside them",
+    "classes": "images in one folder a class",
+    "csv": "a table with the paths of images",
     "tsv": "the same with tabs between the columns",
-    "jsonl": "one JSON object a line, with the path of a picture",
-    "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or pictures",
+    "jsonl": "one JSON object a line, with the path of an image",
+    "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or images",
     "img2dataset": "what img2dataset wrote, as webdataset or files",
     "datasets": "a Hugging Face data set saved with save_to_disk",
 }
@@ -32,8 +32,8 @@ class MakeOptions:
         captions: False leaves captions out.
         template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
         classnames: file with a class name a line, which numbers the classes; None numbers them by sorted names.
-        image_root: where paths of pictures start, and what no path or link may leave; None is the source's folder.
-        resize: px of the shorter side, of pictures that are larger.
+        image_root: where paths of images start, and what no path or link may leave; None is the source's folder.
+        resize: px of the shorter side, of images that are larger.
         image_format: "keep", "jpg", "png" or "webp".
         quality: 1 .. 100, of JPEG and WebP that are encoded anew.
         allow_formats: further formats that may be opened: "gif", "bmp", "tiff".
@@ -73,7 +73,7 @@ def check_options(options: MakeOptions) -> None:
         if name not in EXTRA_FORMATS:
             refuse(f"the format {name!r} cannot be allowed", f"--allow-formats takes {','.join(EXTRA_FORMATS)}")
     if options.allow_formats and options.image_format == "keep":
-        refuse("pictures of further formats must be encoded anew", "add --format jpg, png or webp")
+        refuse("images of further formats must be encoded anew", "add --format jpg, png or webp")
     if options.shard_size < 1 or not 1 <= options.quality <= 100 or (options.resize is not None and options.resize < 1):
         refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "give another number")
     if options.shuffle is not None and options.in_order:

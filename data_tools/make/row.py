@@ -19,7 +19,7 @@ FIELD_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _MAGIC = {"jpg": b"\xff\xd8", "png": b"\x89PNG", "webp": b"RIFF"}
 EXTRA_FORMATS = {"gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
 
-_MAX_FILE_BYTES = 512 << 20  # no picture that may be decoded is larger
+_MAX_FILE_BYTES = 512 << 20  # no image that may be decoded is larger
 _MAX_LABEL = 10**18
 
 
@@ -28,11 +28,11 @@ class Row(NamedTuple):
 
     Args:
         source: its name in the source, kept in the metadata.
-        image: path of the picture, or its bytes.
+        image: path of the image, or its bytes.
         captions: one text or list of texts a caption column; empty where the source has no captions.
         label: class index, or class name where the classes have names.
         meta: further columns, or the text of a JSON object.
-        beside: suffixes (".txt", ".json") of files beside the picture that belong to it.
+        beside: suffixes (".txt", ".json") of files beside the image that belong to it.
         fault: cause and words where the row itself is broken.
     """
 
@@ -56,13 +56,13 @@ class SampleRules(NamedTuple):
     """How samples are made of rows; see `data_tools.make.options.MakeOptions` for what a user gives.
 
     Args:
-        folders: where the paths of pictures lead.
-        caption_names: where in the metadata beside a picture its caption may stand.
+        folders: where the paths of images lead.
+        caption_names: where in the metadata beside an image its caption may stand.
         with_captions: each sample needs a caption.
         labels: "names" or "numbers" where each sample needs a label; None for samples without.
         classes: the class names; empty where labels are numbers without names.
         template: makes the caption of a row from its class name.
-        resize: px of the shorter side, of pictures that are larger.
+        resize: px of the shorter side, of images that are larger.
         image_format: "keep" or a field.
         quality: of JPEG and WebP that are encoded anew.
         formats: those that may be opened, by Pillow's names.
@@ -124,7 +124,7 @@ def read_inside(folders: Folders, name: str) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        FaultError: it is missing, or outside of the folder that pictures may lie in.
+        FaultError: it is missing, or outside of the folder that images may lie in.
     """
     try:
         path = Path(os.path.realpath(folders.start / name))
@@ -142,7 +142,7 @@ def read_inside(folders: Folders, name: str) -> bytes:
 
 
 def _picture(data: bytes, rules: SampleRules) -> tuple[str, bytes, tuple[int, int] | None]:
-    """Return field, bytes, and the size in px where the picture was resized; bytes that need no change are kept."""
+    """Return field, bytes, and the size in px where the image was resized; bytes that need no change are kept."""
     if not data:
         raise FaultError("no-image", "the image has no bytes")
     found = next((field for field, magic in _MAGIC.items() if data.startswith(magic)), "")
@@ -189,7 +189,7 @@ def _looks_like(data: bytes) -> str:
 
 
 def _meta(row: Row, folders: Folders) -> Mapping[str, Any]:
-    """Return the metadata of a row: its own, or the object in the JSON file beside its picture."""
+    """Return the metadata of a row: its own, or the object in the JSON file beside its image."""
     meta = row.meta
     if ".json" in row.beside:
         meta = _beside(row, ".json", folders)

@@ -1,4 +1,4 @@
-"""Turns pictures with their texts or classes into shards, in parallel, and accounts for each row of the source.
+"""Turns images with their texts or classes into shards, in parallel, and accounts for each row of the source.
 
 The folder that is made:
 
@@ -90,7 +90,7 @@ def make_shards(
 ) -> MakeReport:
     """Write the shards of a source into the folder `out`; a run that was killed goes on where it was.
 
-    Each picture is decoded once (about 1 ms for a JPEG of 500 px), so that broken ones are rejected here and not in
+    Each image is decoded once (about 1 ms for a JPEG of 500 px), so that broken ones are rejected here and not in
     training; its bytes are kept as they are unless the options ask for another size or format.
 
     Args:
@@ -102,7 +102,7 @@ def make_shards(
 
     Raises:
         UsageError: bad options, or `out` holds something else.
-        DataError: the source is damaged, or holds no picture.
+        DataError: the source is damaged, or holds no image.
     """
     check_options(options)
     folder, source, out = str(out), source.absolute(), out.absolute()
@@ -169,9 +169,9 @@ def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
         template = "{}"
     with_captions = options.captions and (template is not None or source.has_captions)
     if options.captions and not with_captions and source.labels is None:
-        what = "no picture has a .txt or .json of the same name"
+        what = "no image has a .txt or .json of the same name"
         hint = (
-            "--no-captions for pictures alone; --kind classes where each folder is a class; where a table holds the "
+            "--no-captions for images alone; --kind classes where each folder is a class; where a table holds the "
             f"captions, name it: mmvit-data make {path}/TABLE.csv OUT"
         )
         raise UsageError(what, where=str(path), hint=hint)
@@ -205,7 +205,7 @@ def _seed(source: Source, options: MakeOptions) -> int | None:
     if source.group_rows is not None:
         if options.shuffle is not None:
             raise UsageError(
-                "the rows of parquet files that hold pictures can only be read in their order",
+                "the rows of parquet files that hold images can only be read in their order",
                 hint="leave out --shuffle, then shuffle the shards: mmvit-data reshard",
             )
         return None

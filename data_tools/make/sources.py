@@ -1,4 +1,4 @@
-"""What a source of pictures is: its kind, and its rows in a form that any process can read by number."""
+"""What a source of images is: its kind, and its rows in a form that any process can read by number."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Source:
     Args:
         kind: one of `KINDS`.
         rows: its rows.
-        start: the folder that paths of pictures are relative to.
+        start: the folder that paths of images are relative to.
         fingerprint: differs where the rows differ.
         group_rows: rows that are best read in one go; None where each row is read alone.
         has_captions: rows may have captions.
@@ -164,8 +164,8 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
         )
     if not source.rows.num_rows:
         found = ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(5)) or "nothing"
-        hint = "name the folder or the table that holds the pictures or their paths"
-        raise DataError("the source holds no picture", where=str(path), note=f"found: {found}", hint=hint)
+        hint = "name the folder or the table that holds the images or their paths"
+        raise DataError("the source holds no image", where=str(path), note=f"found: {found}", hint=hint)
     return source
 
 
@@ -219,7 +219,7 @@ def _open_folder(path: Path, kind: str, listing: Path) -> Source:
         stats = img2dataset.read_stats(path)
         source.lost = img2dataset.find_shortfalls(stats, tally.images)
         source.notes = img2dataset.tell(stats, sorted(tally.images))
-        for suffix in (".parquet", ".json without a picture"):  # its own tables and stats
+        for suffix in (".parquet", ".json without an image"):  # its own tables and stats
             del source.aside[suffix]
     return source
 

@@ -55,7 +55,7 @@ class Broken(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: its columns, those that hold pictures by their type, and Hugging Face's description of each."""
+    """A table: its columns, those that hold images by their type, and Hugging Face's description of each."""
 
     names: tuple[str, ...]
     picture_columns: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Table(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-    """Rows with the bytes of their pictures, of several parquet or Arrow files; `starts[i]` is the first row of file i.
+    """Rows with the bytes of their images, of several parquet or Arrow files; `starts[i]` is the first row of file i.
 
     Rows of a parquet file can only be read one after the other, in groups of up to `group_rows`.
     """
@@ -136,7 +136,7 @@ def _parquet_file(path: str | Path) -> parquet.ParquetFile:
 
 @functools.lru_cache(16)
 def _arrow_table(path: str) -> pa.Table:
-    """Open an Arrow stream or file without reading its pictures: the table lies in the memory-mapped file."""
+    """Open an Arrow stream or file without reading its images: the table lies in the memory-mapped file."""
     try:
         source = pa.memory_map(path)
         try:
@@ -230,7 +230,7 @@ def _is_picture(kind: pa.DataType) -> bool:
 
 
 def pack(table: Table, columns: Columns) -> PackedRows:
-    """Return the rows of a parquet or Arrow table that holds its pictures."""
+    """Return the rows of a parquet or Arrow table that holds its images."""
     files = tuple(str(path) for path in table.files)
     if table.files[0].suffix == ".arrow":
         counts, group_rows = [_arrow_table(path).num_rows for path in files], None
@@ -243,7 +243,7 @@ def pack(table: Table, columns: Columns) -> PackedRows:
 
 
 def parquet_rows(table: Table) -> Iterator[dict[str, Any]]:
-    """Yield the rows of parquet files that hold no pictures."""
+    """Yield the rows of parquet files that hold no images."""
     for path in table.files:
         for batch in _parquet_file(path).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
@@ -278,7 +278,7 @@ def jsonl_rows(path: Path) -> Iterator[dict[str, Any] | Broken]:
 
 
 def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
-    """Return which columns hold the pictures, captions and labels: those the user names, else those with usual names.
+    """Return which columns hold the images, captions and labels: those the user names, else those with usual names.
 
     Raises:
         UsageError: a column that is not there, or none that is known.
@@ -315,14 +315,14 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
             "no column is known to hold the captions",
             where=str(where),
             note=found,
-            hint="--caption-column NAME, or --no-captions for pictures alone",
+            hint="--caption-column NAME, or --no-captions for images alone",
         )
     return Columns(image, captions, label)
 
 
 def _no_image_column(where: Path, found: str, url: str | None, caption: str | None) -> UsageError:
     if url is None:
-        what = "no column is known to hold the pictures or their paths"
+        what = "no column is known to hold the images or their paths"
         return UsageError(what, where=str(where), note=found, hint="--image-column NAME")
     kind = {".parquet": "parquet", ".jsonl": "jsonl", ".tsv": "tsv"}.get(where.suffix, "csv")
     return UsageError(
@@ -339,4 +339,4 @@ def describe(columns: Columns, names: Sequence[str]) -> str:
     captions = ", ".join(map(repr, columns.captions)) or "none"
     label = "none" if columns.label is None else repr(columns.label)
     rest = ", ".join(name for name in names if name not in {columns.image, *columns.captions, columns.label}) or "none"
-    return f"columns: pictures {columns.image!r}, captions {captions}, labels {label}; kept as metadata: {rest}"
+    return f"columns: images {columns.image!r}, captions {captions}, labels {label}; kept as metadata: {rest}"

@@ -238,6 +238,6 @@ def read_header(data: bytes) -> tuple[str, int, int]:
             exif.load(image.info.get("exif") or b"")  # image.getexif() would decode a whole PNG that has none
             sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError("the image cannot be decoded: not a JPEG, PNG or WebP picture") from error
+        raise ImageError("the image cannot be decoded: not a JPEG, PNG or WebP image") from error
     width, height = reversed(image.size) if sideways else image.size
     return str(image.format), width, height

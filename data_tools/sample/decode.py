@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to an RGB image, within bounds of format, size and memory."""
+"""From the bytes of an image file to an RGB image, within bounds of format, size and memory."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from data_tools.core.errors import DataError
 
-# Rare formats hold most decoder faults, and a small file can unfold to a huge picture: neither gets in.
+# Rare formats hold most decoder faults, and a small file can unfold to a huge image: neither gets in.
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535  # px, as JPEG has it; a line of 50,000,000 pixels would grow without bound when it is resized
@@ -24,7 +24,7 @@ MAX_BYTES = 280 * 2**20  # of memory while decoding
 _STRIP_PIXELS = 2**18
 
 # EXIF orientation to the turn that undoes it. Pillow's exif_transpose also writes the EXIF block anew, and so fails on
-# blocks that cameras write wrongly around a good picture.
+# blocks that cameras write wrongly around a good image.
 TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,13 +37,13 @@ TURNS: dict[object, Image.Transpose] = {
 
 
 class ImageError(DataError):
-    """A picture that cannot be decoded; `cause` is its name in `errors.CAUSES`."""
+    """An image that cannot be decoded; `cause` is its name in `errors.CAUSES`."""
 
     cause = "bad-image"
 
 
 class ImageTooLargeError(ImageError):
-    """A picture that would take too much memory; refused by its header, before it is decoded."""
+    """An image that would take too much memory; refused by its header, before it is decoded."""
 
     cause = "too-large"
 
@@ -60,7 +60,7 @@ class Jpeg(NamedTuple):
         """Decode to uint8 [ceil(height / shrink), ceil(width / shrink), 3].
 
         Args:
-            shrink: 1, 2, 4 or 8; a shrunken picture is made of the low frequencies of each block alone.
+            shrink: 1, 2, 4 or 8; a shrunken image is made of the low frequencies of each block alone.
             rough: take libjpeg's faster arithmetic, which is off by one or two levels of 255 and saves a tenth.
 
         Raises:
@@ -77,7 +77,7 @@ class Jpeg(NamedTuple):
 
 
 def decode_image(data: bytes, where: str = "image", formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Decode a picture file to RGB, as `to_rgb` says.
+    """Decode an image file to RGB, as `to_rgb` says.
 
     Args:
         data: the file's content.
@@ -104,7 +104,7 @@ def open_jpeg(data: bytes, where: str = "image") -> Jpeg | None:
     """Return the JPEG by its header; None for all that takes `decode_image`: other formats, CMYK, EXIF turns.
 
     Raises:
-        ImageError: it is no picture, or too large.
+        ImageError: it is no image, or too large.
     """
     if not data.startswith(b"\xff\xd8"):
         return None
@@ -115,7 +115,7 @@ def open_jpeg(data: bytes, where: str = "image") -> Jpeg | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture that a viewer would show, as a new RGB image.
+    """Return the image that a viewer would show, as a new RGB image.
 
     - It is turned as EXIF says.
     - Integer grey of 16 bits is scaled to 8; so is float grey, from the least of 1, 255 and 65535 that holds it all.
@@ -143,7 +143,7 @@ def _refusals(where: str, formats: tuple[str, ...]) -> Iterator[None]:
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
         unknown = isinstance(error, UnidentifiedImageError)  # whose text is a memory address
         raise ImageError(
-            f"image cannot be decoded: {f'not a {names} picture' if unknown else error}",
+            f"image cannot be decoded: {f'not a {names} image' if unknown else error}",
             where=where,
             hint=f"give a whole {names} file, or remove the sample",
         ) from error
@@ -184,12 +184,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _flatten(image: Image.Image) -> Image.Image:
     """Return the image turned, as RGB and without transparency; the same object where it is that already."""
     turn = _turn(image)
-    image.load()  # before the result is there: while it is decoded, the picture takes its most
+    image.load()  # before the result is there: while it is decoded, the image takes its most
     if image.mode != "RGB" or image.has_transparency_data:
         full_scale = _full_scale(image)
         rgb = Image.new("RGB", image.size)
         rows = max(1, _STRIP_PIXELS // image.width)
-        for top in range(0, image.height, rows):  # strip by strip: a conversion takes several times the picture
+        for top in range(0, image.height, rows):  # strip by strip: a conversion takes several times the image
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))
             rgb.paste(_flatten_strip(strip, full_scale), (0, top))
         image = rgb

@@ -3,7 +3,7 @@
 Columns, one row a sample of the index, in its order:
 
     key            string   without the shard's name
-    width, height  int32    px, as the picture is delivered: turned by EXIF
+    width, height  int32    px, as the image is delivered: turned by EXIF
     aspect         float32  width / height
     image_format   string   JPEG, PNG or WEBP
     image_bytes    int64
@@ -93,7 +93,7 @@ def shard_metadata(
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
-        with_phash: also the perceptual hash, which needs each picture decoded.
+        with_phash: also the perceptual hash, which needs each image decoded.
         num_workers: processes, see `run_tasks`.
         engine: see `run_tasks`.
 
@@ -117,13 +117,13 @@ def shard_metadata(
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """Return the 64-bit pHash of a picture: that of `imagehash.phash`, most significant bit first.
+    """Return the 64-bit pHash of an image: that of `imagehash.phash`, most significant bit first.
 
     Each bit tells whether one of the 8 x 8 lowest frequencies of 32 x 32 grey pixels is over their median.
-    Copies at another size or JPEG quality differ in a few bits, different pictures in about 32.
+    Copies at another size or JPEG quality differ in a few bits, different images in about 32.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
-    low = (_cosines() @ grey @ _cosines().T).round(6)  # what is 0 in symmetrical pictures is so on every machine
+    low = (_cosines() @ grey @ _cosines().T).round(6)  # what is 0 in symmetrical images is so on every machine
     bits = np.packbits(low > np.median(low))
     return int.from_bytes(bits.tobytes(), "big")
 

@@ -113,13 +113,13 @@ class LabelledFiles(SampleSource):
 
 
 def list_class_folders(root: Path) -> LabelledNames:
-    """Return the pictures in each folder of `root`, and in the folders below these, with the folder as their label.
+    """Return the images in each folder of `root`, and in the folders below these, with the folder as their label.
 
     Hidden files and folders, and links to folders, are left out.
 
     Raises:
         UsageError: no folders, or they are the parts of a data set instead of classes.
-        DataError: a folder without a picture.
+        DataError: a folder without an image.
     """
     aside: Counter[str] = Counter()
     files: list[str] = []
@@ -128,7 +128,7 @@ def list_class_folders(root: Path) -> LabelledNames:
         name = folder.partition("/")[0]
         pictures = [f"{folder}{file}" for file in names if is_readable(file)]
         if not name:
-            aside["picture in no class folder"] += len(pictures)
+            aside["image in no class folder"] += len(pictures)
             continue
         counts[name] += len(pictures)
         aside["file that is no JPEG, PNG or WebP"] += len(names) - len(pictures)
@@ -146,16 +146,16 @@ def _check_folders(root: Path, counts: Counter[str]) -> None:
         raise UsageError(
             "the folder holds no class folders",
             where=str(root),
-            hint=f"put the pictures of each class into a folder of its own, as {root / 'cat' / '1.jpg'}; or name a "
-            "JSON file that maps pictures to classes, or shards with .cls",
+            hint=f"put the images of each class into a folder of its own, as {root / 'cat' / '1.jpg'}; or name a "
+            "JSON file that maps images to classes, or shards with .cls",
         )
     if {name.lower() for name in counts} <= SPLITS:
         what = f"these folders are parts of a data set, not classes: {', '.join(sorted(counts))}"
         raise UsageError(what, where=str(root), hint=f"name one of them: {root / min(counts)}")
     empty = sorted(name for name in counts if not counts[name])
     if empty:
-        what = f"{len(empty)} of {len(counts)} class folders hold no picture: {', '.join(empty[:5])}"
-        raise DataError(what, where=str(root), hint="put pictures into each, or remove it")
+        what = f"{len(empty)} of {len(counts)} class folders hold no image: {', '.join(empty[:5])}"
+        raise DataError(what, where=str(root), hint="put images into each, or remove it")
 
 
 def list_json_labels(path: Path) -> LabelledNames:

@@ -1,4 +1,4 @@
-"""Where the pictures and texts to embed come from."""
+"""Where the images and texts to embed come from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ class ShardSource:
 
 
 class FileSource:
-    """Picture files."""
+    """Image files."""
 
     modality = "image"
 
@@ -108,7 +108,7 @@ Source = ShardSource | FileSource | LineSource
 
 
 def open_source(spec: str) -> Source:
-    """Open shards, a folder of pictures, one picture, or a text file with a text a line.
+    """Open shards, a folder of images, one image, or a text file with a text a line.
 
     Raises:
         UsageError: nothing there can be embedded.
@@ -118,10 +118,10 @@ def open_source(spec: str) -> Source:
     if path.is_dir() and not any(path.glob("*.tar")):
         files = image_files(path)
         if not files:
-            raise UsageError("the folder holds no shard and no picture", where=spec, hint="give another SOURCE")
+            raise UsageError("the folder holds no shard and no image", where=spec, hint="give another SOURCE")
         return FileSource(files)
     if (is_readable(path.name) or path.suffix.lower() == ".txt") and not path.exists():
-        hint = "check the path; many pictures: give their folder"
+        hint = "check the path; many images: give their folder"
         raise DataError("the file is missing", where=without_secrets(spec), hint=hint)
     if is_readable(path.name) and path.is_file():
         return FileSource([path])

@@ -129,7 +129,7 @@ TEXTS = {
     "a long label": ("cls", b"1" * (2 << 20), ".cls has 2097152 bytes, more than 1048576"),
     "a label of 10,000 digits": ("cls", b"1" * 10_000, "is neither a class index nor a class name"),
 }
-SPARSE = "a picture of 200 MiB"
+SPARSE = "an image of 200 MiB"
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,6 @@ def test_the_tools_write_nothing_of_it_anywhere(hostile_tar: HostileTar, canary:
         ]
     )
     assert check_shards([tar], num_workers=1).shards[0].samples == 2
-    assert repair_shards([tar], tmp_path / "out", num_workers=1).kept == 1  # the other picture is none
+    assert repair_shards([tar], tmp_path / "out", num_workers=1).kept == 1  # the other image is none
     assert {path.name for path in tmp_path.iterdir()} <= {"hostile.tar", "hostile.tar.idx", "out"}
     assert all(path.suffix in (".tar", ".idx", ".jsonl") for path in (tmp_path / "out").iterdir())

@@ -1,4 +1,4 @@
-"""Small data sets of drawn squares, whole or with broken pictures, and the batches of them."""
+"""Small data sets of drawn squares, whole or with broken images, and the batches of them."""
 
 import io
 import re
@@ -43,7 +43,7 @@ def drawing() -> Callable[[int], bytes]:
 
 @pytest.fixture(scope="session")
 def write_squares() -> Callable[..., list[Path]]:
-    """Write key0, key1, ... into shards of nine; the pictures of `broken` are cut."""
+    """Write key0, key1, ... into shards of nine; the images of `broken` are cut."""
 
     def write(folder: Path, broken: Collection[int] = (), num_samples: int = NUM_SQUARES) -> list[Path]:
         with ShardWriter(folder, max_samples=9) as writer:
@@ -95,7 +95,7 @@ def batches_of(square_words: Tokenizer) -> Callable[..., TrainBatches]:
 
 
 class MeanColours(Encoder):
-    """Stands in for a model: mean colours of a picture's halves, and lengths of a text."""
+    """Stands in for a model: mean colours of an image's halves, and lengths of a text."""
 
     batch_size, fingerprint, logit_scale = 4, "c" * 64, 50.0
 

@@ -81,7 +81,7 @@ def test_hidden_other_and_linked_files_stay_outside(tree: Path, tmp_path: Path, 
     (tree / "linked").symlink_to(tree / "one", target_is_directory=True)
     assert by_name(opened(tree)) == before
     assert "2 x file that is no JPEG, PNG or WebP" in caplog.text
-    assert "1 x picture in no class folder" in caplog.text
+    assert "1 x image in no class folder" in caplog.text
     assert "1 x link to a folder" in caplog.text
 
 
@@ -126,7 +126,7 @@ def test_folders_that_are_no_classes(tmp_path: Path, tree: Path):
     assert caught.value.hint == f"name one of them: {tmp_path / 'set' / 'train'}"
     (tree / "ten" / "empty").mkdir(parents=True)
     (tree / "ten" / "notes.txt").touch()
-    with pytest.raises(DataError, match="1 of 11 class folders hold no picture: ten"):
+    with pytest.raises(DataError, match="1 of 11 class folders hold no image: ten"):
         opened(tree)
 
 

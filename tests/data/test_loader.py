@@ -370,7 +370,7 @@ def test_workers_leave_signals_to_the_main_process(squares: IndexedShards, batch
 
 
 MIB = 2**20
-ITEM = 12 * MIB  # 16 pictures of 512 x 512
+ITEM = 12 * MIB  # 16 images of 512 x 512
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A picture keeps its shape: the largest grid that the budget holds, cut as `patchify` cuts."""
+"""An image keeps its shape: the largest grid that the budget holds, cut as `patchify` cuts."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ NUM_CLASSES = 200
 NUM_EVERY = 9  # every ninth of about 1,850 classes, so that all groups of emoji are among them
 CHANCE = 1 / NUM_CLASSES
 # Half of the lowest that seeds 0 to 2 reached: English 30.4, 40.3, 44.0 %, Korean 29.3, 31.4, 28.3 %.
-# A model that learned nothing, or only pictures, or only words, stays at chance.
+# A model that learned nothing, or only images, or only words, stays at chance.
 BOUNDS = {"en": 0.15, "ko": 0.14}
 # A recipe of its own, so that no change of a shipped config moves the bounds.
 RECIPE = """

@@ -38,7 +38,7 @@ STEPS = 6
 BF16_TOLERANCE = 0.004  # relative, of a loss in bf16: its unit in the last place
 SETTINGS = (f"train.steps={STEPS}", "train.batch_size=8", "train.log_every=1", "data.num_workers=0")
 NO_CHANGE = tuple(f"data.augment.{name}=null" for name in ("zoom", "rotate", "shift", "brightness", "hue"))
-SQUARE = "seed=2"  # with it no picture of the first steps has another shape, of which an evaluation cuts the middle
+SQUARE = "seed=2"  # with it no image of the first steps has another shape, of which an evaluation cuts the middle
 STILL = ("optim.lr=0", "optim.muon_lr=0")
 ONE_CAPTION = "data.captions=[{source: names.en}]"
 STAGES = "curriculum=[{until: 0.7, image_size: 16, text_tokens: 7, patch_dropout: 0.5}, {until: 1, patch_dropout: 0.2}]"
@@ -227,9 +227,9 @@ def test_text_tower_learns_from_stored_images(recipes: Recipes):
 
 
 def test_stored_images_train_as_the_pictures_do(recipes: Recipes):
-    """The pictures as `mmvit embed` sees them: nothing random.
+    """The images as `mmvit embed` sees them: nothing random.
 
-    Captions have no choice: it comes from the random state that the changes of the picture come from.
+    Captions have no choice: it comes from the random state that the changes of the image come from.
     """
     stored = logged(recipes.finished("stored images"))
     pictures = logged(recipes.run("stored images", "data.image_embeddings=''", "data.decode=exact", *NO_CHANGE))
@@ -276,7 +276,7 @@ def test_student_comes_nearer_to_its_teacher(recipes: Recipes, spoiled_data: Cal
 
 
 def test_rows_on_disk_teach_as_their_model_does(recipes: Recipes):
-    """The rows are of the whole picture and of the caption in `txt`."""
+    """The rows are of the whole image and of the caption in `txt`."""
     seen = ("train.micro_batches=1", "data.captions=[{source: txt}]", "data.decode=exact", *NO_CHANGE, *STILL, SQUARE)
     found = [logged(recipes.run(name, "train.steps=3", *seen), "loss_distillation") for name in TEACHERS]
     assert torch.allclose(found[0], found[1], rtol=3e-3)  # rows of float16, times a logit scale of 50
@@ -405,10 +405,10 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     "teacher without weight": (2, ("loss.teacher={other}",), "loss.distillation"),
     "weight without teacher": (2, ("loss.distillation=1",), "loss.teacher"),
     "teacher that is none": (4, ("loss.distillation=1", "loss.teacher=nowhere"), "nowhere"),
-    "teacher of whole pictures": (
+    "teacher of whole images": (
         *(2, (*RECIPES["patches"], "loss.distillation=1", "loss.teacher={other}"), "mmvit embed"),
     ),
-    "teacher of pictures that are not read": (
+    "teacher of images that are not read": (
         *(2, (*LOCKED, "loss.distillation=1", "loss.teacher={other}"), "mmvit embed"),
     ),
     "sigmoid without bias": (2, ("loss.kind=sigmoid",), "model.initial_logit_bias"),

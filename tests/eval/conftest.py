@@ -31,7 +31,7 @@ IMAGE_SIZE = 16
 
 
 def coloured(name: str, seed: int) -> Image.Image:
-    """A plain picture of one colour with a little noise, of some size."""
+    """A plain image of one colour with a little noise, of some size."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(16, 40, 2)
     noise = rng.integers(-15, 16, (height, width, 3))
@@ -51,7 +51,7 @@ def colour_names() -> list[str]:
 
 @pytest.fixture(scope="session")
 def colour_shards(tmp_path_factory: pytest.TempPathFactory) -> IndexedShards:
-    """Four pictures a colour that training does not see; the label is the number of the name."""
+    """Four images a colour that training does not see; the label is the number of the name."""
     with ShardWriter(tmp_path_factory.mktemp("colours")) as writer:
         for seed in range(4):
             for label, name in enumerate(COLOURS):

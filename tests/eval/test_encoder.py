@@ -69,7 +69,7 @@ def test_preprocessed_pictures_give_the_same_rows(encoder: Encoder, colour_files
 
 
 def test_originals_are_not_held_together(encoder: Encoder, colour_files: list[Path], monkeypatch: pytest.MonkeyPatch):
-    """Each picture is preprocessed before the next one is read."""
+    """Each image is preprocessed before the next one is read."""
     done: list[str] = []
     monkeypatch.setattr(module, "read_image", lambda path: done.append("read") or read_image(path))
     monkeypatch.setattr(module, "eval_pixels", lambda *given: done.append("preprocess") or eval_pixels(*given))

@@ -230,7 +230,7 @@ def test_the_weights_are_those_that_the_blocks_use(options: dict[str, object]):
 
 
 def pasted(left: str, right: str, seed: int) -> Tensor:
-    """A picture of two colours, 16x32 px."""
+    """An image of two colours, 16x32 px."""
     rng = np.random.default_rng(seed)
     halves = [np.array(COLOURS[name]) + rng.integers(-15, 16, (16, 16, 3)) for name in (left, right)]
     return torch.from_numpy(np.concatenate(halves, axis=1).clip(0, 255).astype(np.uint8)).permute(2, 0, 1)[None]

@@ -1,4 +1,4 @@
-"""`mmvit inspect`: pictures that hold something, the numbers in them, and errors in words."""
+"""`mmvit inspect`: images that hold something, the numbers in them, and errors in words."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def pictures(colour_files: list[Path], tmp_path: Path) -> list[Path]:
 
 
 def checked(path: Path) -> np.ndarray:
-    """A picture of the size that a person looks at, and not blank."""
+    """An image of the size that a person looks at, and not blank."""
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))

@@ -79,7 +79,7 @@ def test_wrong_names_are_wrong(encoder: Encoder, colour_names: list[str], colour
 
 
 def test_names_that_are_equal_are_one_class(encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards):
-    """Pictures of classes 0 and 1 are both "RED" now: the red ones are right, the green ones are not."""
+    """Images of classes 0 and 1 are both "RED" now: the red ones are right, the green ones are not."""
     names = ["red", "RED", *colour_names[2:]]
     result = evaluate_zero_shot(encoder, colour_shards, names, TEMPLATES[:2])
     assert result.labels.tolist() == [0, 0, 2, 3, 4, 5] * 4

@@ -28,7 +28,7 @@ class Account(NamedTuple):
         intact: delivered, byte for byte.
         told: not delivered, and reported by key, or by the stretch of the tar where it is.
         untold: neither: lost or changed in silence.
-        wrong: delivered with the picture of one sample and the text of another.
+        wrong: delivered with the image of one sample and the text of another.
         torn: delivered with bytes or fields that are not those of the sample.
     """
 
@@ -122,7 +122,7 @@ def _sorted(seed: Seed, delivered: Mapping[str, Mapping[str, bytes]], told: set[
 
 
 def _wrong(seed: Seed, delivered: Mapping[str, Mapping[str, bytes]], told: set[str]) -> list[str]:
-    """Return the samples with one sample's picture and another's text."""
+    """Return the samples with one sample's image and another's text."""
     owners = {data: key for key, fields in seed.samples.items() for data in fields.values()}
     wrong = []
     for key, fields in delivered.items():

@@ -1,4 +1,4 @@
-"""Small shards of real pictures, made by different writers: what the mutations start from."""
+"""Small shards of real images, made by different writers: what the mutations start from."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def make_seeds(folder: Path) -> list[Seed]:
 
 
 def _samples(writer: str, rng: random.Random) -> Iterator[tuple[str, Fields]]:
-    if writer == "pictures":  # one member a sample: nothing but the picture tells that it is there
+    if writer == "pictures":  # one member a sample: nothing but the image tells that it is there
         yield from ((f"{i:05d}", {"jpg": _picture("jpg", rng)}) for i in range(12))
         return
     for i in range(9):
         key = KEYS.get(writer, "{i:05d}").format(i=i)
         picture = IMAGES[i % 3] if writer != "webdataset" else "jpg"
-        fields = {picture: _picture(picture, rng), "txt": f"picture {i} of {writer}: {rng.random()}".encode()}
+        fields = {picture: _picture(picture, rng), "txt": f"image {i} of {writer}: {rng.random()}".encode()}
         if not (writer == "missing" and i % 4 == 1):
             fields["json"] = json.dumps({"i": i, "noise": "x" * rng.randrange(900)}).encode()
         if not (writer == "missing" and i % 5 == 2):

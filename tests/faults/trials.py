@@ -97,7 +97,7 @@ def _broken(seed: Seed, fault: Fault, account: Account) -> Iterator[str]:
     if account.untold:
         yield f"with the index, in silence: {account.untold}"
     if account.wrong:
-        yield f"with the index, picture and text of two samples: {account.wrong}"
+        yield f"with the index, image and text of two samples: {account.wrong}"
     if fault.small and len(seed.samples) - len(account.intact) > 2:
         yield f"with the index, {len(seed.samples) - len(account.intact)} samples are lost"
     if lost := _before(seed, fault) - set(account.intact):
@@ -117,7 +117,7 @@ def _broken_without_index(seed: Seed, fault: Fault, account: Account) -> Iterato
     if not fault.forged and len(lost := _before(seed, fault) - set(account.intact)) > 1:
         yield f"without an index, samples are lost that lie before the fault: {lost}"
     if account.wrong and not fault.forged:
-        yield f"without an index, picture and text of two samples: {account.wrong}"
+        yield f"without an index, image and text of two samples: {account.wrong}"
     if fault.small and len(seed.samples) - len(account.intact) > 2:
         yield f"without an index, {len(seed.samples) - len(account.intact)} samples are lost"
 

@@ -89,7 +89,7 @@ def bad_source(folder: Path, num_good: int) -> ShardSource:
     """Good samples with four bad ones among them."""
     bad = {
         50: {"png": picture()[:60], "txt": "cut"},
-        51: {"png": b"GIF89a", "txt": "no picture"},
+        51: {"png": b"GIF89a", "txt": "no image"},
         52: {"png": picture()},
         53: {"txt": "no image"},
     }
@@ -117,7 +117,7 @@ def test_bad_items_are_listed_and_counted(encoder: Encoder, model: Path, tmp_pat
     expected = encoder.encode_image([Image.open(io.BytesIO(picture(60)))])[0].numpy()
     np.testing.assert_allclose(folder.vectors["img"][0][row], expected, atol=2e-3)
 
-    # A picture without caption is good enough where only pictures are wanted.
+    # An image without caption is good enough where only images are wanted.
     assert embed_source(encoder, model, source, tmp_path / "images", "image") == (501, 3)
     assert Searcher(tmp_path / "images", model).search(image=save_picture(tmp_path), k=1)
 
@@ -280,7 +280,7 @@ def test_source_that_is_none_is_refused(run_cli: RunCli, model: Path, tmp_path: 
     for name, message in {
         "empty.txt": "the file holds no text",
         "latin.txt": "not UTF-8",
-        "folder": "no shard and no picture",
+        "folder": "no shard and no image",
     }.items():
         code, _, err = run_cli("embed", model, tmp_path / name, "--out", tmp_path / "e")
         assert (code, message in err) == (2, True), err

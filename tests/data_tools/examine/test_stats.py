@@ -1,4 +1,4 @@
-"""The numbers of a data set, in JSON, in words and as a picture."""
+"""The numbers of a data set, in JSON, in words and as an image."""
 
 import io
 import json
@@ -78,11 +78,11 @@ def test_words_tell_the_same(shards: list[Path]):
         "JPEG 3 (75.0%), PNG 1 (25.0%)",
         "en 4 (80.0%), de 1 (20.0%)",
         "3 samples have one, 2 different",
-        "2 samples share a picture",
+        "2 samples share an image",
         "bad-image 1",
     ):
         assert part in text
-    row = next(line for line in text.splitlines() if line.startswith("picture width  "))
+    row = next(line for line in text.splitlines() if line.startswith("image width  "))
     assert row.split()[2:] == ["200", "350", "325", "400", "400", "px"]
 
 
@@ -107,7 +107,7 @@ def test_without_a_detector_the_scripts_are_drawn(shards: list[Path], tmp_path: 
 
     monkeypatch.setattr(stats_picture, "_begin", record)
     draw_stats(tmp_path / "x.png", numbers, table, "x")
-    assert titles == ["Caption length", "Picture size", "Scripts of the captions", "Aspect ratio"]
+    assert titles == ["Caption length", "Image size", "Scripts of the captions", "Aspect ratio"]
 
 
 def test_the_picture_shows_the_distributions(tmp_path: Path):
@@ -117,7 +117,7 @@ def test_the_picture_shows_the_distributions(tmp_path: Path):
         size = int(random.integers(40, 400)), int(random.integers(40, 400))
         samples.append({"jpg": picture(i, size), "txt": "word " * int(random.integers(1, 30))})
     numbers, table = shard_stats(write_shards(tmp_path / "a", samples), num_workers=1)
-    draw_stats(tmp_path / "stats.png", numbers, table, "sixty pictures")
+    draw_stats(tmp_path / "stats.png", numbers, table, "sixty images")
     drawn = read_png(tmp_path / "stats.png")
     quarters = [drawn[100:450, :660], drawn[100:450, 660:], drawn[500:, :660], drawn[500:, 660:]]
     assert all((quarter != 255).any(axis=2).mean() > 0.02 for quarter in quarters)

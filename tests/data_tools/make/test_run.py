@@ -95,7 +95,7 @@ def test_original_bytes_with_captions_and_metadata(tmp_path: Path, make: Make):
     source = pairs(tmp_path / "in", 6)
     (source / "0" / "p003.json").write_text(json.dumps({"license": "by", "url": "http://x/3", "score": 0.5}))
     (source / "readme.md").write_text("not a sample")
-    (source / "alone.txt").write_text("no picture")
+    (source / "alone.txt").write_text("no image")
     (source / ".hidden.jpg").write_bytes(b"")
     (source / "loop").symlink_to(source)
     report = make(source, shard_size=4)
@@ -108,7 +108,7 @@ def test_original_bytes_with_captions_and_metadata(tmp_path: Path, make: Make):
         assert sample["json"]["source"] == name
     assert found["000000001"]["json"] == {"license": "by", "url": "http://x/3", "score": 0.5, "source": "0/p003.jpg"}
     assert (report.num_rows, report.num_samples, report.num_shards, report.rejected) == (6, 6, 2, {})
-    assert report.left_aside == {".md": 1, ".txt without a picture": 1, "hidden": 1, "link to a folder": 1}
+    assert report.left_aside == {".md": 1, ".txt without an image": 1, "hidden": 1, "link to a folder": 1}
     assert rejected(tmp_path / "out") == []
 
 

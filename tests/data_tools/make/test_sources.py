@@ -44,7 +44,7 @@ PHOTOS = [photo_bytes(i) for i in range(6)]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with the pictures p0.jpg .. p5.jpg in `images/`, for tables beside it."""
+    """A folder with the images p0.jpg .. p5.jpg in `images/`, for tables beside it."""
     (tmp_path / "in" / "images").mkdir(parents=True)
     for i, data in enumerate(PHOTOS):
         (tmp_path / "in" / "images" / f"p{i}.jpg").write_bytes(data)
@@ -91,7 +91,7 @@ def test_csv(tmp_path: Path, pictures: Path, make: Make, suffix: str, delimiter:
     assert found[3]["txt"] == 'caf\u00e9, "3";\ttwo\nlines'
     assert found[3]["json"] == {"license": "by", "n": "3", "source": "images/p3.jpg"}
     assert (report.num_samples, report.rejected) == (6, {})
-    assert report.notes == ["columns: pictures 'FilePath', captions 'Title', labels none; kept as metadata: license, n"]
+    assert report.notes == ["columns: images 'FilePath', captions 'Title', labels none; kept as metadata: license, n"]
 
 
 def test_csv_rows_that_are_broken(tmp_path: Path, pictures: Path, make: Make):
@@ -199,7 +199,7 @@ def test_columns_that_are_not_known(pictures: Path, make: Make):
         with pytest.raises(DataError, match="first line"):
             make(pictures / "empty.csv")
     (pictures / "header.csv").write_text("image,text\n")
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         make(pictures / "header.csv")
 
 
@@ -356,7 +356,7 @@ def test_img2dataset_output(tmp_path: Path, make: Make, form: str):
     assert report.kind == "img2dataset"
     assert report.left_aside == {}
     assert report.notes == [
-        "img2dataset fetched 4 of 7 pictures, 57.1%, 3 x HTTP Error 404: Not Found",
+        "img2dataset fetched 4 of 7 images, 57.1%, 3 x HTTP Error 404: Not Found",
         "not finished by img2dataset, what is whole is taken: 00004",
         "missing numbers: 00002, 00003",
     ]
@@ -433,7 +433,7 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
         make(tmp_path / "x.xlsx")
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "empty" / "sub" / "a.mp4").touch()
-    with pytest.raises(DataError, match=r"(?s)holds no picture.*1 x .mp4"):
+    with pytest.raises(DataError, match=r"(?s)holds no image.*1 x .mp4"):
         make(tmp_path / "empty")
     for path, kind, told in (
         (tmp_path / "empty", "csv", "a folder is no source of kind 'csv'"),
@@ -450,13 +450,13 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
     with pytest.raises(UsageError, match=r"(?s)not classes: train, val.*splits/train OUT"):
         make(tmp_path / "splits")
     assert make(tmp_path / "splits", kind="classes").num_classes == 2
-    with pytest.raises(UsageError, match="--no-captions for pictures alone"):
+    with pytest.raises(UsageError, match="--no-captions for images alone"):
         make(tmp_path / "splits" / "val" / "cat", "x")
 
 
 @pytest.fixture
 def web_server(pictures: Path) -> Iterator[str]:
-    """Serve the pictures on this machine."""
+    """Serve the images on this machine."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -484,5 +484,5 @@ def test_img2dataset_itself(tmp_path: Path, web_server: str, make: Make, form: s
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     report = make(out)
     assert (report.num_samples, report.rejected) == (6, {})
-    assert report.notes[0].startswith("img2dataset fetched 6 of 7 pictures, 85.7%")
+    assert report.notes[0].startswith("img2dataset fetched 6 of 7 images, 85.7%")
     assert {sample["txt"] for sample in samples(tmp_path / "out")} == {f"photo {i}" for i in range(6)}

@@ -1,4 +1,4 @@
-"""Whatever a picture file holds comes out as the RGB image that a viewer would show, or is refused by name."""
+"""Whatever an image file holds comes out as the RGB image that a viewer would show, or is refused by name."""
 
 import io
 import pickle
@@ -294,7 +294,7 @@ def test_rare_formats_are_refused(kind: str):
 def test_rare_formats_are_read_when_asked_for():
     data = encoded(drawing((32, 32)), "BMP")
     assert (np.asarray(decode_image(data, formats=("BMP", "GIF"))) == np.asarray(drawing((32, 32)))).all()
-    with pytest.raises(ImageError, match="not a BMP or GIF picture"):
+    with pytest.raises(ImageError, match="not a BMP or GIF image"):
         decode_image(encoded(drawing()), formats=("BMP", "GIF"))
 
 
@@ -312,7 +312,7 @@ def test_a_file_is_read_or_named(tmp_path: Path):
 def test_what_is_no_picture_is_told_in_words():
     with pytest.raises(DataError) as caught:
         decode_image(b"no picture")
-    assert caught.value.what == "image cannot be decoded: not a JPEG, PNG or WEBP picture"
+    assert caught.value.what == "image cannot be decoded: not a JPEG, PNG or WEBP image"
 
 
 @pytest.mark.parametrize(("data", "cause"), [(b"no picture", "bad-image"), (png((9_999, 9_999), 8, 2), "too-large")])

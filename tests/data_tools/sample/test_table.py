@@ -117,7 +117,7 @@ def test_the_perceptual_hash_is_there_when_it_was_asked_for(shards: list[Path]):
     assert shard_metadata(shards).column("phash").null_count == 4
     hashes = shard_metadata(shards, with_phash=True).column("phash")
     assert hashes.type == pa.uint64()
-    assert hashes.null_count == 1  # the picture that is none
+    assert hashes.null_count == 1  # the image that is none
     assert shard_metadata(shards).column("phash").equals(hashes)
 
 

@@ -97,7 +97,7 @@ def test_missing_fields_are_reported_and_images_are_one_kind(scanned: Scan):
     scan = scanned([*files, ("8.txt", b"x"), ("9.jpg", b"x"), ("9.json", b"{}")])
     assert problems_of(scan) == [("missing-field", "8"), ("missing-field", "9")]
     assert [problem.detail for problem in scan.problems] == ["it has no image", "it has no txt"]
-    assert len(scan.keys) == 10  # a run may still use a picture without a caption
+    assert len(scan.keys) == 10  # a run may still use an image without a caption
 
 
 def test_damage_takes_the_sample_that_it_tears_and_no_other(tmp_path: Path):

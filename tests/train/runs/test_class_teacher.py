@@ -1,4 +1,4 @@
-"""Teachers of other libraries see the pictures as they were trained to, and know the classes in this order."""
+"""Teachers of other libraries see the images as they were trained to, and know the classes in this order."""
 
 import json
 from pathlib import Path
