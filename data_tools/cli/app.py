@@ -21,7 +21,7 @@ _VERSION = typer.Option("--version", callback=print_version, is_eager=True, help
 
 @app.callback()
 def _options(version: Annotated[bool, _VERSION] = False) -> None:
-    """Declare the options that stand before a verb."""
+    """Declare the options before a verb."""
 
 
 # In the order of the help.

@@ -88,6 +88,6 @@ def peek(
         print(json.dumps({"sheet": str(out), "samples": [sample.to_json() for sample in samples]}, indent=1))
         return
     for sample in samples:
-        print(f"{sample.shard}/{sample.key}\t{sample.told}")
+        print(f"{sample.shard}/{sample.key}\t{sample.line}")
     if lacking:
         print(f"no font on this machine has: {' '.join(sorted(lacking))}; choose one with --font", file=sys.stderr)

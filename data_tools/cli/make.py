@@ -20,7 +20,7 @@ def make(
     image_column: Annotated[str | None, typer.Option(help="Of a table; default: found by its usual names.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="One, or several separated by commas.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Class numbers or names; '' for none.")] = None,
-    no_captions: Annotated[bool, typer.Option("--no-captions", help="Images alone, or with labels.")] = False,
+    no_captions: Annotated[bool, typer.Option("--no-captions", help="Images only, or with labels.")] = False,
     template: Annotated[str | None, typer.Option(help="Captions from class names: 'a photo of a {}'.")] = None,
     classnames: Annotated[
         Path | None, typer.Option(help="File that numbers the classes, such as that of another split.")

@@ -91,7 +91,7 @@ class SampleError(DataError):
         self.shard = str(shard)
         self.key = key
         where = f"{shard}, key {key!r}" if key else shard
-        super().__init__(what, where=where, note=note, hint="repair or leave out the sample: mmvit-data repair")
+        super().__init__(what, where=where, note=note, hint="repair the shard without this sample: mmvit-data repair")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_sample, (self.cause, self.what, self.shard, self.key, self.note)

@@ -14,7 +14,7 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 
 
 def is_readable(name: str) -> bool:
-    """Return whether the name of a file ends in a suffix of `READABLE`, in whatever case."""
+    """Return whether the name of a file ends in a suffix of `READABLE`, ignoring case."""
     return Path(name).suffix.lower() in READABLE
 
 

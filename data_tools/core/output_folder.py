@@ -75,7 +75,7 @@ def atomic_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def open_output(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Make the folder for `plan`, or take up one of an equal plan; return its report where the work is finished.
+    """Create the folder for `plan`, or resume one with an equal plan; return its report if the work is finished.
 
     Raises:
         UsageError: the folder holds something else, or what another plan made, or its tars are not those that were

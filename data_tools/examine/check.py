@@ -134,8 +134,8 @@ def inspect_shard(tar: Location, decode: bool = True) -> Inspection:
     numbers = {key: i for i, key in enumerate(scan.keys)}
     bad = dict(_bad_contents(tar, scan, decode))
     bad |= {numbers[problem.key]: problem for problem in changed if problem.key in numbers}
-    told = {problem.key for problem in scan.problems if problem.cause not in NOTICES and problem.key}
-    gone = [problem for problem in changed if problem.key not in numbers.keys() | told]
+    reported = {problem.key for problem in scan.problems if problem.cause not in NOTICES and problem.key}
+    gone = [problem for problem in changed if problem.key not in numbers.keys() | reported]
     problems = sorted([*scan.problems, *gone, *bad.values()], key=lambda problem: problem.offset)
     report = ShardReport(str(tar), len(scan.keys), len(bad), problems, state)
     return Inspection(report, scan, frozenset(bad))
@@ -213,7 +213,7 @@ def _bad_contents(tar: Location, scan: ScannedTar, decode: bool) -> Iterator[tup
 
 
 def _told_once(shards: Sequence[ShardReport]) -> Iterator[str]:
-    """Tell for each kind of notice how often it is there and what it means."""
+    """Yield a sentence for each kind of notice: its count and its meaning."""
     found = [(problem.cause, shard.shard) for shard in shards for problem in shard.problems if problem.cause in NOTICES]
     for cause, count in Counter(cause for cause, _ in found).items():
         names = list(dict.fromkeys(Path(shard).name for other, shard in found if other == cause))
@@ -222,7 +222,7 @@ def _told_once(shards: Sequence[ShardReport]) -> Iterator[str]:
 
 
 def _gaps(tars: Sequence[Location]) -> Iterator[str]:
-    """Tell which numbers are missing between the shards' names, as in 00000, 00001, 00003."""
+    """Yield the numbers that are missing between the shards' names, as in 00000, 00001, 00003."""
     numbers: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for tar in tars:
         match = _NUMBERED.match(tar.name)
@@ -238,7 +238,7 @@ def _gaps(tars: Sequence[Location]) -> Iterator[str]:
 
 
 def _counted_otherwise(tars: Sequence[Location], shards: Sequence[ShardReport]) -> Iterator[str]:
-    """Tell where img2dataset's `NAME_stats.json` counted another number of samples."""
+    """Yield a sentence for each shard whose `NAME_stats.json` of img2dataset has another number of samples."""
     for tar, shard in zip(tars, shards, strict=True):
         stats = None if tar.is_remote else tar.path.with_name(f"{tar.path.stem}_stats.json")
         if stats is None or not stats.is_file():
@@ -253,7 +253,7 @@ def _counted_otherwise(tars: Sequence[Location], shards: Sequence[ShardReport]) 
 
 
 def describe(report: CheckReport, spec: Sequence[str]) -> str:
-    """Return the report in words: a row a shard (of many, only the damaged ones), faults, notices, the hint.
+    """Return the report as text: a row per shard (of many, only the damaged ones), faults, notices, a hint.
 
     Args:
         report: of `check_shards`.
@@ -294,7 +294,7 @@ def _repair(spec: Sequence[str]) -> str:
 
 
 def _some_faults(shard: ShardReport) -> Iterator[str]:
-    """Tell the first faults of each cause of a shard."""
+    """Yield the first faults of each cause of a shard."""
     name = Path(shard.shard).name
     for cause, count in _count(shard.faults).items():
         for fault in [fault for fault in shard.faults if fault.cause == cause][:_MAX_OF_A_CAUSE]:
@@ -305,7 +305,7 @@ def _some_faults(shard: ShardReport) -> Iterator[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the rows with columns of equal width; numbers stand at the right."""
+    """Return the rows with columns of equal width; numbers are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""Finds a font of this machine that shows a text, whatever its script.
+"""Find a font on this machine that can display a text in any script.
 
 matplotlib falls back to other fonts letter by letter, but it is no dependency of the core, draws a contact sheet of 24
 images in 7 s instead of 1 s, and leaves boxes for what no font has, where this names the script: "[2 Hangul]".
@@ -27,7 +27,7 @@ _OTHER_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.
 # Parts of file names, tried in this order before all others: plain fonts of many scripts.
 _PREFERRED = ("dejavusans.", "notosans-regular", "notosanscjk", "nanumgothic.", "malgun", "arialuni", "notosans")
 _NEVER = ("emoji", "symbol", "bold", "italic", "oblique", "mono", "condensed", "light", "thin")
-_INVISIBLE = ("Zs", "Cf", "Mn", "Me")  # alone they have no image, or a font shows nothing for them
+_INVISIBLE = ("Zs", "Cf", "Mn", "Me")  # alone they have no glyph, or fonts show nothing for them
 _NOWHERE = "\U0010ffff"  # no font has it: what it draws is the font's box for a missing character
 
 

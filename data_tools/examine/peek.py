@@ -39,8 +39,8 @@ class Peeked(NamedTuple):
     image: Image.Image | None
 
     @property
-    def told(self) -> str:
-        """The fault, the caption in one line, or the label where there is none."""
+    def line(self) -> str:
+        """The fault, the caption on one line, or the label if there is no caption."""
         if self.content.fault:
             return f"{self.content.fault.cause}: {self.content.fault.detail}"
         if self.content.text:
@@ -156,7 +156,7 @@ class _Cell:
     def __init__(self, sample: Peeked, captions: FontSet, small: FontSet):
         self.picture = _fitted(sample.image) if sample.image else None
         self.is_bad = sample.content.fault is not None
-        self.font, text = captions.fit(sample.told)
+        self.font, text = captions.fit(sample.line)
         self.lines = _wrapped(text, self.font, _CELL, _MAX_LINES)
         self.small, key = small.fit(f"{sample.shard.removesuffix('.tar')}/{sample.key}")
         self.key = _wrapped(key, self.small, _CELL, 1)[0]
@@ -173,7 +173,7 @@ class _Cell:
         if self.is_bad:
             draw.rectangle(frame, outline=_RED, width=2)
         y += _CELL + 6
-        for line in self.lines:  # placed by their base line, because fonts differ in what stands above it
+        for line in self.lines:  # placed by their base line, because fonts differ in their ascent
             draw.text((x, y + _CAPTION_SIZE), line, _RED if self.is_bad else _INK, self.font, anchor="ls")
             y += self.line_height
         draw.text((x, y + 2 + _KEY_SIZE), self.key, _GREY, self.small, anchor="ls")

@@ -83,8 +83,8 @@ def repair_shards(
     """Write what is whole of each shard to a shard of the same name in the new folder `out`; `tars` are not touched.
 
     A sample is whole when `check_shards` finds no fault in it. Its images are copied byte for byte; caption, metadata
-    and label are written anew (UTF-8 without a byte order mark, no space around). Members of other kinds than
-    `tar_scan.FIELDS` are not copied. `out/rejected.jsonl` has a line for everything left out.
+    and label are rewritten (UTF-8 without a byte order mark, no space around). Members of other kinds than
+    `tar_scan.FIELDS` are not copied. `out/rejected.jsonl` has a line for each sample that is left out.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
@@ -110,7 +110,7 @@ def repair_shards(
         shards = [done[number] for number in range(len(tars))]
         report = RepairReport(Path(out), shards)
         if not report.kept:
-            raise DataError("no shard has a whole sample", where=locations[0], hint="mmvit-data check tells why")
+            raise DataError("no shard has a whole sample", where=locations[0], hint="mmvit-data check shows why")
         lines = [
             json.dumps({"shard": shard.shard, **problem._asdict()}, ensure_ascii=False) + "\n"
             for shard in shards
@@ -121,16 +121,16 @@ def repair_shards(
 
 
 def describe(report: RepairReport) -> str:
-    """Return the report in words."""
-    told = report.to_json()
+    """Return the report as text."""
+    counts = report.to_json()
     lines = [f"{shard.shard}: nothing is whole, no shard was written" for shard in report.shards if not shard.kept]
     written = len(report.shards) - len(lines)
-    lines.append(f"{report.folder}: {told['kept']} samples in {written} shards")
-    causes = ", ".join(f"{cause} {count}" for cause, count in told["causes"].items())
-    listed = f" ({causes}), listed in {told['rejected']}" if causes else ""
-    lines.append(f"left out: {told['left_out']}{listed}")
-    if told["not_copied"]:
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in told["not_copied"].items())
+    lines.append(f"{report.folder}: {counts['kept']} samples in {written} shards")
+    causes = ", ".join(f"{cause} {count}" for cause, count in counts["causes"].items())
+    listed = f" ({causes}), listed in {counts['rejected']}" if causes else ""
+    lines.append(f"left out: {counts['left_out']}{listed}")
+    if counts["not_copied"]:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in counts["not_copied"].items())
         lines.append(f"members of other kinds, not copied: {kinds}")
     return "\n".join(lines)
 

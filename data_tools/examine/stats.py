@@ -1,4 +1,4 @@
-"""Counts and distributions of what shards hold, in numbers and in words."""
+"""Counts and distributions of what shards hold, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ def _duplicates(table: pa.Table, column: str) -> dict[str, int]:
 
 
 def describe(stats: dict[str, Any]) -> str:
-    """Return the numbers of `shard_stats` in words."""
+    """Return the numbers of `shard_stats` as text."""
     pictures, captions, labels = stats["pictures"], stats["captions"], stats["labels"]
     lines = [headline(stats), "", *_spreads(stats)]
-    lines += ["", f"images    {pictures['count']:,}: {_shares(pictures['formats'])}"]
+    lines += ["", f"images      {pictures['count']:,}: {_shares(pictures['formats'])}"]
     lines.append(f"captions    {captions['count']:,}: {_shares(captions['scripts'])}")
     if captions["languages"]:
         lines.append(f"languages   {_shares(captions['languages'])}")
@@ -116,8 +116,8 @@ def describe(stats: dict[str, Any]) -> str:
         lines.append('languages   not determined; pip install "mmvit[data]"')
     lines.append(f"labels      {labels['count']:,} samples have one, {labels['different']:,} different")
     lines += [
-        f"duplicates  {_told_duplicates(pictures['duplicates'], 'image')}",
-        f"            {_told_duplicates(captions['duplicates'], 'caption')}",
+        f"duplicates  {_duplicates_text(pictures['duplicates'], 'image')}",
+        f"            {_duplicates_text(captions['duplicates'], 'caption')}",
     ]
     if stats["bad_samples"]:
         lines.append(f"bad         {_shares(stats['bad_samples'])}: see mmvit-data check")
@@ -148,11 +148,10 @@ def _shares(counts: dict[str, int]) -> str:
     return ", ".join(shown) + (f", {rest} more" if rest else "") if shown else "none"
 
 
-def _told_duplicates(found: dict[str, int], what: str) -> str:
+def _duplicates_text(found: dict[str, int], what: str) -> str:
     if not found["groups"]:
-        return f"no {what} is there twice"
-    each = "each" if found["groups"] > 1 else "it"
+        return f"no duplicate {what}s"
     return (
-        f"{found['samples']:,} samples share a {what} with another one, byte for byte "
-        f"({found['groups']:,} different; {found['surplus']:,} could go, keeping {each} once)"
+        f"{found['samples']:,} samples share {found['groups']:,} {what}{'s' if found['groups'] > 1 else ''}, byte for "
+        f"byte (surplus: {found['surplus']:,})"
     )

@@ -20,7 +20,7 @@ def column_names(path: Path, delimiter: str | None) -> tuple[tuple[str, ...], st
     delimiter = delimiter or max(",;\t", key=head.count)
     names = next(csv.reader([head], delimiter=delimiter), [])
     if not head.strip() or len(set(names)) != len(names):
-        what = "the table is empty" if not head.strip() else f"a column name stands twice in: {', '.join(names)}"
+        what = "the table is empty" if not head.strip() else f"duplicate column name in: {', '.join(names)}"
         raise DataError(what, where=str(path), hint="give the table a first line with the names of its columns")
     return tuple(names), delimiter
 
@@ -28,7 +28,7 @@ def column_names(path: Path, delimiter: str | None) -> tuple[tuple[str, ...], st
 def table_rows(path: Path, names: Sequence[str], delimiter: str) -> Iterator[dict[str, Any] | Broken]:
     """Yield the rows of a CSV file; bytes that are not UTF-8 stay as lone surrogates, which later steps refuse.
 
-    A quote that is not closed would swallow all lines up to the next one: its line alone is broken, the next are read.
+    An unclosed quote would swallow all lines up to the next quote: only its own line is reported as broken.
     """
     csv.field_size_limit(_MAX_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

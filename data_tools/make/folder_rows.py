@@ -56,9 +56,9 @@ def image_rows(root: Path, kind: str, tally: Tally) -> Iterator[Row]:
             tally.aside.update(f"{suffix} without an image" for suffix in texts[stem])
 
 
-def _image_row(path: str, kind: str, beside: tuple[str, ...]) -> Row:
+def _image_row(path: str, kind: str, siblings: tuple[str, ...]) -> Row:
     if kind != "classes":
-        return Row(path, path, beside=beside)
+        return Row(path, path, siblings=siblings)
     label = path.partition("/")[0] if "/" in path else None
     fault = None if label else ("bad-label", "the image lies in no class folder")
-    return Row(path, path, label=label, beside=beside, fault=fault)
+    return Row(path, path, label=label, siblings=siblings, fault=fault)

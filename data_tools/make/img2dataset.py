@@ -87,7 +87,7 @@ def read_stats(folder: Path) -> dict[str, Stats]:
     return found
 
 
-def tell(stats: Mapping[str, Stats], present: Sequence[str]) -> list[str]:
+def describe_downloads(stats: Mapping[str, Stats], present: Sequence[str]) -> list[str]:
     """Return what a user should know: the success rate with its main errors, and the numbers that are missing."""
     notes = []
     count, successes = sum(one.num_rows for one in stats.values()), sum(one.successes for one in stats.values())

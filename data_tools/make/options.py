@@ -9,7 +9,7 @@ from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.make.row import EXTRA_FORMATS, FIELD_FORMATS
 
 KINDS = {
-    "folder": "images with a .txt or .json of the same name beside them",
+    "folder": "images with a .txt or .json of the same name next to them",
     "classes": "images in one folder a class",
     "csv": "a table with the paths of images",
     "tsv": "the same with tabs between the columns",
@@ -22,7 +22,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class MakeOptions:
-    """What to make of a source.
+    """How to convert a source.
 
     Args:
         kind: one of `KINDS`; None finds it out.
@@ -35,7 +35,7 @@ class MakeOptions:
         image_root: where paths of images start, and what no path or link may leave; None is the source's folder.
         resize: px of the shorter side, of images that are larger.
         image_format: "keep", "jpg", "png" or "webp".
-        quality: 1 .. 100, of JPEG and WebP that are encoded anew.
+        quality: 1 .. 100, of re-encoded JPEG and WebP images.
         allow_formats: further formats that may be opened: "gif", "bmp", "tiff".
         shard_size: rows a shard.
         shuffle: seed of the order; None keeps the source's order, but shuffles with 0 where there are labels.
@@ -73,7 +73,7 @@ def check_options(options: MakeOptions) -> None:
         if name not in EXTRA_FORMATS:
             refuse(f"the format {name!r} cannot be allowed", f"--allow-formats takes {','.join(EXTRA_FORMATS)}")
     if options.allow_formats and options.image_format == "keep":
-        refuse("images of further formats must be encoded anew", "add --format jpg, png or webp")
+        refuse("images in further formats must be re-encoded", "add --format jpg, png or webp")
     if options.shard_size < 1 or not 1 <= options.quality <= 100 or (options.resize is not None and options.resize < 1):
         refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "give another number")
     if options.shuffle is not None and options.in_order:

@@ -24,7 +24,7 @@ _MAX_LABEL = 10**18
 
 
 class Row(NamedTuple):
-    """One row of a source, as it stands there; nothing in it has been checked.
+    """One row of a source, as read; nothing in it has been checked.
 
     Args:
         source: its name in the source, kept in the metadata.
@@ -32,7 +32,7 @@ class Row(NamedTuple):
         captions: one text or list of texts a caption column; empty where the source has no captions.
         label: class index, or class name where the classes have names.
         meta: further columns, or the text of a JSON object.
-        beside: suffixes (".txt", ".json") of files beside the image that belong to it.
+        siblings: suffixes (".txt", ".json") of files next to the image that belong to it.
         fault: cause and words where the row itself is broken.
     """
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     captions: tuple[Any, ...] = ()
     label: Any = None
     meta: Mapping[str, Any] | bytes = {}
-    beside: tuple[str, ...] = ()
+    siblings: tuple[str, ...] = ()
     fault: tuple[str, str] | None = None
 
 
@@ -57,14 +57,14 @@ class SampleRules(NamedTuple):
 
     Args:
         folders: where the paths of images lead.
-        caption_names: where in the metadata beside an image its caption may stand.
+        caption_names: keys of the metadata next to an image that may hold its caption.
         with_captions: each sample needs a caption.
         labels: "names" or "numbers" where each sample needs a label; None for samples without.
         classes: the class names; empty where labels are numbers without names.
         template: makes the caption of a row from its class name.
         resize: px of the shorter side, of images that are larger.
         image_format: "keep" or a field.
-        quality: of JPEG and WebP that are encoded anew.
+        quality: of re-encoded JPEG and WebP images.
         formats: those that may be opened, by Pillow's names.
     """
 
@@ -189,9 +189,9 @@ def _looks_like(data: bytes) -> str:
 
 
 def _meta(row: Row, folders: Folders) -> Mapping[str, Any]:
-    """Return the metadata of a row: its own, or the object in the JSON file beside its image."""
+    """Return the metadata of a row: its own, or the object in the JSON file next to its image."""
     meta = row.meta
-    if ".json" in row.beside:
+    if ".json" in row.siblings:
         meta = _beside(row, ".json", folders)
     if not isinstance(meta, bytes):
         return meta
@@ -205,7 +205,7 @@ def _beside(row: Row, suffix: str, folders: Folders) -> bytes:
 def _raw_captions(row: Row, meta: dict[str, Any], label: int | None, rules: SampleRules) -> Iterable[Any]:
     if rules.template is not None and label is not None:
         return [rules.template.replace("{}", rules.classes[label])]
-    if ".txt" in row.beside:
+    if ".txt" in row.siblings:
         return [_beside(row, ".txt", rules.folders)]
     if row.captions:
         return row.captions
@@ -258,7 +258,7 @@ def _label(value: Any, rules: SampleRules) -> int:
 
 
 def as_index(value: Any) -> int | None:
-    """Return a class index that stands as a number or its digits; None for anything else."""
+    """Return a class index given as a number or as digits; None for anything else."""
     if isinstance(value, str):
         try:
             value = parse_label(value)

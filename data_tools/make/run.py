@@ -5,7 +5,7 @@ The folder that is made:
     shard-00000.tar, shard-00000.tar.idx, ...   row i of the order is key "%09d" % i; a rejected row leaves a gap
     classnames.txt                              line i names class i, where classes have names
     rejected.jsonl                              one line a row that gave no sample: row, key, source, cause, what
-    shards.json                                 what was made of what, and the counts
+    shards.json                                 the source, the options and the counts
     .make/                                      a record of each finished shard while the work is not finished
 
 Equal sources and options give equal bytes, whatever the number of workers (an index also records its tar's time).
@@ -62,7 +62,7 @@ CLASS_NAMES = "classnames.txt"
 class MakeReport:
     """What lies in the folder now: `rejected` counts rows by cause, `left_aside` files that give no row by suffix.
 
-    `seconds` and `num_made` are of this run alone, 0 where the folder was finished already.
+    `seconds` and `num_made` count this run only; 0 if the folder was already finished.
     """
 
     folder: str
@@ -88,7 +88,7 @@ class MakeReport:
 def make_shards(
     source: Path, out: Path, options: MakeOptions, *, num_workers: int | None = None, engine: str = "local"
 ) -> MakeReport:
-    """Write the shards of a source into the folder `out`; a run that was killed goes on where it was.
+    """Write the shards of a source into the folder `out`; a killed run resumes.
 
     Each image is decoded once (about 1 ms for a JPEG of 500 px), so that broken ones are rejected here and not in
     training; its bytes are kept as they are unless the options ask for another size or format.
@@ -107,7 +107,7 @@ def make_shards(
     check_options(options)
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise UsageError("the output folder lies in the source", where=folder, hint="choose a folder beside it")
+        raise UsageError("the output folder lies in the source", where=folder, hint="choose a folder next to it")
     choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
@@ -120,7 +120,7 @@ def make_shards(
             return MakeReport(folder, **there)
         with _alone(out / WORK):
             if isinstance(opened.rows, ListedRows):
-                opened.rows = opened.rows.moved_to(out / WORK)  # so that a kill leaves nothing beside the folder
+                opened.rows = opened.rows.moved_to(out / WORK)  # so that a killed run leaves nothing next to the folder
             start = time.monotonic()
             jobs = plan_shards(order_rows(opened.rows.num_rows, seed), options.shard_size)
             waiting = [job for job in jobs if read_record(out, job.number) is None]
@@ -171,7 +171,7 @@ def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
     if options.captions and not with_captions and source.labels is None:
         what = "no image has a .txt or .json of the same name"
         hint = (
-            "--no-captions for images alone; --kind classes where each folder is a class; where a table holds the "
+            "--no-captions to omit captions; --kind classes if each folder is a class; if a table holds the "
             f"captions, name it: mmvit-data make {path}/TABLE.csv OUT"
         )
         raise UsageError(what, where=str(path), hint=hint)
@@ -206,7 +206,7 @@ def _seed(source: Source, options: MakeOptions) -> int | None:
         if options.shuffle is not None:
             raise UsageError(
                 "the rows of parquet files that hold images can only be read in their order",
-                hint="leave out --shuffle, then shuffle the shards: mmvit-data reshard",
+                hint="omit --shuffle, then shuffle the shards: mmvit-data reshard",
             )
         return None
     if options.in_order or (options.shuffle is None and source.labels is None):
@@ -215,7 +215,7 @@ def _seed(source: Source, options: MakeOptions) -> int | None:
 
 
 def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
-    """Tell on standard error what was found and decided, before the long work starts."""
+    """Log what was found and chosen, before the long work starts."""
     notes = [f"{source.kind}: {KINDS[source.kind]}; {source.rows.num_rows} rows", *source.notes]
     if source.labels is not None:
         notes.append(f"labels: {len(rules.classes)} classes" if rules.classes else "labels: numbers without names")
@@ -226,7 +226,7 @@ def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
     elif source.labels is not None:
         notes.append("order: the source's; where it goes class by class, shuffle the shards: mmvit-data reshard")
     if source.aside:
-        notes.append("left aside: " + ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(8)))
+        notes.append("skipped: " + ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(8)))
     for note in notes:
         print(note, file=sys.stderr, flush=True)
 

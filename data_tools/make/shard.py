@@ -1,4 +1,4 @@
-"""Writes the shards of a job, a few in each task, and keeps a record of each, by which a killed job goes on."""
+"""Write the shards of a job, a few per task, with a record of each shard so that a killed job can resume."""
 
 from __future__ import annotations
 

@@ -48,13 +48,13 @@ class Source:
         rows: its rows.
         start: the folder that paths of images are relative to.
         fingerprint: differs where the rows differ.
-        group_rows: rows that are best read in one go; None where each row is read alone.
+        group_rows: rows that are best read together; None if rows are read one by one.
         has_captions: rows may have captions.
         labels: "names" or "numbers"; None where rows have no label.
         classes: class names in the order of their indexes; empty where they are not known.
         notes: what a user should know of the source.
         aside: files that give no row, by what they are.
-        lost: rows that the source itself says are gone, as they stand in `rejected.jsonl`.
+        lost: rows that the source itself reports as missing, as written to `rejected.jsonl`.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Source:
 
 
 class ListedRows(NamedTuple):
-    """Rows as JSON lines in a file; the byte offset of each stands in a numpy file beside it."""
+    """Rows as JSON lines in a file; their byte offsets are in a numpy file next to it."""
 
     path: str
     num_rows: int
@@ -120,7 +120,7 @@ def _list_rows(rows: Iterable[Row], path: Path) -> _Listed:
 
 
 def _add_label(labels: set[Any], label: Any) -> None:
-    if label not in (None, "") and label == label:  # NaN stands for a missing number
+    if label not in (None, "") and label == label:  # NaN means a missing number
         labels.add(label if isinstance(label, int | float) else str(label))
         if len(labels) > _MAX_CLASSES:
             hint = "name another column with --label-column, or none with --label-column ''"
@@ -152,7 +152,7 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
         source = _open_table(path, kind, choice, listing)
     elif any(choice[:3]):
         what = f"only tables have columns, and this is {kind!r}: {KINDS[kind]}"
-        raise UsageError(what, where=str(path), hint="leave out --image-column, --caption-column and --label-column")
+        raise UsageError(what, where=str(path), hint="omit --image-column, --caption-column and --label-column")
     else:
         in_tars = kind == "img2dataset" and any(path.glob("*.tar"))
         source = _open_tars(path) if in_tars else _open_folder(path, kind, listing)
@@ -190,7 +190,7 @@ def find_kind(path: Path) -> str:
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.endswith(".tar.meta.parquet"):
-                continue  # what mmvit-data stats keeps beside a shard
+                continue  # what mmvit-data stats writes next to a shard
             is_stats = entry.name.endswith("_stats.json")
             suffixes.add("_stats.json" if is_stats else "/" if entry.is_dir() else Path(entry.name).suffix.lower())
     if ".arrow" in suffixes:
@@ -218,7 +218,7 @@ def _open_folder(path: Path, kind: str, listing: Path) -> Source:
     if kind == "img2dataset":
         stats = img2dataset.read_stats(path)
         source.lost = img2dataset.find_shortfalls(stats, tally.images)
-        source.notes = img2dataset.tell(stats, sorted(tally.images))
+        source.notes = img2dataset.describe_downloads(stats, sorted(tally.images))
         for suffix in (".parquet", ".json without an image"):  # its own tables and stats
             del source.aside[suffix]
     return source
@@ -229,7 +229,7 @@ def _open_tars(path: Path) -> Source:
     rows, lost, present = img2dataset.open_tars(path, stats)
     source = Source("img2dataset", rows, path, _fingerprint([Path(tar) for tar in rows.tars]), lost=lost)
     source.has_captions = rows.has_captions
-    source.notes = img2dataset.tell(stats, present)
+    source.notes = img2dataset.describe_downloads(stats, present)
     return source
 
 

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from data_tools.core.errors import DataError, UsageError, did_you_mean
 from data_tools.make.row import Row
 
-# Column names that are understood without being told, the better ones first; the case of letters does not matter.
+# Column names that are recognised, in order of preference; case does not matter.
 IMAGE_NAMES = (
     *("image", "image_path", "img", "img_path", "filepath", "file_path", "filename", "file_name", "file", "path"),
     *("picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp", "bytes"),
@@ -39,7 +39,7 @@ class Columns(NamedTuple):
 
 
 class ColumnChoice(NamedTuple):
-    """What the user says of the columns; None leaves it to their names, "" means that there is none."""
+    """Columns chosen by the user; None selects by name, "" means that there is none."""
 
     image: str | None = None
     captions: str | None = None
@@ -315,7 +315,7 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
             "no column is known to hold the captions",
             where=str(where),
             note=found,
-            hint="--caption-column NAME, or --no-captions for images alone",
+            hint="--caption-column NAME, or --no-captions for images without captions",
         )
     return Columns(image, captions, label)
 
@@ -335,7 +335,7 @@ def _no_image_column(where: Path, found: str, url: str | None, caption: str | No
 
 
 def describe(columns: Columns, names: Sequence[str]) -> str:
-    """Return in words which column is taken for what."""
+    """Return a sentence that says which column is used for what."""
     captions = ", ".join(map(repr, columns.captions)) or "none"
     label = "none" if columns.label is None else repr(columns.label)
     rest = ", ".join(name for name in names if name not in {columns.image, *columns.captions, columns.label}) or "none"

@@ -60,7 +60,7 @@ class TokenizerReport(NamedTuple):
 
 
 class ShardTexts:
-    """The texts of all samples of some shards, read anew each time one goes through them.
+    """The texts of all samples of some shards, read again in each pass.
 
     Args:
         shards: the tars.
@@ -100,7 +100,7 @@ def train_on_shards(
 ) -> TokenizerReport:
     """Train a tokenizer on the captions of shards, write it and report how long the captions are in its tokens.
 
-    The captions are read twice and never held in memory together.
+    The captions are read twice and are never all in memory.
 
     Raises:
         UsageError: `path` exists.

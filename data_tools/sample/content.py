@@ -1,8 +1,8 @@
 """The contract of a sample: the only place where its stored bytes become text, metadata, label and captions.
 
 Every reader of samples uses these functions, so that what one of them finds whole is whole for all: `check`, `repair`,
-`stats`, `peek`, `filter`, `make`, the tokenizer, training, evaluation, embedding. A fault has a cause and no place; who
-knows shard and key adds them.
+`stats`, `peek`, `filter`, `make`, the tokenizer, training, evaluation, embedding. A fault has a cause and no place:
+callers add shard and key.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def find_texts(source: str, caption: str | None, meta: dict[str, Any] | None) ->
     """Return language -> texts, stripped, blank ones too; the language is "" where the texts name none.
 
     Args:
-        source: "txt", or a path into the metadata such as "names.ko", where a text, a list of texts or an object of
-            language -> text or list may stand. What is no text counts as missing.
+        source: "txt", or a path into the metadata such as "names.ko", whose value is a text, a list of texts or an
+            object of language -> text or list. Other values count as missing.
         caption: the text of the sample's `.txt`; None where it has none.
         meta: the object of its `.json`; None where it has none.
     """

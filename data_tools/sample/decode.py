@@ -23,7 +23,7 @@ MAX_BYTES = 280 * 2**20  # of memory while decoding
 
 _STRIP_PIXELS = 2**18
 
-# EXIF orientation to the turn that undoes it. Pillow's exif_transpose also writes the EXIF block anew, and so fails on
+# EXIF orientation to the turn that undoes it. Pillow's exif_transpose also rewrites the EXIF block, and so fails on
 # blocks that cameras write wrongly around a good image.
 TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

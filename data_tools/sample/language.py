@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-# Of the detector's 139 languages those with many web pages: rare relatives (Nigerian Pidgin beside English) would take
+# Of the detector's 139 languages those with many web pages: rare relatives (Nigerian Pidgin next to English) would take
 # many short captions.
 LANGUAGES = (
     "af am ar az be bg bn bs ca cs cy da de el en es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja ka kk km kn ko "

@@ -1,4 +1,4 @@
-"""One table of a shard's samples, kept beside it as `NAME.tar.meta.parquet`.
+"""One table of a shard's samples, written next to it as `NAME.tar.meta.parquet`.
 
 Columns, one row a sample of the index, in its order:
 
@@ -89,7 +89,7 @@ def shard_metadata(
     """Return the tables of all shards as one, with the columns `shard` (the tar as it was given, a URL without its
     secrets) and `sample` (number).
 
-    Tables that are missing or stale are made, in parallel, and written beside their shards.
+    Tables that are missing or stale are made, in parallel, and written next to their shards.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
@@ -119,7 +119,7 @@ def shard_metadata(
 def perceptual_hash(image: Image.Image) -> int:
     """Return the 64-bit pHash of an image: that of `imagehash.phash`, most significant bit first.
 
-    Each bit tells whether one of the 8 x 8 lowest frequencies of 32 x 32 grey pixels is over their median.
+    Each bit says whether one of the 8 x 8 lowest frequencies of 32 x 32 grey pixels is over their median.
     Copies at another size or JPEG quality differ in a few bits, different images in about 32.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)

@@ -123,7 +123,7 @@ class TrainBatches(Dataset[Batch]):
 
     Args:
         source: the samples. Batches of a stream depend on the number of workers and ranks, and on where a run begins.
-        config: what is made of them.
+        config: how they are processed.
         tokenizer: of the text tower; None: images come with their classes instead of texts.
         image_size: side of the images, px, where neither a stage nor `config` says otherwise.
         batch_size: of the global batch.
@@ -248,7 +248,7 @@ class TrainBatches(Dataset[Batch]):
             ("loss.teacher", self.teacher, {"img", "text"}),
         ):
             if stored and not kinds <= set(stored.kinds):
-                what = f"the embeddings in {stored.folder} are of {stored.manifest['modality']}s alone"
+                what = f"the embeddings in {stored.folder} are of {stored.manifest['modality']}s only"
                 raise UsageError(what, where=name, hint="embed with --modality both")
 
     def _check_samples(self) -> None:

@@ -63,7 +63,7 @@ class LabelledFiles(SampleSource):
         return os.fsdecode(self._names[self._ends[number - 1] if number else 0 : self._ends[number]])
 
     def read(self, i: SupportsIndex, *, image: bool = True) -> RawSample:
-        """Return file `i`, whatever its format, with its label; False for `image` leaves the file alone.
+        """Return file `i`, whatever its format, with its label; `image=False` does not read the file.
 
         Raises:
             SampleError: it cannot be read, is no file, is empty, is too large, or lies outside of the root.
@@ -100,7 +100,7 @@ class LabelledFiles(SampleSource):
                 raise self.error("no-image", f"it leads outside of the folder, to {path}", i)
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-                raise self.error("no-image", "it is no file", i)
+                raise self.error("no-image", "it is not a file", i)
             if status.st_size > MAX_BYTES["jpg"]:
                 raise self.error("too-large", f"it has {status.st_size} bytes, more than {MAX_BYTES['jpg']}", i)
             content = path.read_bytes()
@@ -115,7 +115,7 @@ class LabelledFiles(SampleSource):
 def list_class_folders(root: Path) -> LabelledNames:
     """Return the images in each folder of `root`, and in the folders below these, with the folder as their label.
 
-    Hidden files and folders, and links to folders, are left out.
+    Hidden files and folders, and links to folders, are skipped.
 
     Raises:
         UsageError: no folders, or they are the parts of a data set instead of classes.
@@ -136,8 +136,8 @@ def list_class_folders(root: Path) -> LabelledNames:
     _check_folders(root, counts)
     del aside["hidden"]
     if +aside:
-        told = ", ".join(f"{count} x {what}" for what, count in (+aside).items())
-        logger.warning("left out of %s: %s", root, told)
+        skipped = ", ".join(f"{count} x {what}" for what, count in (+aside).items())
+        logger.warning("skipped in %s: %s", root, skipped)
     return LabelledNames(root, files, [file.partition("/")[0] for file in files])
 
 
@@ -208,7 +208,7 @@ def _not_labels(path: Path, what: str) -> DataError:
 
 def _json_rows(text: str) -> Iterator[tuple[str, Any]]:
     """Yield the place and the (file, label) of each entry; what has another form comes as it is."""
-    whole = json.loads(text, object_pairs_hook=tuple)  # a dict would lose what stands twice
+    whole = json.loads(text, object_pairs_hook=tuple)  # a dict would lose duplicate keys
     is_map = isinstance(whole, tuple)
     for number, entry in enumerate(whole if isinstance(whole, tuple | list) else [whole], start=1):
         yield f"entry {number}", entry if is_map else _file_and_label(entry)

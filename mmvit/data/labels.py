@@ -70,7 +70,7 @@ class LabelledShards(SampleSource):
         sample = self.shards.read(i, image=image)
         label = self._labelled(sample.label, i)
         if label not in self._number_of:
-            raise self.error("bad-label", f"the label {label!r} is none of the {len(self.class_names)} classes", i)
+            raise self.error("bad-label", f"the label {label!r} is not one of the {len(self.class_names)} classes", i)
         return sample._replace(label=self._number_of[label])
 
     def key(self, i: SupportsIndex) -> str:
@@ -135,7 +135,7 @@ def open_labelled(
         verify: compare what is read of shards with the hashes of their indexes.
 
     Raises:
-        UsageError: class names are missing or cannot be used; the folder is none of classes.
+        UsageError: class names are missing or cannot be used; the folder has no class folders.
         DataError: there are no labels, or one is no class; a folder without images; a file that is missing or broken.
     """
     class_names = list(known) if known is not None else load_class_names(classes) if classes else None
@@ -163,7 +163,7 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
         where: gives the place of a label by its position, for errors.
 
     Raises:
-        DataError: numbers mixed with names, a number that is out of range, or a name that is none of `class_names`, or
+        DataError: numbers mixed with names, a number that is out of range, or a name that is not in `class_names`, or
             that no file of class names can hold.
         UsageError: numbers without class names.
     """
@@ -187,7 +187,7 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
         if isinstance(label, str):
             hint = did_you_mean(label, class_names) or f"the classes are: {', '.join(class_names[:10])}"
             raise DataError(
-                f"the class {label!r} is none of the {len(class_names)} classes", where=where(place), hint=hint
+                f"the class {label!r} is not one of the {len(class_names)} classes", where=where(place), hint=hint
             )
         last = len(class_names) - 1
         raise DataError(

@@ -55,7 +55,7 @@ class EmbeddingFolder(NamedTuple):
 def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modality: str | None = None) -> EmbedSummary:
     """Embed a source, all that it holds or one side; run again after an interruption, it resumes with the next part.
 
-    Items that cannot be read are left out, listed in `rejected/` and counted.
+    Items that cannot be read are skipped, listed in `rejected/` and counted.
 
     Raises:
         UsageError: the folder holds something else, or the source lacks what the modality needs.
@@ -95,7 +95,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
 
 
 def open_embeddings(folder: Path) -> EmbeddingFolder:
-    """Read an embedding folder; raises CheckpointError where it is none, unfinished, or its parts do not agree."""
+    """Read an embedding folder; raises CheckpointError if it is not one, is unfinished, or its parts disagree."""
     manifest = read_manifest(folder)
     tables = [read_part(path) for path in list_parts(folder, "metadata")]
     metadata = pa.concat_tables([COLUMNS.empty_table(), *tables])

@@ -77,7 +77,7 @@ def test_several_shard_names_are_one_data_set(write: WriteDigits, names_file: st
         (lambda i, digit: digit, "", UsageError, "there are no class names"),
         (lambda i, digit: 10 if i == 17 else digit, DIGITS, DataError, "label 10 is out of range: .* 0 to 9"),
         (lambda i, digit: digit, DIGITS[:5], DataError, "is out of range: .* 0 to 4"),
-        (lambda i, digit: "tree" if i == 17 else "one", DIGITS, DataError, "class 'tree' is none of the 10 classes"),
+        (lambda i, digit: "tree" if i == 17 else "one", DIGITS, DataError, "class 'tree' is not one of the 10 classes"),
         (lambda i, digit: "one" if i == 17 else 3, DIGITS, DataError, "names and others are numbers: 'one' and 3"),
         (lambda i, digit: None, DIGITS, DataError, "hold no labels"),
         (lambda i, digit: "", DIGITS, DataError, "hold no labels"),
@@ -128,7 +128,7 @@ def test_of_very_many_samples_some_are_looked_at(
     labelled = open_labelled([folder], names_file)
     assert sum(labelled.counts()) == 10
     assert labelled.samples.read(18).label == digits[18][0]
-    with pytest.raises(SampleError, match="label 10 is none of the 10 classes"):
+    with pytest.raises(SampleError, match="label 10 is not one of the 10 classes"):
         labelled.samples.read(17)
     named = write(lambda i, digit: DIGITS[digit], "named")
     assert open_labelled([named], names_file).samples.read(18).label == digits[18][0]
@@ -162,7 +162,7 @@ def test_validation_is_numbered_like_training(tmp_path: Path, digits: Digits):
     assert open_labelled([str(tmp_path / "val")], ",".join(DIGITS)).class_names == DIGITS
     (tmp_path / "val" / "four").mkdir()
     (tmp_path / "val" / "four" / "1.png").write_bytes(digits[0][1])
-    with pytest.raises(DataError, match="class 'four' is none of the 4 classes") as caught:
+    with pytest.raises(DataError, match="class 'four' is not one of the 4 classes") as caught:
         open_labelled([str(tmp_path / "val")], known=train.class_names)
     assert caught.value.where == str(tmp_path / "val" / "four" / "1.png")
 

@@ -59,7 +59,7 @@ def test_the_draw_is_seeded_and_without_repeats(shards: list[Path]):
 
 def test_samples_are_found_by_key(shards: list[Path]):
     samples, _ = peek_samples(shards, keys=["045", "train-00000.tar/007"])
-    assert [(sample.shard, sample.key, sample.told) for sample in samples] == [
+    assert [(sample.shard, sample.key, sample.line) for sample in samples] == [
         ("train-00000.tar", "007", "caption 7"),
         ("train-00002.tar", "045", "caption 45"),
     ]
@@ -84,11 +84,11 @@ def test_the_sheet_shows_the_pictures(shards: list[Path], tmp_path: Path):
 def test_bad_samples_have_a_cell_with_their_fault(tmp_path: Path):
     shards = write_shard(tmp_path / "a", png=b"<html>", txt="a cat")
     samples, _ = peek_samples(shards)
-    assert samples[0].told == "bad-image: .png: the image cannot be decoded: not a JPEG, PNG or WebP image"
+    assert samples[0].line == "bad-image: .png: the image cannot be decoded: not a JPEG, PNG or WebP image"
     draw_sheet(tmp_path / "sheet.png", samples, "title")
     assert (sheet(tmp_path / "sheet.png") == (0xA6, 0x1B, 0x1B)).all(axis=2).sum() > 800  # the frame and the text
     cut = write_shard(tmp_path / "b", png=picture(RED)[:-30], txt="a cat")
-    assert peek_samples(cut)[0][0].told.startswith("bad-image")
+    assert peek_samples(cut)[0][0].line.startswith("bad-image")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (700, 700)])
@@ -104,7 +104,7 @@ def test_a_script_without_a_font_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(fonts, "_system_fonts", lambda: iter(()))
     samples, _ = peek_samples(write_shard(tmp_path / "a", png=picture(RED), txt=KOREAN))
     assert draw_sheet(tmp_path / "sheet.png", samples, "title") == {"Hangul"}
-    assert samples[0].told == KOREAN  # printed as it is
+    assert samples[0].line == KOREAN  # printed as it is
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_any_caption_can_be_drawn(tmp_path: Path, text: str):
 
 
 def test_what_has_no_caption_shows_its_label(tmp_path: Path):
-    assert peek_samples(write_shard(tmp_path / "a", png=picture(RED), cls=7))[0][0].told == "label 7"
+    assert peek_samples(write_shard(tmp_path / "a", png=picture(RED), cls=7))[0][0].line == "label 7"
     shards = write_shard(tmp_path / "b", png=picture(RED), json={"caption": "from the metadata"})
-    assert peek_samples(shards)[0][0].told == "from the metadata"
+    assert peek_samples(shards)[0][0].line == "from the metadata"
 
 
 def test_lines_are_broken_within_the_width():

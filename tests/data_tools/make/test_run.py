@@ -268,7 +268,7 @@ def test_resized_and_encoded_only_where_asked(tmp_path: Path, make: Make):
     assert report.rejected == {"too-large": 1}
     with pytest.raises(DataError, match="none of 1 rows gives a sample"):
         check_rejected(report, 1.0)  # nothing is left
-    with pytest.raises(UsageError, match="encoded anew"):
+    with pytest.raises(UsageError, match="re-encoded"):
         make(tmp_path / "in", "x", allow_formats=("gif",))
 
 

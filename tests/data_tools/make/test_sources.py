@@ -450,7 +450,7 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
     with pytest.raises(UsageError, match=r"(?s)not classes: train, val.*splits/train OUT"):
         make(tmp_path / "splits")
     assert make(tmp_path / "splits", kind="classes").num_classes == 2
-    with pytest.raises(UsageError, match="--no-captions for images alone"):
+    with pytest.raises(UsageError, match="--no-captions to omit captions"):
         make(tmp_path / "splits" / "val" / "cat", "x")
 
 
