@@ -290,10 +290,10 @@ def test_settings_that_contradict_each_other_are_refused(
         with pytest.raises(UsageError, match=f"a stage has an image_size, and with {key} images have none"):
             batches_of(squares, data, **sized)
     texts = embed(str(squares.paths[0].path.parent), tmp_path / "texts", "text")
-    with pytest.raises(UsageError, match="are of texts alone") as caught:
+    with pytest.raises(UsageError, match="are of texts only") as caught:
         batches_of(squares, {"image_embeddings": str(texts)})
     assert caught.value.where == "data.image_embeddings"
-    with pytest.raises(UsageError, match="are of texts alone") as caught:
+    with pytest.raises(UsageError, match="are of texts only") as caught:
         batches_of(squares, teacher=StoredEmbeddings(texts))
     assert caught.value.where == "loss.teacher"
 

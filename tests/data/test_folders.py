@@ -99,7 +99,7 @@ def test_files_that_cannot_be_read_are_sample_errors(tree: Path, tmp_path: Path)
         "one/a_secret.png": "outside of the folder",
         "one/c_gone.png": "No such file",
         "one/d_empty.png": "empty file",
-        "one/e_pipe.png": "no file",
+        "one/e_pipe.png": "not a file",
     }.items():
         with pytest.raises(SampleError, match=what) as caught:
             samples.read(numbers[key])
