@@ -160,6 +160,7 @@ def test_recipe_with_open_keys_loads_where_the_caller_fills_them_in(tmp_path: Pa
         ("train.same_caption_positives=maybe", "train.same_caption_positives"),
         ("train.steps", "not key=value"),
         ("=5", "not key=value"),
+        ("data=[]", "override 'data=[]' cannot be read"),
         ("data.train=[a", "cannot be read"),
         ("train.step=5", "did you mean 'steps'?"),
         ("trian.steps=5", "did you mean 'train'?"),
@@ -173,6 +174,18 @@ def test_override_that_does_not_fit_is_named(file: Path, override: str, message:
         load_config(PretrainConfig, file, [override])
     assert message in str(error.value)
     assert "\n\n" not in str(error.value)  # one line of the library's message, not its whole page
+
+
+@pytest.mark.parametrize(
+    "override", ["data.train=[[{}]]", "train.steps='{}'", "data.train=[{}: x: y", "data.train=[{}{{0..1}}]", "{}"]
+)
+def test_problems_show_no_secrets_of_urls(file: Path, override: str):
+    place = (
+        f"https://{'user' * 5}:SECRET{'x' * 20}SECRET@host/a.tar?token=SECRET"  # longer than what is shown of a value
+    )
+    with pytest.raises(UsageError) as error:
+        load_config(PretrainConfig, file, [override.format(place), "seed=-1"])
+    assert "SECRET" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "seed: {a: 1}", "just words", "train: [1]", "\x00"])

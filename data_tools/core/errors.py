@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from data_tools.core.secrets import hide_secrets
+
 # Causes of corrupt or invalid samples, as used in reports and logs, and their descriptions.
 CAUSES = {
     "damaged": "a part of the tar cannot be read",
@@ -24,9 +26,11 @@ CAUSES = {
     "too-large": "the image has too many pixels, or a file too many bytes",
 }
 
+_REPAIR = "repair the shard without this sample: mmvit-data repair"
+
 
 class MmvitError(Exception):
-    """An error that a user can understand and fix.
+    """An error that a user can understand and fix; it shows URLs without their secrets.
 
     Args:
         what: what happened, one sentence.
@@ -38,11 +42,11 @@ class MmvitError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: object = None, note: str | None = None, hint: str | None = None):
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.note = note
-        self.hint = hint
-        super().__init__(what)
+        self.what = hide_secrets(what)
+        self.where = None if where is None else hide_secrets(str(where))
+        self.note = note and hide_secrets(note)
+        self.hint = hint and hide_secrets(hint)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -83,22 +87,25 @@ class SampleError(DataError):
         what: what is wrong with it, one sentence.
         shard: path or `Location` of the tar.
         key: the sample's key in the tar; "" if unknown.
+        hint: None for a sample of something else than a shard.
     """
 
-    def __init__(self, cause: str, what: str, *, shard: object, key: str, note: str | None = None):
+    def __init__(
+        self, cause: str, what: str, *, shard: object, key: str, note: str | None = None, hint: str | None = _REPAIR
+    ):
         assert cause in CAUSES, cause
         self.cause = cause
         self.shard = str(shard)
         self.key = key
         where = f"{shard}, key {key!r}" if key else shard
-        super().__init__(what, where=where, note=note, hint="repair the shard without this sample: mmvit-data repair")
+        super().__init__(what, where=where, note=note, hint=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_sample, (self.cause, self.what, self.shard, self.key, self.note)
+        return _rebuild_sample, (self.cause, self.what, self.shard, self.key, self.note, self.hint)
 
 
-def _rebuild_sample(cause: str, what: str, shard: str, key: str, note: str | None) -> SampleError:
-    return SampleError(cause, what, shard=shard, key=key, note=note)
+def _rebuild_sample(cause: str, what: str, shard: str, key: str, note: str | None, hint: str | None) -> SampleError:
+    return SampleError(cause, what, shard=shard, key=key, note=note, hint=hint)
 
 
 class CheckpointError(MmvitError):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data_tools.sample.content import FaultError, parse_label, read_metadata, read_text
+from data_tools.sample.content import FaultError, parse_label, read_metadata, read_text, strip_caption
 from data_tools.sample.decode import FORMATS, ImageError, Jpeg, decode_image, open_jpeg
 
 FIELD_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -230,7 +230,7 @@ def _text(value: Any) -> str:
         value = read_text(value, "the caption")
     if not isinstance(value, str | int | float):
         raise FaultError("no-caption", f"the caption is a {type(value).__name__} instead of a text")
-    text = str(value).strip().removeprefix("\ufeff").strip()
+    text = strip_caption(str(value))
     if "\0" in text or not _encodes(text):
         raise FaultError("not-utf8", "the caption is not UTF-8 or holds a NUL")
     return text

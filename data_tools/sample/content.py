@@ -27,6 +27,7 @@ Label = int | str  # a class index, or a class name
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _MAX_DIGITS = 18  # of a class index: it fits into 64 bits
 _NUMBER = re.compile(r"[-+]?[\d.,]+")  # no class name, and no class index unless it is digits alone
+_AROUND = re.compile(r"\A[\s\ufeff]+|\s+\Z")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as json.dumps writes it; after an even number of backslashes
 
 
@@ -84,6 +85,14 @@ def read_text(data: bytes, name: str) -> str:
     return text
 
 
+def strip_caption(text: str) -> str:
+    """Return a caption without the space around it and without the byte order marks at its beginning.
+
+    Of several marks the first alone is no text for UTF-8, and the next one would be taken off where it is read again.
+    """
+    return _AROUND.sub("", text)
+
+
 def read_caption(fields: Mapping[str, bytes], required: bool = False) -> str | None:
     """Return the text of `txt`, stripped; "" where it is blank, None where there is none.
 
@@ -94,7 +103,7 @@ def read_caption(fields: Mapping[str, bytes], required: bool = False) -> str | N
         if required:
             raise FaultError("no-caption", f"the sample has no caption: its fields are: {' '.join(fields) or 'none'}")
         return None
-    caption = read_text(fields["txt"], ".txt").strip()
+    caption = strip_caption(read_text(fields["txt"], ".txt"))
     if required and not caption:
         raise FaultError("empty-caption", "the caption is empty")
     return caption

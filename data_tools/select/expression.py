@@ -157,7 +157,10 @@ class Expression:
         first = self._value(left, table)
         second = self._value(right, table)
         if _kind(first) != _kind(second):
-            self._fail(f"cannot compare a {_kind(first)} with a {_kind(second)}", right, _other_kind(first, right))
+            column = f"{left.id}_name" if isinstance(left, ast.Name) and _kind(second) == "text" else ""
+            named = f"write {column} to compare it with a text" if column in table.column_names else None
+            hint = _other_kind(first, right) or named
+            self._fail(f"cannot compare a {_kind(first)} with a {_kind(second)}", right, hint)
         return _COMPARISONS[type(op)](first, second)
 
     def _contains(self, left: ast.expr, right: ast.expr, table: pa.Table) -> Any:

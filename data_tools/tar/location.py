@@ -10,12 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from data_tools.core.errors import UsageError
+from data_tools.core.secrets import hide_secrets
 
 # What may be opened over the network. Others (pipe:, chains with ::) could run programs or unpack archives.
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-_SECRETS = re.compile(r"(?<=//)[^\s/?#]*@|[?#]\S*")
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -98,7 +98,7 @@ def without_secrets(text: str) -> str:
     For texts from users, such as a pattern of shards, that are not locations yet.
     """
     if not _URL.match(text) or "::" in text:
-        return _SECRETS.sub("", text) if "://" in text else text
+        return hide_secrets(text)
     try:
         parts = urlsplit(text)
     except ValueError:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_tools.core.errors import UsageError, did_you_mean
+from data_tools.core.secrets import hide_secrets
 from mmvit.keys import Problem, key_of
 from mmvit.models.image_towers import tower_config
 from mmvit.towers.contract import TowerConfig
@@ -132,9 +133,9 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as YAML text, truncated if it is long."""
+    """Return a value as YAML text, truncated if it is long, without the secrets of URLs."""
     plain = {None: "null", True: "true", False: "false"}
-    return plain[value] if value is None or isinstance(value, bool) else f"{value!r:.60}"
+    return plain[value] if value is None or isinstance(value, bool) else f"{hide_secrets(repr(value)):.60}"
 
 
 def _rule_problems(config: Any, prefix: str = "") -> Iterator[Problem]:

@@ -91,7 +91,7 @@ class LabelledFiles(SampleSource):
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names file `i`."""
-        return SampleError(cause, what, shard=str(self.root), key=self.key(i))
+        return SampleError(cause, what, shard=str(self.root), key=self.key(i), hint=None)
 
     def _content(self, i: SupportsIndex) -> bytes:
         try:

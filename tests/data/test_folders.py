@@ -104,6 +104,7 @@ def test_files_that_cannot_be_read_are_sample_errors(tree: Path, tmp_path: Path)
         with pytest.raises(SampleError, match=what) as caught:
             samples.read(numbers[key])
         assert (caught.value.cause, caught.value.where) == ("no-image", f"{tree}, key {key!r}")
+        assert pickle.loads(pickle.dumps(caught.value)).hint is None  # `mmvit-data repair` repairs shards
     assert samples.lost() == []
 
 

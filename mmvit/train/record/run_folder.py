@@ -9,6 +9,7 @@ from typing import Any
 from data_tools.core.errors import UsageError
 from data_tools.core.files import make_folder, remove_leftovers, write_atomic
 from data_tools.core.output_folder import check_free
+from data_tools.core.secrets import hide_secrets
 from mmvit.config import RunConfig, load_config, to_yaml
 from mmvit.keys import declared
 
@@ -85,7 +86,7 @@ def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int)
 
 
 def _table(keys: Sequence[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    return "\n".join(f"    {key}: {old.get(key)} -> {new.get(key)}" for key in keys)
+    return hide_secrets("\n".join(f"    {key}: {old.get(key)} -> {new.get(key)}" for key in keys))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from accelerate.utils import ProjectConfiguration
 
 from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.core.files import write_atomic
+from data_tools.core.secrets import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Trackers:
         run_id = path.read_text()
         if "trackio" in accelerator.log_with:
             os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read when trackio is imported
-        settings = {"config": dict(config), "resume": "allow"}
+        shown = {key: _without_secrets(value) for key, value in config.items()}
+        settings = {"config": shown, "resume": "allow"}
         mode = os.environ.get("WANDB_MODE", "offline")
         arguments = {
             "trackio": {"name": f"{folder.name}-{run_id}", **settings},
@@ -92,3 +94,10 @@ class Trackers:
             except Exception as error:
                 logger.warning("the tracker %s failed and is disabled for the rest of the run: %s", tracker.name, error)
                 self.running.remove(tracker)
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return a setting as others may see it: no URL of the data has a password or a token."""
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return hide_secrets(value) if isinstance(value, str) else value

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from data_tools.core import errors
+from data_tools.core.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,18 @@ def test_did_you_mean():
     assert errors.did_you_mean("Sam", ["Appl", "Sams"]) == "did you mean 'Sams'?"
     assert errors.did_you_mean("sams", ["Appl", "Sams"]) == "did you mean 'Sams'?"
     assert errors.did_you_mean("zebra", ["Appl", "Sams"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("'https://user:SECRET@host/a.tar?token=SECRET' is no number", "'https://host/a.tar' is no number"),
+        ("x/https:/user:SECRET@host/a.csv#SECRET", "x/https:/host/a.csv"),
+        ("--out a s3://key:SECRET@bucket/{0..1}.tar b", "--out a s3://bucket/{0..1}.tar b"),
+        ("did you mean 'a@b'? see a/b#c", "did you mean 'a@b'? see a/b#c"),
+    ],
+)
+def test_no_part_of_an_error_shows_the_secrets_of_a_url(text: str, shown: str):
+    error = UsageError(text, where=text, note=text, hint=text)
+    assert (error.what, error.where, error.note, error.hint) == (shown,) * 4
+    assert "SECRET" not in repr(error) + str(error)

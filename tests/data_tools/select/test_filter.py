@@ -117,3 +117,10 @@ def test_the_program(tars: list[Location], tmp_path: Path, data_program: Program
     assert code == 2
     assert "\n                 ^\n" in errors
     assert run("--where", "width > 30")[0] == 2
+
+
+def test_label_compared_with_a_text_points_to_the_class_names():
+    for where in ("label == 'cat'", "width > 3 and label != 'cat'"):
+        with pytest.raises(UsageError) as error:
+            filter_samples([], where)
+        assert error.value.hint == "write label_name to compare it with a text"

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -134,3 +135,15 @@ def test_tracker_that_cannot_start_is_a_matter_of_settings(tmp_path: Path, monke
     accelerator = Accelerator(cpu=True, **tracker_arguments(["tensorboard"], tmp_path))
     with pytest.raises(UsageError, match="a tracker cannot be started: no connection"):
         Trackers(accelerator, tmp_path, {})
+
+
+def test_trackers_get_no_secrets_of_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They may belong to others."""
+    given: dict[str, Any] = {}
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "log_with", ["wandb"])
+    monkeypatch.setattr(accelerator, "init_trackers", lambda _, init_kwargs: given.update(init_kwargs["wandb"]))
+    urls = ["https://user:SECRET@host/a.tar?token=SECRET", "b.tar"]
+    Trackers(accelerator, tmp_path, {"data.train": urls, "train.init": urls[0], "seed": 3})
+    shown = ["https://host/a.tar", "b.tar"]
+    assert given["config"] == {"data.train": shown, "train.init": shown[0], "seed": 3}
