@@ -39,7 +39,7 @@ def draw_report(
     _curve(right, log, "zero_shot_acc1", "zero-shot top-1 during training, % of images of a held-out vendor", scale=100)
     english = report["zero_shot"]["en"]
     drawings.suptitle(
-        f"Drawings of an unseen vendor with the predicted one of {report['num_classes']} names "
+        f"Images of a held-out vendor with the predicted one of {report['num_classes']} names "
         f"(top-1 {english['acc1']:.1%}, top-5 {english['acc5']:.1%}); wrong ones in red"
     )
     chosen = np.linspace(0, len(result.samples) - 1, NUM_DRAWINGS).astype(int).tolist()
