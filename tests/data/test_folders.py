@@ -121,7 +121,7 @@ def test_folders_that_are_no_classes(tmp_path: Path, tree: Path):
         opened(tmp_path / "flat")
     (tmp_path / "set" / "train").mkdir(parents=True)
     (tmp_path / "set" / "val").mkdir()
-    with pytest.raises(UsageError, match="parts of a data set") as caught:
+    with pytest.raises(UsageError, match="splits of a data set") as caught:
         opened(tmp_path / "set")
     assert caught.value.hint == f"name one of them: {tmp_path / 'set' / 'train'}"
     (tree / "ten" / "empty").mkdir(parents=True)
@@ -211,16 +211,16 @@ def test_json_labels_may_be_numbers(tree: Path):
     [
         ("a.json", '{"a.png": "x", "a.png": "x"}', "entry 2 lists a file for the second time"),
         ("a.json", '{"a.png": "x", "./a.png": "y"}', "entry 2 lists a file for the second time"),
-        ("a.json", '{"a.png": true}', "entry 1 is no file with a label"),
-        ("a.json", '{"a.png": {"x": 1}}', "entry 1 is no file with a label"),
-        ("a.json", '[{"file": "a.png", "class": 3}]', "entry 1 is no file with a label"),
+        ("a.json", '{"a.png": true}', "entry 1 is not a file with a label"),
+        ("a.json", '{"a.png": {"x": 1}}', "entry 1 is not a file with a label"),
+        ("a.json", '[{"file": "a.png", "class": 3}]', "entry 1 is not a file with a label"),
         ("a.json", "[]", "lists no file"),
-        ("a.json", "3", "entry 1 is no file with a label"),
+        ("a.json", "3", "entry 1 is not a file with a label"),
         ("a.json", '{"a.png": ', "not JSON"),
         ("a.json", "[" * 9999, "not JSON"),
         ("a.jsonl", '{"file": "a.png", "label": 1}\n{"file"', "line 2"),
-        ("a.jsonl", '{"a.png": "x"}', "line 1 is no file with a label"),
-        ("a.json", '{"none.png": "x"}', "are not there, such as 'none.png'"),
+        ("a.jsonl", '{"a.png": "x"}', "line 1 is not a file with a label"),
+        ("a.json", '{"none.png": "x"}', "listed files are missing, such as 'none.png'"),
     ],
 )
 def test_json_that_is_none(tmp_path: Path, name: str, text: str, what: str):
