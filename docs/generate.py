@@ -65,8 +65,8 @@ def config_page() -> str:
         "A config is a YAML file, or a name under `configs/`. `key=value` arguments override the file; if a key is "
         "given more than once, the last one wins. All keys are validated before anything starts, and all errors are "
         "reported at once. `mmvit pretrain CONFIG --print-config` prints every key and its value.",
-        "The column *resume* says what a changed value means to a run that resumes:\n\n"
-        "- *same*: it must not change: a run with another value is refused.\n"
+        "The column *resume* shows whether a value may change when a run resumes:\n\n"
+        "- *same*: it must not change; resuming with another value is refused.\n"
         "- *logged*: it may change, and the change is logged.\n"
         "- *free*: it may change; the weights do not depend on it, or only up to rounding. A path may change, its "
         "content must be the same.",

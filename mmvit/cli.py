@@ -44,7 +44,7 @@ def program(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Read the options that stand before a verb."""
+    """Read the options before a verb."""
 
 
 @app.command()
@@ -53,7 +53,7 @@ def quickstart(
     minutes: Annotated[float, typer.Option(min=0.05, help="Approximate training time on this machine.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights, sample order and augmentation.")] = 0,
 ) -> None:
-    """Train on emoji drawings, then classify drawings of an unseen vendor in English and Korean."""
+    """Train on emoji images, then classify images of a held-out vendor in English and Korean."""
     from mmvit.quickstart.run import run_quickstart
 
     run_quickstart(out, minutes=minutes, seed=seed)
@@ -102,7 +102,7 @@ def plot(
 @app.command("zero-shot")
 def zero_shot(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     classes: Annotated[str, typer.Option(help='"a,b,c", or a file with one class name per line.')],
     templates: Annotated[
         str, typer.Option(help="Name of a built-in set of prompt templates, or a file with one template per line.")
@@ -110,7 +110,7 @@ def zero_shot(
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")] = 5,
     json: Json = False,
 ) -> None:
-    """Classify images zero-shot, by class names alone."""
+    """Classify images zero-shot, given only class names."""
     from mmvit.data.prompts import load_class_names, load_templates
     from mmvit.eval.encoder import load
     from mmvit.eval.zero_shot import zero_shot_classifier
@@ -225,15 +225,13 @@ def import_(
 def inspect(
     model: ModelFolder,
     view: Annotated[str, typer.Option(help="filters, positions, distance, rollout or relevance.")],
-    image: Annotated[
-        list[Path] | None, typer.Option(help="Image, or shard to take images from; can be repeated.")
-    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image, or shard with images; can be repeated.")] = None,
     text: Annotated[str | None, typer.Option(help="For relevance: text to explain.")] = None,
     out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("inspect.png"),
     size: Annotated[int | None, typer.Option(min=1, help="Image size, px; default: the model's own.")] = None,
     json: Json = False,
 ) -> None:
-    """Visualise what a model has learned and where it attends."""
+    """Plot what a model has learned and where it attends."""
     from mmvit.eval.inspect_pictures import inspect_model
     from mmvit.terminal import print_json
 

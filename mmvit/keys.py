@@ -91,7 +91,7 @@ def key(default: Any, help: str, resume: Resume = "same", **bounds: Number) -> A
     """Declare a config key as the default of its dataclass field.
 
     Args:
-        default: the default; each config gets a list or a dict of its own.
+        default: the default; each config gets its own list or dict.
         help: what the key means, one line, with its unit.
         resume: the effect of a changed value on a run that resumes.
         bounds: of `Key`: `ge`, `gt`, `le`, `lt` for numbers, `min_length` and `max_length` for lists.

@@ -112,14 +112,14 @@ def test_all_errors_are_reported_at_once(file: Path):
         "  - model.image.kind: there is no image tower 'swim'; did you mean 'swin'?",
         "  - zero_shot is 1; it must be a mapping of keys to values",
         "  - lora.rank is -4; it must be at least 0",
-        "  - data.train: no training data is named",
+        "  - data.train: no training data is given",
         "      hint: data.train=[FOLDER or SHARDS]",
         "  - data.stall_timeout_s 300.0 must be below train.timeout_s",
         "      hint: train.timeout_s=330.0",
         "  - data.captions[1].templates: the template 'foo' has 0 placeholders",
         "      hint: write {} exactly once, where the class name goes: a photo of a {}.",
         "  - data.augment.rand_augment is [0, 9]",
-        "      hint: give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null",
+        "      hint: set the number of changes and their magnitude from 0 to 30, such as [2, 9], or null",
     ]
 
 
@@ -138,10 +138,10 @@ def test_rules_are_silent_about_values_that_are_wrong_by_themselves(file: Path):
 
 def test_recipe_with_open_keys_loads_where_the_caller_fills_them_in(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("seed: 5")
-    with pytest.raises(UsageError, match="no training data is named"):
+    with pytest.raises(UsageError, match="no training data is given"):
         load_config(PretrainConfig, tmp_path / "run.yaml")
     config = load_config(PretrainConfig, tmp_path / "run.yaml", complete=False)
-    with pytest.raises(UsageError, match="no training data is named"):
+    with pytest.raises(UsageError, match="no training data is given"):
         config.check()
     with pytest.raises(UsageError, match=r"train\.steps is 0"):
         load_config(PretrainConfig, tmp_path / "run.yaml", ["train.steps=0"], complete=False)

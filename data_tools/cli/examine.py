@@ -15,13 +15,13 @@ from data_tools.cli.options import AsJson, Engine, Shards, Workers
 def check(
     shards: Shards,
     decode: Annotated[
-        bool, typer.Option("--decode/--no-decode", help="Decode every image, or only read headers.")
+        bool, typer.Option("--decode/--no-decode", help="Decode every image, or read only its header.")
     ] = True,
     workers: Workers = None,
     engine: Engine = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte of the shards and list what is damaged; exit with 3 if anything is, else with 0."""
+    """Read every byte of the shards and list the damage; the exit code is 3 if there is any, otherwise 0."""
     from data_tools.examine.check import check_shards, describe
     from data_tools.tar.expand import expand_shards
 
@@ -53,7 +53,7 @@ def stats(
     engine: Engine = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Count images, captions, languages, labels and duplicates; a table is stored next to each shard."""
+    """Count images, captions, languages, labels and duplicates; a metadata table is stored next to each shard."""
     from data_tools.core.files import check_output_file
     from data_tools.examine.stats import describe, shard_stats
     from data_tools.examine.stats_picture import draw_stats
@@ -72,11 +72,11 @@ def peek(
     out: Annotated[Path, typer.Option(help="PNG to write.")],
     num: Annotated[int, typer.Option("-n", min=1, max=1000, help="Number of samples.")] = 24,
     seed: Annotated[int, typer.Option(help="Another seed selects other samples.")] = 0,
-    key: Annotated[list[str] | None, typer.Option(help="Show this sample instead; may be repeated.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Key of a sample to show; can be repeated.")] = None,
     font: Annotated[Path | None, typer.Option(help="Font file; default: a suitable one on this machine.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a sheet of images with their captions, and print keys and captions."""
+    """Write a contact sheet of images with their captions; print keys and captions."""
     from data_tools.core.files import check_output_file
     from data_tools.examine.peek import draw_sheet, peek_samples
     from data_tools.tar.expand import expand_shards, spec_text
@@ -90,4 +90,6 @@ def peek(
     for sample in samples:
         print(f"{sample.shard}/{sample.key}\t{sample.line}")
     if lacking:
-        print(f"no font on this machine has: {' '.join(sorted(lacking))}; choose one with --font", file=sys.stderr)
+        print(
+            f"no font on this machine can display: {' '.join(sorted(lacking))}; choose one with --font", file=sys.stderr
+        )

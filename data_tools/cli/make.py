@@ -17,26 +17,26 @@ def make(
     source: Annotated[Path, typer.Argument(help="File or folder of images with texts or classes.")],
     out: Annotated[Path, typer.Argument(help="Folder to create; a killed run resumes in it.")],
     kind: Annotated[str | None, typer.Option(help=_KINDS)] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of a table; default: found by its usual names.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="One, or several separated by commas.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Class numbers or names; '' for none.")] = None,
-    no_captions: Annotated[bool, typer.Option("--no-captions", help="Images only, or with labels.")] = False,
-    template: Annotated[str | None, typer.Option(help="Captions from class names: 'a photo of a {}'.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Image column of a table; default: detected.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Caption column, or several with commas.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of class numbers or names; '' for none.")] = None,
+    no_captions: Annotated[bool, typer.Option("--no-captions", help="Write images without captions.")] = False,
+    template: Annotated[str | None, typer.Option(help="Make captions of class names: 'a photo of a {}'.")] = None,
     classnames: Annotated[
-        Path | None, typer.Option(help="File that numbers the classes, such as that of another split.")
+        Path | None, typer.Option(help="File of class names that fixes their numbers, such as that of another split.")
     ] = None,
     image_root: Annotated[
-        Path | None, typer.Option(help="Folder that paths are relative to and must not leave.")
+        Path | None, typer.Option(help="Folder of the images: paths are relative to it and must stay inside.")
     ] = None,
-    resize: Annotated[int | None, typer.Option(min=1, help="Shorter side of larger images, px.")] = None,
+    resize: Annotated[int | None, typer.Option(min=1, help="Resize larger images to this shorter side, px.")] = None,
     image_format: Annotated[str, typer.Option("--format", help="keep, jpg, webp or png.")] = "keep",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of re-encoded JPEG and WebP.")] = 95,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of re-encoded images.")] = 95,
     allow_formats: Annotated[str, typer.Option(help="Additional formats to read: gif,bmp,tiff.")] = "",
     shard_size: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 1000,
     shuffle: Annotated[
         int | None, typer.Option(min=0, help="Seed of the order; default: 0 if there are labels.")
     ] = None,
-    in_order: Annotated[bool, typer.Option("--in-order", help="Never shuffle.")] = False,
+    in_order: Annotated[bool, typer.Option("--in-order", help="Keep the order of the source.")] = False,
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Fail (exit code 3) if more than this fraction of rows is rejected.")
     ] = 0.01,
@@ -108,9 +108,9 @@ def tokenizer(
     shards: Shards,
     out: Annotated[Path, typer.Option(help="File to write, such as tokenizer.json.")],
     vocab_size: Annotated[
-        int, typer.Option(min=259, max=2**20, help="Maximum; 259 are bytes and special tokens.")
+        int, typer.Option(min=259, max=2**20, help="Maximum size; 259 tokens are bytes and special tokens.")
     ] = 4096,
-    source: Annotated[str, typer.Option(help="txt, or a path into the JSON such as names.en.")] = "txt",
+    source: Annotated[str, typer.Option(help="Caption source: txt, or a path into the JSON such as names.en.")] = "txt",
     as_json: AsJson = False,
 ) -> None:
     """Train a tokenizer on the captions of shards, and print how many tokens they have."""

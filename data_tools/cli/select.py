@@ -17,7 +17,7 @@ def reshard(
     shard_size: ShardSize = 1000,
     shuffle: Shuffle = None,
     keys: Annotated[
-        Path | None, typer.Option(help="Samples to take: one KEY or SHARD.tar/KEY per line, or .npy.")
+        Path | None, typer.Option(help="File of keys to select: one KEY or SHARD.tar/KEY per line, or .npy.")
     ] = None,
     workers: Workers = None,
     engine: Engine = "local",
@@ -44,7 +44,7 @@ def filter_(
     where: Annotated[str, typer.Option(help="Condition that samples must satisfy.")],
     out: Annotated[Path | None, typer.Option(help=NEW_FOLDER)] = None,
     scores: Annotated[Path | None, typer.Option(help="Parquet file with the column key and further columns.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; write nothing.")] = False,
     shard_size: ShardSize = 1000,
     shuffle: Shuffle = None,
     workers: Workers = None,
@@ -74,9 +74,9 @@ def dedup(
     shards: Shards,
     out: Annotated[Path | None, typer.Option(help=NEW_FOLDER + " Default: only report.")] = None,
     threshold: Annotated[
-        int, typer.Option(help="Bits in which the hashes of near-duplicates may differ, 0 .. 12.")
+        int, typer.Option(help="Maximum number of differing hash bits of near-duplicates, 0 to 12.")
     ] = 4,
-    exact_only: Annotated[bool, typer.Option("--exact-only", help="Only equal files; nothing is decoded.")] = False,
+    exact_only: Annotated[bool, typer.Option("--exact-only", help="Find identical files only.")] = False,
     report: Annotated[Path | None, typer.Option(help="JSONL file to write, with one line per group.")] = None,
     shard_size: ShardSize = 1000,
     workers: Workers = None,
@@ -85,7 +85,7 @@ def dedup(
 ) -> None:
     """Find duplicate images, and with --out write the shards without them.
 
-    Of near-duplicates the largest image is kept, of equal ones the first; it receives the captions of the others.
+    The largest of near-duplicate images and the first of identical ones is kept, with the captions of all of them.
     """
     from data_tools.core.files import check_output_file
     from data_tools.select.dedup import dedup_shards, describe

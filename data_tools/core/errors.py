@@ -1,4 +1,4 @@
-"""Error classes, each with an exit code; an error says what happened, where, what it means and how to fix it."""
+"""Error classes, each with an exit code; an error has a message, a location, a note and a hint."""
 
 from __future__ import annotations
 

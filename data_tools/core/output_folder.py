@@ -18,7 +18,7 @@ from data_tools.core.errors import UsageError
 from data_tools.core.files import fsync_tree, make_folder, rename_synced, temporary_name, write_atomic
 
 MANIFEST = "shards.json"
-SOMETHING_ELSE = "the output folder holds something else"
+SOMETHING_ELSE = "the output folder contains other files"
 
 
 def is_free(folder: Path, *, replaced: bool = False) -> bool:
@@ -93,10 +93,10 @@ def open_output(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
         raise occupied(folder, SOMETHING_ELSE) from None
     different = sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name))
     if "verb" in different:
-        raise occupied(folder, f"the output folder holds what mmvit-data {there.get('verb')} wrote")
+        raise occupied(folder, f"the output folder contains what mmvit-data {there.get('verb')} wrote")
     if different:
         state = "finished" if report else "unfinished"
-        what = f"the output folder holds {state} work that differs in: {', '.join(different)}"
+        what = f"the output folder contains {state} work that differs in: {', '.join(different)}"
         raise occupied(folder, what, _or(f"if nobody completes this one: rm -r {folder}", not report))
     if report and tars and tars != (now := _tars(folder)):
         what = f"the output folder was finished with {_told(tars)}, and now has {_told(now)}"
@@ -106,7 +106,7 @@ def open_output(folder: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def close_output(folder: Path, plan: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """Say that the folder is finished, and remove what killed processes left in it."""
+    """Mark the folder as finished, and remove what killed processes left in it."""
     for left in folder.glob(".*.tmp-*"):
         left.unlink(missing_ok=True)
     _write(folder, plan, report)

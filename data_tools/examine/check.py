@@ -50,12 +50,12 @@ class ShardReport(NamedTuple):
 
     @property
     def faults(self) -> list[Problem]:
-        """The problems that cost something."""
+        """The problems by which samples are lost."""
         return [problem for problem in self.problems if problem.cause not in NOTICES]
 
     @property
     def is_damaged(self) -> bool:
-        """Whether something is lost, or may not be trusted."""
+        """Whether samples are lost or cannot be trusted."""
         return bool(self.faults) or self.index_state == "damaged"
 
 
@@ -269,7 +269,7 @@ def describe(report: CheckReport, spec: Sequence[str]) -> str:
         rows.append((Path(shard.shard).name, *numbers, shard.index_state, causes or "-"))
     lines = _aligned(rows) if listed else []
     if len(listed) < len(report.shards):
-        lines.append(f"({len(report.shards) - len(listed)} more shards, whole)")
+        lines.append(f"({len(report.shards) - len(listed)} more shards, intact)")
     faults = [line for shard in damaged for line in _some_faults(shard)]
     lines += ["", *faults[:_MAX_LISTED]] if faults else []
     if len(faults) > _MAX_LISTED:
@@ -281,11 +281,11 @@ def describe(report: CheckReport, spec: Sequence[str]) -> str:
     if damaged:
         torn = any(fault.cause in _TORN for shard in damaged for fault in shard.faults)
         hints = ["copy or download the shards again"] if torn else []
-        hints += [f"write what is whole: {_repair(spec)}"] if samples > bad else []
+        hints += [f"write the intact samples: {_repair(spec)}"] if samples > bad else []
         lines.append(f"hint: {', or '.join(hints)}")
     if any(shard.index_state in ("differs", "damaged") for shard in damaged):
         rebuild = shlex.join(["mmvit-data", "index", "--rebuild", *map(without_secrets, spec)])
-        lines.append(f"      if they were changed on purpose: {rebuild}")
+        lines.append(f"      if the shards were changed on purpose: {rebuild}")
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def _find(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[int,
     places, unknown = find_keys(indexes, keys)
     if unknown:
         example = f"{indexes[0].tar.name}/{indexes[0].key(0)}"
-        hint = f"keys are written as {indexes[0].key(0)!r}, or {example!r} to name the shard too"
+        hint = f"keys look like {indexes[0].key(0)!r}, or {example!r} to select the shard too"
         raise UsageError(f"no shard has the key {unknown[0]!r}", hint=hint)
     return places
 

@@ -1,4 +1,4 @@
-"""Writes new shards with every sample of damaged ones that is whole, and lists the rest."""
+"""Writes new shards with all intact samples of damaged ones, and lists the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REJECTED = "rejected.jsonl"
 
 
 class RepairedShard(NamedTuple):
-    """What became of one shard: `kept` samples are in the new one (0: none was written), `left_out` are not.
+    """Result of one shard: `kept` samples are in the new one (0: none was written), `left_out` are not.
 
     `ignored` counts by suffix the members that no sample uses, which are not copied.
     """
@@ -40,7 +40,7 @@ class RepairedShard(NamedTuple):
 
 
 class RepairReport(NamedTuple):
-    """What became of all shards; the new ones lie in `folder`, each under its old name."""
+    """Result of all shards; the new ones are in `folder`, each under its old name."""
 
     folder: Path
     shards: list[RepairedShard]
@@ -80,11 +80,11 @@ def repair_shards(
     num_workers: int | None = None,
     engine: str = "local",
 ) -> RepairReport:
-    """Write what is whole of each shard to a shard of the same name in the new folder `out`; `tars` are not touched.
+    """Write the intact samples of each shard to a shard of the same name in the new folder `out`.
 
-    A sample is whole when `check_shards` finds no fault in it. Its images are copied byte for byte; caption, metadata
+    A sample is intact if `check_shards` finds no fault in it. Its images are copied byte for byte; caption, metadata
     and label are rewritten (UTF-8 without a byte order mark, no space around). Members of other kinds than
-    `tar_scan.FIELDS` are not copied. `out/rejected.jsonl` has a line for each sample that is left out.
+    `tar_scan.FIELDS` are not copied. `out/rejected.jsonl` has a line for each sample that is not copied.
 
     Args:
         tars: the shards, as from `data_tools.tar.expand.expand_shards`.
@@ -94,7 +94,7 @@ def repair_shards(
 
     Raises:
         UsageError: `out` is not empty or holds the shards themselves, or two shards have the same name.
-        DataError: no shard has a whole sample.
+        DataError: no shard contains an intact sample.
     """
     locations = [Location(tar) for tar in tars]
     names = Counter(tar.name for tar in locations)
@@ -110,7 +110,11 @@ def repair_shards(
         shards = [done[number] for number in range(len(tars))]
         report = RepairReport(Path(out), shards)
         if not report.kept:
-            raise DataError("no shard has a whole sample", where=locations[0], hint="mmvit-data check shows why")
+            raise DataError(
+                "no shard contains an intact sample",
+                where=locations[0],
+                hint="for the reasons run: mmvit-data check SHARDS",
+            )
         lines = [
             json.dumps({"shard": shard.shard, **problem._asdict()}, ensure_ascii=False) + "\n"
             for shard in shards
@@ -123,12 +127,12 @@ def repair_shards(
 def describe(report: RepairReport) -> str:
     """Return the report as text."""
     counts = report.to_json()
-    lines = [f"{shard.shard}: nothing is whole, no shard was written" for shard in report.shards if not shard.kept]
+    lines = [f"{shard.shard}: no intact sample, no shard was written" for shard in report.shards if not shard.kept]
     written = len(report.shards) - len(lines)
     lines.append(f"{report.folder}: {counts['kept']} samples in {written} shards")
     causes = ", ".join(f"{cause} {count}" for cause, count in counts["causes"].items())
     listed = f" ({causes}), listed in {counts['rejected']}" if causes else ""
-    lines.append(f"left out: {counts['left_out']}{listed}")
+    lines.append(f"rejected: {counts['left_out']}{listed}")
     if counts["not_copied"]:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in counts["not_copied"].items())
         lines.append(f"members of other kinds, not copied: {kinds}")
@@ -147,7 +151,7 @@ def _repair_one(task: _Task) -> RepairedShard:
 
 
 def _write_whole(task: _Task, inspection: Inspection, kept: int) -> None:
-    """Write the samples without a fault as the one shard of a folder of its own, then give it its name."""
+    """Write the samples without a fault as the only shard of a temporary folder, then move it to its name."""
     assert inspection.scan is not None
     index = ShardIndex(task.tar, index_bytes(inspection.scan))
     reader = ShardReader([index], verify=True)  # what was examined is what is written

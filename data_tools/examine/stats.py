@@ -1,4 +1,4 @@
-"""Counts and distributions of what shards hold, as numbers and as text."""
+"""Counts and distributions of the content of shards, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_tools.tar.open import open_file
 
 # Row of the printed table: path in the numbers, unit, decimals.
 _ROWS = {
-    "samples a shard": (("samples_a_shard",), "", 0),
+    "samples per shard": (("samples_a_shard",), "", 0),
     "image width": (("pictures", "width"), " px", 0),
     "image height": (("pictures", "height"), " px", 0),
     "image width / height": (("pictures", "aspect"), "", 2),

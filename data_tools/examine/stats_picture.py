@@ -35,7 +35,7 @@ def draw_stats(path: Path, stats: dict[str, Any], table: pa.Table, title: str) -
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("an image needs matplotlib", hint='pip install "mmvit[data]"') from None
+        raise UsageError("plots need matplotlib", hint='pip install "mmvit[data]"') from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -135,7 +135,7 @@ def _draw_aspects(axes: Any, aspects: NDArray[Any]) -> None:
 
 
 def _begin(axes: Any, title: str, count: int) -> bool:
-    """Set the title; return whether there is something to draw, and say so where there is not."""
+    """Set the title; return whether there is something to draw, and otherwise write "none"."""
     axes.set_title(title)
     if not count:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=_GREY)

@@ -21,7 +21,7 @@ def column_names(path: Path, delimiter: str | None) -> tuple[tuple[str, ...], st
     names = next(csv.reader([head], delimiter=delimiter), [])
     if not head.strip() or len(set(names)) != len(names):
         what = "the table is empty" if not head.strip() else f"duplicate column name in: {', '.join(names)}"
-        raise DataError(what, where=str(path), hint="give the table a first line with the names of its columns")
+        raise DataError(what, where=str(path), hint="add a first line with the column names")
     return tuple(names), delimiter
 
 

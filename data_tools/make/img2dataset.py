@@ -137,7 +137,7 @@ def open_tars(folder: Path, stats: Mapping[str, Stats]) -> tuple[TarRows, list[L
             lost.append(_shortfall(f"{number}.tar", "no-image", "the tar is missing", stats[number].successes))
     if not files:
         what = lost[0]["what"] if lost else "there is no NUMBER.tar with samples"
-        raise DataError("the img2dataset output holds no sample", where=str(folder), note=what)
+        raise DataError("the img2dataset output contains no sample", where=str(folder), note=what)
     return TarRows(tuple(files), tuple(starts), total, has_captions), lost, list(tars)
 
 
@@ -161,7 +161,7 @@ def _lost_of(index: ShardIndex, name: str, promised: int) -> list[Lost]:
         cause = unknown[0].cause if unknown else "truncated"
         words = [problem.detail for problem in unknown]
         if promised > len(index):
-            words.append(f"img2dataset counted {promised} samples, the tar holds {len(index)}")
+            words.append(f"img2dataset counted {promised} samples, the tar contains {len(index)}")
         lost.append(_shortfall(name, cause, "; ".join(words), max(missing, 1)))
     return lost
 

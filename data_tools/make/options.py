@@ -1,4 +1,4 @@
-"""What a user may choose when shards are made, and what does not go together."""
+"""Options of `make`, and which of them contradict each other."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from data_tools.make.row import EXTRA_FORMATS, FIELD_FORMATS
 
 KINDS = {
     "folder": "images with a .txt or .json of the same name next to them",
-    "classes": "images in one folder a class",
+    "classes": "images in one folder per class",
     "csv": "a table with the paths of images",
     "tsv": "the same with tabs between the columns",
-    "jsonl": "one JSON object a line, with the path of an image",
+    "jsonl": "one JSON object per line, with the path of an image",
     "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or images",
     "img2dataset": "what img2dataset wrote, as webdataset or files",
     "datasets": "a Hugging Face data set saved with save_to_disk",
@@ -31,7 +31,7 @@ class MakeOptions:
         label_column: "" for none.
         captions: False leaves captions out.
         template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
-        classnames: file with a class name a line, which numbers the classes; None numbers them by sorted names.
+        classnames: file with one class name per line, which numbers the classes; None numbers them by sorted names.
         image_root: where paths of images start, and what no path or link may leave; None is the source's folder.
         resize: px of the shorter side, of images that are larger.
         image_format: "keep", "jpg", "png" or "webp".
@@ -60,7 +60,7 @@ class MakeOptions:
 
 
 def check_options(options: MakeOptions) -> None:
-    """Raise UsageError where an option has no meaning, or two contradict each other."""
+    """Raise UsageError if an option has no effect, or two contradict each other."""
 
     def refuse(what: str, hint: str) -> None:
         raise UsageError(what, hint=hint)
@@ -75,11 +75,11 @@ def check_options(options: MakeOptions) -> None:
     if options.allow_formats and options.image_format == "keep":
         refuse("images in further formats must be re-encoded", "add --format jpg, png or webp")
     if options.shard_size < 1 or not 1 <= options.quality <= 100 or (options.resize is not None and options.resize < 1):
-        refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "give another number")
+        refuse("--shard-size and --resize must be at least 1, --quality 1 to 100", "choose another number")
     if options.shuffle is not None and options.in_order:
-        refuse("--shuffle and --in-order contradict each other", "give one of them")
+        refuse("--shuffle and --in-order contradict each other", "use only one of them")
     if options.image_root is not None and not options.image_root.is_dir():
-        refuse(f"--image-root {options.image_root} is no folder", "check the path and the spelling")
+        refuse(f"--image-root {options.image_root} is not a folder", "check the path and the spelling")
     if options.template is not None and "{}" not in options.template:
         refuse(f"the template {options.template!r} has no place for the name", "--template 'a photo of a {}'")
     if not options.captions and (options.caption_column or options.template):

@@ -113,7 +113,7 @@ def _read_image(name: object, folders: Folders) -> bytes:
     if not isinstance(name, str) or not name:
         raise FaultError("no-image", "the row has no image")
     if "://" in name[:12]:
-        raise FaultError("no-image", "the image is a URL, and nothing is downloaded (img2dataset does that)")
+        raise FaultError("no-image", "the image is a URL; download the images first, for example with img2dataset")
     data = read_inside(folders, name)
     if not data:
         raise FaultError("no-image", "the file is empty")
@@ -132,7 +132,7 @@ def read_inside(folders: Folders, name: str) -> bytes:
             raise FaultError("no-image", f"the path leads outside of {folders.inside} (--image-root DIR allows DIR)")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise FaultError("no-image", "the path is no file")
+            raise FaultError("no-image", "the path is not a file")
         if status.st_size > _MAX_FILE_BYTES:
             raise FaultError("too-large", f"the file has {status.st_size} bytes")
         return path.read_bytes()
@@ -232,7 +232,7 @@ def _text(value: Any) -> str:
         raise FaultError("no-caption", f"the caption is a {type(value).__name__} instead of a text")
     text = strip_caption(str(value))
     if "\0" in text or not _encodes(text):
-        raise FaultError("not-utf8", "the caption is not UTF-8 or holds a NUL")
+        raise FaultError("not-utf8", "the caption is not UTF-8 or contains a NUL")
     return text
 
 

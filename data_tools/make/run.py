@@ -91,7 +91,7 @@ def make_shards(
     """Write the shards of a source into the folder `out`; a killed run resumes.
 
     Each image is decoded once (about 1 ms for a JPEG of 500 px), so that broken ones are rejected here and not in
-    training; its bytes are kept as they are unless the options ask for another size or format.
+    training; its bytes are kept unchanged unless the options ask for another size or format.
 
     Args:
         source: file or folder, see `KINDS`.
@@ -107,7 +107,7 @@ def make_shards(
     check_options(options)
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise UsageError("the output folder lies in the source", where=folder, hint="choose a folder next to it")
+        raise UsageError("the output folder is inside the source", where=folder, hint="choose a folder next to it")
     choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
@@ -142,16 +142,16 @@ def check_rejected(report: MakeReport, max_bad: float) -> None:
     causes = ", ".join(f"{count} x {cause}" for cause, count in report.rejected.items())
     if not report.num_samples:
         raise DataError(
-            f"none of {report.num_rows} rows gives a sample: {causes}",
+            f"none of {report.num_rows} rows could be converted to a sample: {causes}",
             where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-            hint=f"correct the rows or the options, then: rm -r {report.folder}",
+            hint=f"fix the rows or the options, then: rm -r {report.folder}",
         )
     raise DataError(
         f"{report.num_rejected} of {report.num_rows} rows were rejected, "
-        f"{report.num_rejected / report.num_rows:.1%} where --max-bad allows {max_bad:.1%}: {causes}",
+        f"{report.num_rejected / report.num_rows:.1%} (--max-bad allows {max_bad:.1%}): {causes}",
         where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-        note=f"the shards are finished and hold the other {report.num_samples} samples",
-        hint=f"correct the rows and make into a new folder, or accept the loss: the same command with "
+        note=f"the shards are finished and contain the other {report.num_samples} samples",
+        hint=f"fix the rows and choose a new output folder, or accept the loss: the same command with "
         f"--max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
     )
 
@@ -164,15 +164,15 @@ def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
         raise UsageError("--template and --classnames need labels", where=str(path), hint="--label-column NAME")
     if template is not None and not classes:
         what = "the labels are numbers, and the classes have no names for the template"
-        raise UsageError(what, where=str(path), hint="--classnames FILE, with a class name a line")
+        raise UsageError(what, where=str(path), hint="--classnames FILE, with one class name per line")
     if template is None and source.kind == "classes":
         template = "{}"
     with_captions = options.captions and (template is not None or source.has_captions)
     if options.captions and not with_captions and source.labels is None:
         what = "no image has a .txt or .json of the same name"
         hint = (
-            "--no-captions to omit captions; --kind classes if each folder is a class; if a table holds the "
-            f"captions, name it: mmvit-data make {path}/TABLE.csv OUT"
+            "for images without captions: --no-captions; if each folder is a class: --kind classes; if a table "
+            f"contains the captions: mmvit-data make {path}/TABLE.csv OUT"
         )
         raise UsageError(what, where=str(path), hint=hint)
     inside = options.image_root or source.start
@@ -197,7 +197,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the class names cannot be read: {error}", where=str(path)) from error
     if not names or len(set(names)) != len(names) or not all(names):
-        raise UsageError("class names must be lines that differ and are not empty", where=str(path))
+        raise UsageError("class names must be unique and not empty, one per line", where=str(path))
     return names
 
 
@@ -205,7 +205,7 @@ def _seed(source: Source, options: MakeOptions) -> int | None:
     if source.group_rows is not None:
         if options.shuffle is not None:
             raise UsageError(
-                "the rows of parquet files that hold images can only be read in their order",
+                "the rows of parquet files with embedded images can only be read in order",
                 hint="omit --shuffle, then shuffle the shards: mmvit-data reshard",
             )
         return None
@@ -215,16 +215,14 @@ def _seed(source: Source, options: MakeOptions) -> int | None:
 
 
 def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
-    """Log what was found and chosen, before the long work starts."""
+    """Log what was found and selected before the conversion starts."""
     notes = [f"{source.kind}: {KINDS[source.kind]}; {source.rows.num_rows} rows", *source.notes]
     if source.labels is not None:
         notes.append(f"labels: {len(rules.classes)} classes" if rules.classes else "labels: numbers without names")
     if seed is not None:
-        notes.append(
-            f"order: shuffled with seed {seed}; rows that lie class by class train badly (--in-order keeps them so)"
-        )
+        notes.append(f"order: shuffled with seed {seed}; rows sorted by class train badly (--in-order keeps the order)")
     elif source.labels is not None:
-        notes.append("order: the source's; where it goes class by class, shuffle the shards: mmvit-data reshard")
+        notes.append("order: that of the source; if it is sorted by class, shuffle the shards: mmvit-data reshard")
     if source.aside:
         notes.append("skipped: " + ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(8)))
     for note in notes:
@@ -233,7 +231,7 @@ def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
 
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """Make the folder, and refuse a second process that comes while one is at work in it."""
+    """Create the folder, and refuse a second process that writes it at the same time."""
     work.mkdir(exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -281,7 +279,7 @@ def _finish(out: Path, source: Source, rules: SampleRules, num_shards: int) -> M
 
 
 def describe(report: MakeReport) -> str:
-    """Return what a user should read at the end."""
+    """Return the report as text."""
     lines = [
         f"{report.folder}: {report.num_samples} samples in {report.num_shards} shards, {report.tar_bytes / 1e6:.1f} MB"
         + (f", {report.num_classes} classes in {CLASS_NAMES}" if report.num_classes else "")
@@ -294,7 +292,7 @@ def describe(report: MakeReport) -> str:
     if report.rejected:
         causes = ", ".join(f"{count} x {cause} ({CAUSES[cause]})" for cause, count in report.rejected.items())
         lines.append(f"rejected {report.num_rejected} of {report.num_rows} rows: {causes}")
-        lines.append(f"each with its reason: {report.folder}/{REJECTED}; the first: {report.first_rejected}")
+        lines.append(f"reasons: {report.folder}/{REJECTED}; the first: {report.first_rejected}")
     if report.num_samples:
         lines.append(f"next: mmvit-data stats {report.folder}")
         lines.append(f"      mmvit pretrain pretrain/clip_vit_b32 data.train={report.folder} --dry-run")

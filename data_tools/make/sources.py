@@ -145,9 +145,9 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
         raise DataError("the source does not exist", where=str(path), hint="check the path and the spelling")
     guessed, kind = kind is None, find_kind(path) if kind is None else kind
     if is_pattern and kind != "parquet":
-        raise UsageError("only parquet files can be given as a pattern", where=str(path), hint="name one source")
+        raise UsageError("only parquet files can be given as a pattern", where=str(path), hint="pass one source")
     if kind != "parquet" and path.is_dir() == (kind in _BY_SUFFIX.values()):
-        raise UsageError(f"a {'folder' if path.is_dir() else 'file'} is no source of kind {kind!r}", where=str(path))
+        raise UsageError(f"a {'folder' if path.is_dir() else 'file'} is not a source of kind {kind!r}", where=str(path))
     if kind not in ("folder", "classes", "img2dataset"):
         source = _open_table(path, kind, choice, listing)
     elif any(choice[:3]):
@@ -158,34 +158,36 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
         source = _open_tars(path) if in_tars else _open_folder(path, kind, listing)
     if guessed and kind == "classes" and source.classes and {name.lower() for name in source.classes} <= SPLITS:
         raise UsageError(
-            f"these folders are parts of a data set, not classes: {', '.join(source.classes)}",
+            f"these folders look like splits of a data set, not classes: {', '.join(source.classes)}",
             where=str(path),
             hint=f"mmvit-data make {path / source.classes[0]} OUT, and so on; if they are classes: --kind classes",
         )
     if not source.rows.num_rows:
         found = ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(5)) or "nothing"
-        hint = "name the folder or the table that holds the images or their paths"
-        raise DataError("the source holds no image", where=str(path), note=f"found: {found}", hint=hint)
+        hint = "pass the folder or table that contains the images or their paths"
+        raise DataError("the source contains no image", where=str(path), note=f"found: {found}", hint=hint)
     return source
 
 
 def find_kind(path: Path) -> str:
-    """Return the kind of a source, by what it holds.
+    """Return the kind of a source, judged by its content.
 
     Raises:
-        UsageError: it is nothing that is known, or several data sets.
+        UsageError: the kind is unknown, or there are several data sets.
     """
     if not path.is_dir():
         kind = _BY_SUFFIX.get(path.suffix.lower())
         if kind is None:
             known = ", ".join(_BY_SUFFIX)
-            hint = f"give a folder or a file of {known}; or say what it is: --kind {'|'.join(KINDS)}"
-            raise UsageError(f"{path.suffix or 'a file without suffix'} is no known source", where=str(path), hint=hint)
+            hint = f"pass a folder or a file ending in {known}; or set its kind: --kind {'|'.join(KINDS)}"
+            raise UsageError(
+                f"{path.suffix or 'a file without suffix'} is not a supported source", where=str(path), hint=hint
+            )
         return kind
     if (path / "dataset_dict.json").exists():
         splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
-        hint = f"name one of them, each into a folder of its own: mmvit-data make {path}/SPLIT OUT"
-        raise UsageError(f"the folder holds several data sets: {splits}", where=str(path), hint=hint)
+        hint = f"convert each of them to a separate folder: mmvit-data make {path}/SPLIT OUT"
+        raise UsageError(f"the folder contains several data sets: {splits}", where=str(path), hint=hint)
     suffixes = set()
     with os.scandir(path) as entries:
         for entry in entries:
@@ -200,8 +202,8 @@ def find_kind(path: Path) -> str:
     if ".parquet" in suffixes:
         return "parquet"
     if ".tar" in suffixes:
-        hint = f"they can be used as they are: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
-        raise UsageError("the folder holds tars already", where=str(path), hint=hint)
+        hint = f"they can be used directly: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
+        raise UsageError("the folder already contains tars", where=str(path), hint=hint)
     return kind_of_images(path)
 
 
@@ -287,7 +289,7 @@ def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     for name in checked:
         if not name or name != name.strip() or len(name.splitlines()) > 1:
             hint = "rename the class, or leave the label out: --label-column ''"
-            raise UsageError(f"{name!r} cannot be a line of classnames.txt", hint=hint)
+            raise UsageError(f"{name!r} cannot be written as a line of classnames.txt", hint=hint)
     return checked
 
 

@@ -130,7 +130,7 @@ def _parquet_file(path: str | Path) -> parquet.ParquetFile:
         return parquet.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"the file is no parquet: {error}", where=str(path), hint="copy or download it again"
+            f"the file is not a parquet file: {error}", where=str(path), hint="copy or download it again"
         ) from error
 
 
@@ -145,7 +145,7 @@ def _arrow_table(path: str) -> pa.Table:
             return pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
         hint = "copy or save the data set again"
-        raise DataError(f"the file is no Arrow table: {error}", where=path, hint=hint) from error
+        raise DataError(f"the file is not an Arrow table: {error}", where=path, hint=hint) from error
 
 
 def table_row(values: Mapping[str, Any] | Broken, columns: Columns, place: str) -> Row:
@@ -208,7 +208,7 @@ def _typed_table(paths: Sequence[Path], schemas: Sequence[pa.Schema]) -> Table:
                 f"the file has other columns than {paths[0].name}: {', '.join(other.names)}",
                 where=str(path),
                 note=f"{paths[0].name} has {', '.join(schema.names)}; types must be equal too",
-                hint="give the files that belong together a folder of their own",
+                hint="put files with different columns into separate folders",
             )
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"] if schema.metadata else {}
@@ -256,8 +256,8 @@ def jsonl_names(path: Path) -> tuple[str, ...]:
         if not isinstance(values, Broken):
             names |= dict.fromkeys(values)
     if not names:
-        hint = "write one JSON object a line"
-        raise DataError("no JSON object is in the first lines of the file", where=str(path), hint=hint)
+        hint = "write one JSON object per line"
+        raise DataError("the first lines of the file contain no JSON object", where=str(path), hint=hint)
     return tuple(names)
 
 
@@ -312,7 +312,7 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
         captions = tuple(name for name in (guess(CAPTION_NAMES),) if name is not None)
     if not captions and label is None and not choice.no_captions:
         raise UsageError(
-            "no column is known to hold the captions",
+            "cannot determine which column contains the captions",
             where=str(where),
             note=found,
             hint="--caption-column NAME, or --no-captions for images without captions",
@@ -322,11 +322,11 @@ def choose_columns(table: Table, choice: ColumnChoice, where: Path) -> Columns:
 
 def _no_image_column(where: Path, found: str, url: str | None, caption: str | None) -> UsageError:
     if url is None:
-        what = "no column is known to hold the images or their paths"
+        what = "cannot determine which column contains the images or their paths"
         return UsageError(what, where=str(where), note=found, hint="--image-column NAME")
     kind = {".parquet": "parquet", ".jsonl": "jsonl", ".tsv": "tsv"}.get(where.suffix, "csv")
     return UsageError(
-        "the table holds URLs, and nothing is downloaded here",
+        "the table contains URLs, and mmvit-data does not download images",
         where=f"{where}, column {url!r}",
         note=found,
         hint=f"pip install img2dataset; img2dataset --url_list {where} --input_format {kind} --url_col {url} "
@@ -335,7 +335,7 @@ def _no_image_column(where: Path, found: str, url: str | None, caption: str | No
 
 
 def describe(columns: Columns, names: Sequence[str]) -> str:
-    """Return a sentence that says which column is used for what."""
+    """Return a sentence that lists which column is used for what."""
     captions = ", ".join(map(repr, columns.captions)) or "none"
     label = "none" if columns.label is None else repr(columns.label)
     rest = ", ".join(name for name in names if name not in {columns.image, *columns.captions, columns.label}) or "none"

@@ -113,7 +113,7 @@ def train_on_shards(
     texts = ShardTexts(shards, source)
     if next(iter(texts), None) is None:
         causes = ", ".join(f"{count} x {cause}" for cause, count in texts.skipped.items())
-        hint = "say where the captions are: --source txt, or a path into the JSON such as --source names.en"
+        hint = "select the source of the captions: --source txt, or a path into the JSON such as --source names.en"
         raise DataError("no sample has a caption", where=f"source {source!r}", note=causes, hint=hint)
     tokenizer = train_tokenizer(texts, Path(path), vocab_size)
     lengths = sorted(_count_lengths(tokenizer, texts).items())

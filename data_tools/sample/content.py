@@ -39,7 +39,7 @@ class Fault(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a sample holds; None where it lacks the field or the field has a fault.
+    """Content of a sample; None if the field is missing or invalid.
 
     `width` and `height` are px of the image as it is delivered, turned by EXIF; `image_format` is JPEG, PNG or WEBP.
     """
@@ -81,7 +81,7 @@ def read_text(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         raise FaultError("not-utf8", f"{name} is not UTF-8 (byte {error.start})") from error
     if "\0" in text:
-        raise FaultError("not-utf8", f"{name} holds a NUL character")
+        raise FaultError("not-utf8", f"{name} contains a NUL character")
     return text
 
 
@@ -128,7 +128,7 @@ def read_metadata(fields: Mapping[str, bytes]) -> dict[str, Any] | None:
     if not isinstance(meta, dict):
         raise FaultError("bad-json", f"the metadata is a {type(meta).__name__} instead of an object")
     if "\\u0000" in plain and _NUL.search(plain):
-        raise FaultError("bad-json", "the metadata holds a NUL character")
+        raise FaultError("bad-json", "the metadata contains a NUL character")
     return meta
 
 

@@ -77,7 +77,7 @@ class Jpeg(NamedTuple):
 
 
 def decode_image(data: bytes, where: str = "image", formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Decode an image file to RGB, as `to_rgb` says.
+    """Decode an image file to RGB with `to_rgb`.
 
     Args:
         data: the file's content.
@@ -117,14 +117,14 @@ def open_jpeg(data: bytes, where: str = "image") -> Jpeg | None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image that a viewer would show, as a new RGB image.
 
-    - It is turned as EXIF says.
+    - It is rotated by its EXIF orientation.
     - Integer grey of 16 bits is scaled to 8; so is float grey, from the least of 1, 255 and 65535 that holds it all.
       Pillow itself keeps the upper 8 bits of 16-bit colours.
     - Transparency is laid on white: an alpha channel, a transparent colour, a palette with transparent entries.
     - CMYK is converted without a colour profile, and taken as inverted in a JPEG, which is how Adobe writes it.
     - An animation gives its first frame.
 
-    The result carries no metadata: a second call leaves it as it is.
+    The result carries no metadata: a second call does not change it.
     """
     rgb = _flatten(image)
     return _bare(rgb.copy() if rgb is image else rgb)
@@ -132,7 +132,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _refusals(where: str, formats: tuple[str, ...]) -> Iterator[None]:
-    """Make an ImageError of what Pillow says."""
+    """Convert errors of Pillow to ImageError."""
     names = f"{', '.join(formats[:-1])} or {formats[-1]}".removeprefix(" or ")
     try:
         with warnings.catch_warnings():
@@ -145,12 +145,12 @@ def _refusals(where: str, formats: tuple[str, ...]) -> Iterator[None]:
         raise ImageError(
             f"image cannot be decoded: {f'not a {names} image' if unknown else error}",
             where=where,
-            hint=f"give a whole {names} file, or remove the sample",
+            hint=f"replace it with an intact {names} file, or remove it",
         ) from error
 
 
 def _too_large(what: str, where: str) -> ImageTooLargeError:
-    return ImageTooLargeError(f"image is too large: {what}", where=where, hint="shrink it, or remove the sample")
+    return ImageTooLargeError(f"image is too large: {what}", where=where, hint="shrink it, or remove it")
 
 
 def _open(data: bytes, where: str, formats: tuple[str, ...]) -> Image.Image:
@@ -197,7 +197,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _full_scale(image: Image.Image) -> float | None:
-    """Return the value that stands for white; None where 255 does."""
+    """Return the pixel value of white; None if it is 255."""
     if image.mode.startswith("I"):
         return 65535.0
     if image.mode != "F":

@@ -172,7 +172,7 @@ def _make_table(task: _Task) -> pa.Table:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, buffer.getvalue())
     except OSError as error:
-        logger.warning("%s cannot be written (%s); the next run makes it again", path, error.strerror)
+        logger.warning("%s cannot be written (%s); the next run will write it again", path, error.strerror)
     return table
 
 

@@ -52,7 +52,7 @@ def find_samples(
         raise DataError("the list of keys is empty", where=str(keys), hint="write one key per line")
     if not len(named.chosen):
         raise DataError(
-            f"none of the {len(named.unknown)} keys is in the shards, not even {named.unknown[0]!r}",
+            f"none of the {len(named.unknown)} keys is in the shards, for example {named.unknown[0]!r}",
             where=str(keys),
             hint=f"keys look like {table.full_key(0)!r} or {table.key(0)!r}",
         )

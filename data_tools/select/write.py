@@ -170,7 +170,9 @@ def write_samples(
         write_atomic(options.folder / name, "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace"))
     if not written.samples:
         where = str(options.folder / REJECTED)
-        raise DataError("none of the selected samples can be read", where=where, hint="mmvit-data check shows why")
+        raise DataError(
+            "none of the selected samples can be read", where=where, hint="for the reasons run: mmvit-data check SHARDS"
+        )
     close_output(options.folder, plan, written._asdict())
     return written
 

@@ -31,7 +31,7 @@ def expand_shards(spec: ShardSpec) -> list[Location]:
     opened yet), or a list of these. An existing path is used literally, even with braces or stars in its name.
 
     Raises:
-        DataError: nothing matches, a shard of a brace range is missing, or a shard is named twice.
+        DataError: nothing matches, a shard of a brace range is missing, or a shard is listed twice.
         UsageError: a `pipe:` command or a URL with an unsupported scheme.
     """
     parts = [os.fspath(spec)] if isinstance(spec, str | os.PathLike) else [os.fspath(part) for part in spec]
@@ -41,7 +41,7 @@ def expand_shards(spec: ShardSpec) -> list[Location]:
     seen: set[str] = set()
     for shard in shards:
         if shard.file_id in seen:
-            raise DataError("a shard is named twice", where=shard, hint="name each shard once")
+            raise DataError("a shard is listed twice", where=shard, hint="list each shard once")
         seen.add(shard.file_id)
     return shards
 

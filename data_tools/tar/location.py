@@ -22,7 +22,7 @@ _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 class Location:
     """A file on this disk or at a URL; `str`, `repr` and f-strings show it without its secrets.
 
-    A URL may contain a password, and a token in its query: both are left out wherever a location is printed. Code that
+    A URL may contain a password, and a token in its query: both are removed whenever a location is printed. Code that
     opens the file uses `path` or `url`. A location is immutable, hashable and may be sent to other processes.
 
     Args:
@@ -124,6 +124,6 @@ def _is_url(text: str) -> bool:
             "shards are read from local files and from " + ", ".join(SCHEMES),
             where="pipe:..." if match is None else without_secrets(text),  # a command may contain secrets anywhere
             note="nothing was run or opened",
-            hint="download the shards and give their folder",
+            hint="download the shards and pass their folder",
         )
     return True

@@ -95,7 +95,7 @@ def scan_tar(tar: LocationLike, file: ByteFile | None = None, may_be_empty: bool
         raise DataError(
             f"the shard contains no sample (other files: {ignored}){first}",
             where=location,
-            hint=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or make the shard again",
+            hint=f"a sample needs a field of: {' '.join(FIELDS)}; copy, download or create the shard again",
         )
     problems = sorted(grouping.problems, key=lambda problem: problem.offset)
     return ScannedTar(file.size, file.mtime_ns, list(samples), list(samples.values()), grouping.ignored, problems)
@@ -216,7 +216,7 @@ class _Grouping:
                 offset = min(member.offset for member in samples[key].values())
                 detail = f"it has no {' '.join(sorted(missing))}"
                 if key in near_damage:
-                    self.problems.append(Problem("damaged", offset, key, f"{detail}, lost in the damage next to it"))
+                    self.problems.append(Problem("damaged", offset, key, f"{detail}, lost in the adjacent damage"))
                     del samples[key]
                 else:
                     self.problems.append(Problem("missing-field", offset, key, detail))

@@ -219,7 +219,7 @@ def _open_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
     if found != kind:
         names = {DUAL_ENCODER: "a dual encoder", CLASSIFIER: "a classifier", TOWER: "an image tower"}
         verbs = {DUAL_ENCODER: "zero-shot", CLASSIFIER: "classify", TOWER: "finetune CONFIG train.init=FOLDER"}
-        what = f"the model folder holds {names[found]}, but {names[kind]} is needed"
+        what = f"the model folder contains {names[found]}, but {names[kind]} is needed"
         raise UsageError(what, where=str(folder), hint=f"use it with mmvit {verbs[found]}")
     verify_files(folder, description["files"], WEIGHTS)
     return folder, description

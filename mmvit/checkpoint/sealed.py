@@ -35,7 +35,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
         raise CheckpointError(
             f"the weights do not fit the model: {str(error).splitlines()[1].strip()}",
             where=where,
-            note="they are those of another architecture",
+            note="they belong to another architecture",
             hint="use the config that the weights were trained with",
         ) from error
 
@@ -119,7 +119,7 @@ def read_sealed(path: Path, *kinds: Mapping[str, type]) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} is damaged ({path.name} is truncated or changed)",
             where=str(path),
-            hint='if it was edited by hand, remove its line "sha256" too' if not intact else None,
+            hint='if you edited it by hand, also remove its line "sha256"' if not intact else None,
         )
     return cast(dict[str, Any], tree)
 

@@ -33,7 +33,7 @@ class ValidationConfig:
     data: list[str] = key([], "labelled shards or folders of classes", "free")
     every: int = key(500, "steps between two evaluations", "free", ge=1)
     limit: int | None = key(
-        None, "number of images of an evaluation during training; null, and at the end: all", "free", ge=1
+        None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1
     )
 
 
@@ -43,9 +43,7 @@ class FinetuneConfig(RunConfig):
 
     out: str = key("runs/finetune", "run folder", "free")
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    classes: str = key(
-        "", "file of the class names, or names separated by commas; empty: as the data name them", "free"
-    )
+    classes: str = key("", "file of the class names, or names separated by commas; empty: taken from the data", "free")
     templates: str = key(
         "", "prompt templates of the zero-shot head to start with, made by train.init; empty: a head of zeros"
     )

@@ -120,4 +120,4 @@ def find_config(source: str | Path) -> Path:
             return candidate
     names = [str(file.relative_to(configs_folder()).with_suffix("")) for file in configs_folder().rglob("*.yaml")]
     hint = did_you_mean(str(source), names) or f"built-in configs: {', '.join(sorted(names))}"
-    raise UsageError(f"there is no config {str(source)!r}", hint=hint)
+    raise UsageError(f"config {str(source)!r} was not found", hint=hint)

@@ -34,11 +34,11 @@ class ZeroShotConfig:
     """Zero-shot classification of labelled shards during training; nothing is evaluated if `data` is empty."""
 
     data: list[str] = key([], "labelled shards", "free")
-    class_names: str = key("", "file with one class name a line; the line number is the label", "free")
+    class_names: str = key("", "file with one class name per line; line n, counted from 0, is label n", "free")
     templates: str = key("simple", "prompt templates: name of a built-in set, or a file", "free")
     every: int = key(500, "steps between two evaluations", "free", ge=1)
     limit: int | None = key(
-        None, "number of images of an evaluation during training; null, and at the end: all", "free", ge=1
+        None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1
     )
 
 

@@ -27,7 +27,7 @@ class OptimConfig:
     muon_momentum: float = key(0.95, "momentum of Muon", ge=0, le=0.9999999)
     muon_weight_decay: float = key(0.01, "weight decay of Muon", ge=0)
     layer_decay: float | None = key(
-        None, "learning rate of a block / that of the block above it; null: the same for all", ge=1e-6, le=1
+        None, "ratio of a block's learning rate to the next block's; null: no decay", ge=1e-6, le=1
     )
     clip_norm: float | None = key(1.0, "maximum gradient norm; null: no clipping", "logged", ge=1e-6)
     warmup_share: float = key(0.05, "fraction of the steps over which the learning rate rises", ge=0, le=1)
@@ -55,20 +55,23 @@ class TrainConfig:
 
     steps: int = key(10_000, "number of steps", "logged", ge=1)
     batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1)
-    micro_batches: int = key(1, "micro-batches of each rank, with the same result as one (GradCache)", "logged", ge=1)
+    micro_batches: int = key(1, "micro-batches per rank; the result does not change (GradCache)", "logged", ge=1)
     precision: Literal["auto", "bf16", "bf16_params", "fp32"] = key(
         "auto", "precision; auto: bf16 if the machine has hardware units for it"
     )
     same_caption_positives: bool = key(True, "equal captions in a batch are positives, not negatives")
     init: str = key("", "model folder to start from", "logged")
-    init_only: list[str] = key([], "patterns of the parameters to load from it, such as image_*; empty: all", "logged")
+    init_only: list[str] = key([], "patterns of parameters to load from train.init; empty: all", "logged")
     freeze: list[str] = key([], "patterns of the parameters that are not trained, such as image_tower.*")
     checkpointing: Literal["none", "selective", "full"] = key(
         "none", "activations that are recomputed in the backward pass", "free"
     )
-    compile: bool = key(False, "compile each block", "free")
+    compile: bool = key(False, "compile each block with torch.compile", "free")
     spike_factor: float | None = key(
-        20.0, "skip a step whose loss or gradient norm is this many times the usual one; null: never", "logged", ge=1.5
+        20.0,
+        "skip steps whose loss or gradient norm exceeds this multiple of the median; null: never",
+        "logged",
+        ge=1.5,
     )
     log_every: int = key(10, "steps between two lines of the log", "free", ge=1)
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = key(
@@ -81,7 +84,7 @@ class TrainConfig:
     )
     timeout_s: float = key(
         330.0,
-        "end the run when a rank makes no progress for this many seconds; above data.stall_timeout_s",
+        "end the run when a rank makes no progress for this many seconds; must exceed data.stall_timeout_s",
         "free",
         ge=1,
     )
@@ -110,10 +113,10 @@ class RunConfig:
         """Yield violations of the rules between keys; each key is valid by itself."""
         data, train = self.data, self.train
         if not data.train:
-            yield Problem("data.train", "no training data is named", "data.train=[FOLDER or SHARDS]")
+            yield Problem("data.train", "no training data is given", "data.train=[FOLDER or SHARDS]")
         if data.weights and len(data.weights) != len(data.train):
             what = f"data.weights has {len(data.weights)} entries and data.train {len(data.train)}"
-            hint = "give one weight for each entry of data.train, or none"
+            hint = "set one weight for each entry of data.train, or none"
             yield Problem("data.weights", what, hint, others=("data.train",))
         if data.repeats > train.batch_size:
             what = f"data.repeats is {data.repeats}; it must be at most train.batch_size, {train.batch_size}"

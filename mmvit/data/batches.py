@@ -31,12 +31,12 @@ from mmvit.layers.patch_embedding import Patches
 
 @dataclass
 class DataConfig:
-    """Training data: shards, the texts to take from them, random changes."""
+    """Training data: shards, captions and augmentation."""
 
     train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free")
-    weights: list[float] = key([], "for each entry of train: uses of a sample; empty: one data set")
+    weights: list[float] = key([], "relative use of a sample, for each entry of train; empty: one data set")
     repeats: int = key(
-        1, "uses of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1
+        1, "copies of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1
     )
     captions: list[CaptionConfig] = key([CaptionConfig()], "texts of each sample", min_length=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -51,15 +51,15 @@ class DataConfig:
         ge=0,
         le=1,
     )
-    num_workers: int = key(1, "loader workers of each rank; 0 loads between the steps", "free", ge=0)
-    prefetch_mb: int = key(2048, "memory for batches prepared ahead, MB of each rank", "free", ge=1)
+    num_workers: int = key(1, "data loader workers per rank; 0: load between the steps", "free", ge=0)
+    prefetch_mb: int = key(2048, "memory for prefetched batches, MB per rank", "free", ge=1)
     stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1)
     patch_budget: int | None = key(
         None, "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square", ge=1
     )
     image_embeddings: str = key("", "folder that `mmvit embed` made of the training data, instead of images", "free")
     # With a cache all images are decoded exactly, which is why it changes the pixels.
-    cache_mb: int = key(0, "decoded images kept in memory, MB of each worker; for small data sets", ge=0)
+    cache_mb: int = key(0, "cache of decoded images, MB per worker; for small data sets", ge=0)
 
 
 Vector = Float32[np.ndarray, "E"]
@@ -89,14 +89,14 @@ class Batch(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A sample before anything random; `sample` does not keep the image file."""
+    """A decoded sample before random changes; `sample` does not keep the image file."""
 
     sample: RawSample
     image: Image.Image
 
 
 class Drawn(NamedTuple):
-    """A sample as a step sees it; `teacher` embedded its image and its text."""
+    """An augmented sample; `teacher` holds the teacher's embeddings of its image and text."""
 
     key: str
     image: Pixels | Vector
@@ -125,7 +125,7 @@ class TrainBatches(Dataset[Batch]):
         source: the samples. Batches of a stream depend on the number of workers and ranks, and on where a run begins.
         config: how they are processed.
         tokenizer: of the text tower; None: images come with their classes instead of texts.
-        image_size: side of the images, px, where neither a stage nor `config` says otherwise.
+        image_size: side of the images, px, unless a stage or `config` sets another.
         batch_size: of the global batch.
         num_steps: of the whole run, of which the stages are shares.
         seed: of order, augmentation and captions.
@@ -158,7 +158,7 @@ class TrainBatches(Dataset[Batch]):
     ):
         if batch_size % (split.world_size * split.micro_batches):
             parts = f"{split.world_size} ranks x {split.micro_batches} micro-batches"
-            what = f"a batch of {batch_size} does not divide over {parts}"
+            what = f"a batch of {batch_size} is not divisible by {parts}"
             raise UsageError(what, where="train.batch_size")
         self.source = source
         self.config = config
@@ -206,7 +206,7 @@ class TrainBatches(Dataset[Batch]):
         return self.load(number, lambda sample_id: None)
 
     def load(self, number: int, note: Callable[[int], None]) -> Batch:
-        """Return a micro-batch; `note` is called with what is being read, as `SampleSource.begin` says."""
+        """Return a micro-batch; `note` is called with what is being read, see `SampleSource.begin`."""
         note = self.source.begin(self._reading(number), note)
         stage = stage_at(number // self.split.micro_batches, self.num_steps, self.stages)
         size = self.budget or stage.image_size or self.image_size
@@ -262,7 +262,7 @@ class TrainBatches(Dataset[Batch]):
             raise UsageError(
                 f"a global batch of {self.batch_size} is larger than the data set of {num_samples} samples",
                 where="train.batch_size",
-                note="nothing was started: a sample would come twice in a batch",
+                note="a batch would contain the same sample twice; nothing was started",
                 hint=f"train.batch_size={num_samples} or less, or more data",
             )
         for stored in (self.stored_images, self.teacher):
@@ -296,7 +296,7 @@ class TrainBatches(Dataset[Batch]):
                 raise DataError(
                     f"{MAX_BAD_IN_A_ROW} samples in a row are invalid, the last one because {bad[-1].what}",
                     where=bad[-1].where,
-                    hint="check the shards: mmvit-data check SHARDS",
+                    hint="check the data; for shards: mmvit-data check SHARDS",
                 )
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
             chosen = int(stand_in[0]) % sum(self.source.shard_sizes)

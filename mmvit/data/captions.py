@@ -23,7 +23,7 @@ class CaptionConfig:
     """
 
     source: str = key("txt", "txt, or a path into the sample's JSON such as names.ko")
-    templates: list[str] = key([], "templates with one {}, of which one is drawn at random; empty: the text as it is")
+    templates: list[str] = key([], "templates with one {}, one is drawn at random; empty: the text unchanged")
     weights: dict[str, float] = key({}, "language: relative frequency; empty: all languages equally often")
 
     def problems(self) -> Iterator[Problem]:
@@ -36,7 +36,7 @@ class CaptionConfig:
         if self.weights and self.source == "txt":
             yield Problem("weights", "weights are for texts by language", "name their JSON path in source")
         elif self.weights and not (min(self.weights.values()) >= 0 and any(self.weights.values())):
-            hint = "give numbers of at least 0, and not 0 for all languages"
+            hint = "use numbers of at least 0, and not 0 for all languages"
             yield Problem("weights", f"weights is {self.weights}", hint)
 
 

@@ -9,14 +9,14 @@ from mmvit.keys import Problem, key
 
 @dataclass
 class Stage:
-    """A stage of the run. None: the setting of the model. The last stage must end at 1."""
+    """A stage of the curriculum; null uses the setting of the model. The last stage must end at 1."""
 
     until: float = key(1.0, "fraction of the steps at which the stage ends", gt=0, le=1)
     image_size: int | None = key(None, "side of an image, px; null: that of the model", ge=1)
     text_tokens: int | None = key(
         None, "maximum text length in tokens, start and end included; null: the model's", ge=3
     )
-    patch_dropout: float = key(0.0, "fraction of the patches that the image tower does not see", ge=0, lt=1)
+    patch_dropout: float = key(0.0, "fraction of the image patches that are dropped", ge=0, lt=1)
 
 
 def stage_at(step: int, num_steps: int, stages: Sequence[Stage]) -> Stage:
@@ -33,5 +33,5 @@ def stage_problems(stages: Sequence[Stage], patch_size: int) -> Iterator[Problem
     for i, stage in enumerate(stages):
         if stage.image_size is not None and stage.image_size % patch_size:
             name = f"curriculum[{i}].image_size"
-            hint = f"give a multiple of the patch size, {patch_size} px"
+            hint = f"use a multiple of the patch size, {patch_size} px"
             yield Problem(name, f"{name} is {stage.image_size}", hint, others=("model.image",))

@@ -128,10 +128,10 @@ def list_class_folders(root: Path) -> LabelledNames:
         name = folder.partition("/")[0]
         pictures = [f"{folder}{file}" for file in names if is_readable(file)]
         if not name:
-            aside["image in no class folder"] += len(pictures)
+            aside["image outside of the class folders"] += len(pictures)
             continue
         counts[name] += len(pictures)
-        aside["file that is no JPEG, PNG or WebP"] += len(names) - len(pictures)
+        aside["file that is not a JPEG, PNG or WebP"] += len(names) - len(pictures)
         files += pictures
     _check_folders(root, counts)
     del aside["hidden"]
@@ -144,28 +144,28 @@ def list_class_folders(root: Path) -> LabelledNames:
 def _check_folders(root: Path, counts: Counter[str]) -> None:
     if not counts:
         raise UsageError(
-            "the folder holds no class folders",
+            "the folder contains no class folders",
             where=str(root),
-            hint=f"put the images of each class into a folder of its own, as {root / 'cat' / '1.jpg'}; or name a "
-            "JSON file that maps images to classes, or shards with .cls",
+            hint=f"put the images of each class into a separate folder, such as {root / 'cat' / '1.jpg'}; "
+            "or pass a JSON file that maps images to classes, or shards with .cls",
         )
     if {name.lower() for name in counts} <= SPLITS:
-        what = f"these folders are parts of a data set, not classes: {', '.join(sorted(counts))}"
-        raise UsageError(what, where=str(root), hint=f"name one of them: {root / min(counts)}")
+        what = f"these folders look like splits of a data set, not classes: {', '.join(sorted(counts))}"
+        raise UsageError(what, where=str(root), hint=f"pass one of them: {root / min(counts)}")
     empty = sorted(name for name in counts if not counts[name])
     if empty:
-        what = f"{len(empty)} of {len(counts)} class folders hold no image: {', '.join(empty[:5])}"
-        raise DataError(what, where=str(root), hint="put images into each, or remove it")
+        what = f"{len(empty)} of {len(counts)} class folders contain no image: {', '.join(empty[:5])}"
+        raise DataError(what, where=str(root), hint="add images to each of them, or remove them")
 
 
 def list_json_labels(path: Path) -> LabelledNames:
     """Return the files that a JSON file labels; their paths start at its folder.
 
-    It is one object {"FILE": LABEL}, one list of {"file": FILE, "label": LABEL}, or (`.jsonl`) such an object a line.
+    It is an object {"FILE": LABEL}, a list of {"file": FILE, "label": LABEL}, or (`.jsonl`) one such object per line.
     A label is a class name, or a number.
 
     Raises:
-        DataError: it is not that, names a file twice, or names none that is there.
+        DataError: it has another form, lists a file twice, or all listed files are missing.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -180,34 +180,36 @@ def list_json_labels(path: Path) -> LabelledNames:
     root = Path(os.path.realpath(path.parent))
     for place, row in rows:
         if not _is_labelled(row):
-            raise _not_labels(path, f"{place} is no file with a label: {json.dumps(row)[:80]}")
+            raise _not_labels(path, f"{place} is not a file with a label: {json.dumps(row)[:80]}")
         file, label = os.path.normpath(row[0]), row[1]
         if not Path(os.path.normpath(root / file)).is_relative_to(root):
-            what = f"{place} names a file outside of the JSON's folder: {row[0]!r}"
-            raise DataError(what, where=str(path), hint="move the JSON to a folder above all of its files")
+            what = f"{place} refers to a file outside of the folder of the JSON file: {row[0]!r}"
+            raise DataError(what, where=str(path), hint="move the JSON file to a folder that contains all of the files")
         if file in files:
-            what = f"{place} names a file for the second time: {row[0]!r}"
+            what = f"{place} lists a file for the second time: {row[0]!r}"
             raise DataError(what, where=str(path), hint="keep one of its labels")
         files[file] = label
     if not files:
-        raise _not_labels(path, "it names no file")
+        raise _not_labels(path, "it lists no file")
     if not any((path.parent / file).exists() for file in islice(files, _LOOK_UPS)):
         first = next(iter(files))
         raise DataError(
-            f"the files are not there, such as {first!r}",
+            f"listed files are missing, such as {first!r}",
             where=str(path),
-            hint=f"their paths start at the JSON's folder, {path.parent}: write them so, or move the JSON",
+            hint=f"paths are relative to the folder of the JSON file, {path.parent}: correct them, or move the file",
         )
     return LabelledNames(path.parent, list(files), list(files.values()))
 
 
 def _not_labels(path: Path, what: str) -> DataError:
-    hint = 'write {"FILE": "CLASS", ...}, or [{"file": "FILE", "label": "CLASS"}, ...], in .jsonl such an object a line'
+    hint = (
+        'write {"FILE": "CLASS", ...}, or [{"file": "FILE", "label": "CLASS"}, ...], in .jsonl one such object per line'
+    )
     return DataError(what, where=str(path), hint=hint)
 
 
 def _json_rows(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the (file, label) of each entry; what has another form comes as it is."""
+    """Yield the place and the (file, label) of each entry; entries of another form are returned unchanged."""
     whole = json.loads(text, object_pairs_hook=tuple)  # a dict would lose duplicate keys
     is_map = isinstance(whole, tuple)
     for number, entry in enumerate(whole if isinstance(whole, tuple | list) else [whole], start=1):

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _LOOK_UPS = 200_000  # samples whose labels are read when shards are opened, evenly spread: 6 s
 _REMOTE_LOOK_UPS = 1000
 _NOT_READ = -1
-_HINT = "classes=FILE, with a class name a line; line n, counted from 0, names label n"
+_HINT = "classes=FILE, with one class name per line; line n, counted from 0, is the name of label n"
 
 
 class LabelledShards(SampleSource):
@@ -46,15 +46,15 @@ class LabelledShards(SampleSource):
         self.shard_sizes = shards.shard_sizes
         found, missing = self._look_up()
         if not found:
-            hint = "mmvit-data make writes .cls from folders of classes and from tables"
-            raise DataError("the shards hold no labels (.cls)", where=missing[0].where, hint=hint)
+            hint = "for a folder with one subfolder per class or a labelled table: mmvit-data make SOURCE OUT"
+            raise DataError("the shards contain no labels (.cls)", where=missing[0].where, hint=hint)
         looked_at = len(found) + len(missing)
         if missing:
-            what = "%d of %d samples have no valid label and are left out, such as %s"
+            what = "%d of %d samples have no valid label and are skipped, such as %s"
             logger.warning(what, len(missing), looked_at, missing[0].where)
         labels = list(found.values())
         if class_names is None and isinstance(labels[0], str) and looked_at < self.num_samples:
-            what = f"only {looked_at} of {self.num_samples} samples are looked at, which may not show all classes"
+            what = f"labels were read from {looked_at} of {self.num_samples} samples; classes may be missing"
             raise UsageError(what, where=shards.paths[0], hint=_HINT)
         samples = list(found)
         self.class_names = name_classes(
@@ -171,7 +171,7 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
     if any(kinds) and not all(kinds):
         name, number = kinds.index(True), kinds.index(False)
         what = f"some labels are names and others are numbers: {labels[name]!r} and {labels[number]}"
-        raise DataError(what, where=f"{where(name)}; {where(number)}", hint="write all labels in one way")
+        raise DataError(what, where=f"{where(name)}; {where(number)}", hint="use names or numbers for all labels")
     if class_names is None:
         if not kinds[0]:
             raise UsageError("the labels are numbers, and there are no class names", where=where(0), hint=_HINT)
@@ -199,7 +199,7 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
 def class_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:
     """Return a description of the first class in which two lists differ, "" if they are equal.
 
-    `sides` say whose lists they are.
+    `sides` are the names of the two lists.
     """
     for number, (one, other) in enumerate(zip_longest(first, second)):
         if one is None or other is None:
@@ -218,14 +218,14 @@ def check_same_classes(
     kind: type[MmvitError] = UsageError,
     hint: str = "",
 ) -> None:
-    """Raise an error of this kind, which names the first difference, where two lists of classes are not equal."""
+    """Raise an error of this kind, naming the first difference, if two lists of classes differ."""
     difference = class_difference(first, second, sides)
     if difference:
         raise kind(
             f"the classes are not the same: {difference}",
             where=where,
             note="labels would mean other classes; nothing was started",
-            hint=hint or f"give the class names in the order that {sides[0]} has",
+            hint=hint or f"use the class names in the order of {sides[0]}",
         )
 
 
@@ -240,16 +240,16 @@ def _list_files(spec: Sequence[str]) -> LabelledNames | None:
     paths = [Path(part).expanduser() for part in spec if "://" not in part and not part.startswith("pipe:")]
     if len(spec) == len(paths) == 1 and not paths[0].exists() and not set(spec[0]) & set("*?[{"):
         raise DataError(
-            "there is no such folder or file",
+            "the folder or file does not exist",
             where=spec[0],
-            hint="name a folder with a folder for each class, a .json or .jsonl file of labels, or shards",
+            hint="pass a folder with one subfolder per class, a .json or .jsonl file of labels, or shards",
         )
     folders = [path for path in paths if path.is_dir() and not any(path.glob("*.tar"))]
     files = [path for path in paths if path.suffix.lower() in (".json", ".jsonl")]
     if (folders or files) and len(spec) > 1:
         raise UsageError(
-            "a folder of classes, or a JSON file of labels, does not go with other data",
+            "a folder of classes or a JSON file of labels cannot be combined with other data",
             where=str((folders or files)[0]),
-            hint="make shards of each, with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
+            hint="convert each of them to shards with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
         )
     return list_class_folders(folders[0]) if folders else list_json_labels(files[0]) if files else None

@@ -230,7 +230,7 @@ class Loader:
             if waited_s >= _STOP_S and self.stop_requested():
                 return Interrupted("stop requested while waiting for a batch", where=self.reading())
             if waited_s >= self.limit:
-                what = f"no batch came for {self.limit:.0f} s: a reader hangs"
+                what = f"no batch came for {self.limit:.0f} s: a data loader worker is stalled"
                 return _broken(what, self.loaded.last_read(), f"{_HINT}; data.stall_timeout_s is the limit")
 
     def _killed(self, dead: Sequence[BaseProcess]) -> ResourceError:

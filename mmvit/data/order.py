@@ -110,7 +110,7 @@ class SampleOrder:
 
 
 class MixedOrder:
-    """An endless stream over several data sets, each used as often as its weight says and evenly spread.
+    """An endless stream over several data sets, each used in proportion to its weight and evenly spread.
 
     Data set d with N_d samples of weight w_d has C_d = max(1, round(w_d * N_d)) positions of every mixed epoch, which
     is sum(C_d) positions long (`round` takes the even neighbour of a half). Use j of data set d, j = 0, 1, ..., has
@@ -201,8 +201,8 @@ class RepeatedOrder:
 
     def __init__(self, order: SampleOrder | MixedOrder, repeats: int, batch_size: int):
         if not 1 <= repeats <= max(1, batch_size // 2):
-            what = f"a batch of {batch_size} cannot hold two samples {repeats} times each"
-            raise UsageError(what, hint="choose fewer repeats, 1 at least, or a larger batch")
+            what = f"a batch of {batch_size} cannot contain two samples {repeats} times each"
+            raise UsageError(what, hint="decrease data.repeats or increase train.batch_size")
         self.num_samples = order.num_samples * repeats
         self._order = order
         self._repeats = repeats

@@ -30,7 +30,7 @@ def builtin_prompts() -> dict[str, Path]:
 def load_templates(name_or_path: str) -> list[str]:
     """Return the prompt templates of a built-in set or of a file.
 
-    A file has one template a line with `{}` or `{c}` in it exactly once; lines that start with `#` and blank lines
+    A file has one template per line with `{}` or `{c}` in it exactly once; lines that start with `#` and blank lines
     are skipped. A built-in name wins over a file of the same name; write `./name` for the file.
 
     Raises:
@@ -42,7 +42,7 @@ def load_templates(name_or_path: str) -> list[str]:
         hint = did_you_mean(name_or_path, builtin)
         raise UsageError(
             f"no templates named '{name_or_path}'" + (f": {hint}" if hint else ""),
-            hint=f"use one of {', '.join(builtin)}, or the path of a file with one template a line",
+            hint=f"use one of {', '.join(builtin)}, or the path of a file with one template per line",
         )
     templates: dict[str, int] = {}
     for number, line in enumerate(_read_lines(path), start=1):
@@ -67,7 +67,7 @@ def fill(template: str, name: str) -> str:
 
 
 def load_class_names(spec: str) -> list[str]:
-    """Return the class names of a file (one a line) or of a text such as "dog,cat,red apple".
+    """Return the class names of a file (one per line) or of a text such as "dog,cat,red apple".
 
     The order is kept: it is the order of the classifier's outputs.
 
@@ -84,7 +84,7 @@ def load_class_names(spec: str) -> list[str]:
     else:
         raise UsageError(
             f"no file of class names '{spec}'",
-            hint='give a file with one name a line, or names with commas between them: "dog,cat,red apple"',
+            hint='pass a file with one name per line, or at least two names separated by commas: "dog,cat,red apple"',
         )
     _check_class_names(names, unit, where)
     return names
@@ -92,7 +92,7 @@ def load_class_names(spec: str) -> list[str]:
 
 def _check_class_names(names: list[str], unit: str, where: str) -> None:
     if not names:
-        raise UsageError("there is no class name", where=where, hint="write one name a line")
+        raise UsageError("no class name was given", where=where, hint="write one name per line")
     blank = [str(number) for number, name in enumerate(names, start=1) if not name]
     if blank:
         raise UsageError(

@@ -51,7 +51,7 @@ class IndexedShards(SampleSource):
         lost = Counter(error.cause for error in self.lost())
         if lost:
             causes = ", ".join(f"{count} {cause}" for cause, count in lost.most_common())
-            logger.warning("the shards have lost samples (%s); what and where: mmvit-data check SHARDS", causes)
+            logger.warning("samples of the shards are lost (%s); for a list run: mmvit-data check SHARDS", causes)
 
     def __len__(self) -> int:
         return self.num_samples

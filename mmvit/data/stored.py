@@ -150,9 +150,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         unfinished = (folder / JOB).exists()
         raise CheckpointError(
-            "the embeddings are not finished" if unfinished else "this is not an embedding folder",
+            "the embeddings are not finished" if unfinished else "not an embedding folder",
             where=str(folder),
-            hint="run mmvit embed with the same arguments" + (" again" if unfinished else f" --out {folder}"),
+            hint="run mmvit embed again with the same arguments"
+            if unfinished
+            else "pass the folder that mmvit embed wrote: mmvit embed MODEL SOURCE --out FOLDER",
         ) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))

@@ -29,17 +29,17 @@ _TRANSFORMERS_KEYS = {"start": ("bos_token", "cls_token"), "end": ("eos_token", 
 class TokenizerConfig:
     """The tokenizer: CLIP's byte-pair encoding, or any of the tokenizers library.
 
-    The three tokens apply to kind "file". A token that is None is searched in the template of the file, then in the
+    The three tokens apply to kind "file". A token that is null is searched in the template of the file, then in the
     special tokens of the folder, then among common names.
     """
 
     kind: Literal["clip", "file"] = key(
         "clip", "clip: CLIP's byte-pair encoding; file: a tokenizer of the tokenizers library"
     )
-    path: str = key("", "of kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free")
-    start: str | None = key(None, 'token before each text; "" for none; null: as found')
-    end: str | None = key(None, "token after each text; null: as found")
-    pad: str | None = key(None, "padding token; null: as found, otherwise the end token")
+    path: str = key("", "for kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free")
+    start: str | None = key(None, 'token before each text; "" for none; null: detected')
+    end: str | None = key(None, "token after each text; null: detected")
+    pad: str | None = key(None, "padding token; null: detected, otherwise the end token")
 
 
 _PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\uc544\uc9c0 \uc5bc\uad74", "x" * 40]

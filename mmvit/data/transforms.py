@@ -51,7 +51,7 @@ class PreprocessConfig:
 
 @dataclass
 class AugmentConfig:
-    """Random augmentation of training images; None disables a transform. The default is CLIP's: a random square crop.
+    """Random augmentation of training images; null disables a transform. The default is CLIP's: a random square crop.
 
     An image that keeps its aspect ratio is not cropped; all other transforms apply to it too.
     """
@@ -63,14 +63,14 @@ class AugmentConfig:
         max_length=2,
     )
     zoom: list[float] | None = key(
-        None, "smallest and largest factor, for images on a white ground", min_length=2, max_length=2
+        None, "smallest and largest zoom factor; pixels from outside are white", min_length=2, max_length=2
     )
-    rotate: float | None = key(None, "up to this many degrees either way", ge=0)
-    shift: float | None = key(None, "up to this fraction of the side either way", ge=0)
-    brightness: float | None = key(None, "factor within 1 +- this", ge=0)
-    contrast: float | None = key(None, "factor within 1 +- this", ge=0)
-    saturation: float | None = key(None, "factor within 1 +- this", ge=0)
-    hue: float | None = key(None, "up to this fraction of the colour circle either way", ge=0)
+    rotate: float | None = key(None, "maximum rotation in either direction, degrees", ge=0)
+    shift: float | None = key(None, "maximum shift in either direction, fraction of the side", ge=0)
+    brightness: float | None = key(None, "maximum relative change", ge=0)
+    contrast: float | None = key(None, "maximum relative change", ge=0)
+    saturation: float | None = key(None, "maximum relative change", ge=0)
+    hue: float | None = key(None, "maximum shift in either direction, fraction of the colour circle", ge=0)
     flip: float | None = key(None, "probability of a horizontal flip", ge=0, le=1)
     rand_augment: list[int] | None = key(
         None, "RandAugment: number of changes, magnitude (0 to 30); usual: [2, 9]", min_length=2, max_length=2
@@ -84,7 +84,7 @@ class AugmentConfig:
         """Yield problems of the augmentation settings."""
         strength = self.rand_augment
         if strength is not None and not (strength[0] >= 1 and 0 <= strength[1] <= 30):
-            hint = "give the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
+            hint = "set the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
             yield Problem("rand_augment", f"rand_augment is {strength}", hint)
         if self.timm_augment is not None and not _TIMM_NOTATION.fullmatch(self.timm_augment):
             hint = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
@@ -272,7 +272,7 @@ def _draw_colours(augment: AugmentConfig, rng: np.random.Generator) -> tuple[flo
 
 
 def _rand_augment(image: Image.Image, strength: list[int], rng: np.random.Generator) -> Image.Image:
-    """RandAugment (Cubuk et al. 2020), drawn from `rng`; torch's own random state stays as it is."""
+    """RandAugment (Cubuk et al. 2020), drawn from `rng`; torch's own random state does not change."""
     num_changes, magnitude = strength
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would reach the GPUs' too

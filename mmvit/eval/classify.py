@@ -133,7 +133,7 @@ def _class_of(label: Label | None, classes: Mapping[Label, int], key: str) -> in
     raise DataError(
         f"label {label!r} has no class name",
         where=key,
-        hint=f"labels are names, or go from 0 to {last}; give the class-name file that belongs to the shards",
+        hint=f"labels are names, or go from 0 to {last}; pass the class-name file that belongs to the shards",
     )
 
 
@@ -147,5 +147,5 @@ def _report_bad(bad: Sequence[DataError], num_samples: int) -> None:
         return
     what = f"{len(bad)} of {num_samples} samples cannot be classified; the first: {bad[0].what}"
     if len(bad) == num_samples:
-        raise DataError(what, where=bad[0].where, hint="check the shards: mmvit-data check SHARDS")
+        raise DataError(what, where=bad[0].where, hint="check the data; for shards: mmvit-data check SHARDS")
     logger.warning("%s (%s); they are excluded from the accuracy", what, bad[0].where)

@@ -99,7 +99,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Encode
 def refuse_str(items: Sequence[object], kind: str) -> None:
     """Raise UsageError if one str is given instead of a list: its characters would be treated as items."""
     if isinstance(items, str):
-        raise UsageError(f"{kind} must be a list, got the text {items!r}", hint=f"give a list: [{items!r}]")
+        raise UsageError(f"{kind} must be a list, got the text {items!r}", hint=f"pass a list: [{items!r}]")
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

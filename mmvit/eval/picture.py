@@ -1,4 +1,4 @@
-"""The report image of a quickstart: its curves, and unseen drawings with their predicted names."""
+"""The report image of a quickstart: its curves, and unseen images with their predicted names."""
 
 import io
 import textwrap
@@ -25,7 +25,7 @@ def draw_report(
     result: Accuracy,
     names: Sequence[str],
 ) -> None:
-    """Plot loss, accuracy and a sample of the drawings of the unseen vendor, wrong names in red."""
+    """Plot loss, accuracy and a sample of the images of the held-out vendor, wrong names in red."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,12 +36,10 @@ def draw_report(
     curves, drawings = np.asarray(figure.subfigures(2, 1, height_ratios=[4, 1.9 * rows]))
     left, right = curves.subplots(1, 2)
     _curve(left, log, "loss", "contrastive loss", scale=1)
-    _curve(
-        right, log, "zero_shot_acc1", "zero-shot top-1 during training, % of drawings of an unseen vendor", scale=100
-    )
+    _curve(right, log, "zero_shot_acc1", "zero-shot top-1 during training, % of images of a held-out vendor", scale=100)
     english = report["zero_shot"]["en"]
     drawings.suptitle(
-        f"Drawings of an unseen vendor with the predicted one of {report['num_classes']} names "
+        f"Images of a held-out vendor with the predicted one of {report['num_classes']} names "
         f"(top-1 {english['acc1']:.1%}, top-5 {english['acc5']:.1%}); wrong ones in red"
     )
     chosen = np.linspace(0, len(result.samples) - 1, NUM_DRAWINGS).astype(int).tolist()

@@ -84,8 +84,10 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
     library, _, name = source.partition(":")
     if library not in LIBRARIES or not name:
         hint = did_you_mean(library, LIBRARIES) if name else ""
-        forms = "hf:NAME, timm:NAME or open_clip:ARCH/TAG; a folder as hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
-        raise UsageError(f"{source!r} does not name the library of the model", where="SOURCE", hint=hint or forms)
+        forms = (
+            "use hf:NAME, timm:NAME or open_clip:ARCH/TAG; for a local model hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
+        )
+        raise UsageError(f"{source!r} does not start with the library of the model", where="SOURCE", hint=hint or forms)
     check_place(out)
     if (out / DESCRIPTION).is_file():
         raise UsageError("the output folder already holds a model", where=str(out), hint="remove it, or choose another")
@@ -130,7 +132,7 @@ def _compared(imported: Imported, class_names: Sequence[str] | None, source: str
         raise CheckpointError(
             f"the outputs of the imported model differ from the original's by {difference:.1e} of the largest value",
             where=source,
-            note=f"no tower of this library matches its architecture; rounding explains at most {TOLERANCE}; "
+            note=f"no native tower matches its architecture; rounding explains at most {TOLERANCE}; "
             "nothing was written",
         )
     return model, difference
@@ -140,7 +142,7 @@ def _check_tokenizer(tokenizer: TokenizerConfig, text: TextConfig, source: str) 
     end = build_tokenizer(tokenizer, text.context_length).end_of_text
     if end != text.end_of_text:
         what = f"the tokenizer's end-of-text id is {end}, but the text tower pools at {text.end_of_text}"
-        raise CheckpointError(what, where=source, note="one of them is that of another model")
+        raise CheckpointError(what, where=source, note="one of them belongs to another model")
 
 
 def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -> nn.Module:
@@ -160,9 +162,9 @@ def _build(imported: Imported, class_names: Sequence[str] | None, source: str) -
             model = build_image_tower(config)
         load_weights(model, weights, source)
     except ValueError as error:  # sizes
-        raise UsageError(f"no tower of this library matches the model: {error}", where=source) from error
+        raise UsageError(f"no native tower matches the model: {error}", where=source) from error
     except CheckpointError as error:
-        note = "no tower of this library matches the model's architecture"
+        note = "no native tower matches the model's architecture"
         raise CheckpointError(error.what, where=source, note=note) from error
     return model
 

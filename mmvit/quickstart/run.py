@@ -1,4 +1,4 @@
-"""The whole pipeline in one call: data, training, zero-shot accuracy on unseen drawings, embeddings, search, report."""
+"""The whole pipeline in one call: data, training, zero-shot accuracy on unseen images, embeddings, search, report."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """Train on emoji drawings, evaluate on a vendor that is not in the training data, and return the report.
+    """Train on emoji images, evaluate on a vendor that is not in the training data, and return the report.
 
     A second call with the same folder resumes, or shows the finished report.
 
@@ -58,7 +58,7 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
         return report
     clock = StageClock(out / "seconds.json")
     with clock.stage("data"):
-        logger.info("1/5 drawings and their names")
+        logger.info("1/5 writing emoji images and their names")
         write_emoji(out / "data", EmojiOptions(seed=seed))
     with clock.stage("plan"):
         logger.info("2/5 measuring the speed of this machine")
@@ -67,11 +67,11 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
         logger.info("3/5 training for about %g minutes", minutes)
         pretrain(config)
     with clock.stage("evaluate"):
-        logger.info("4/5 classifying drawings of an unseen vendor")
+        logger.info("4/5 classifying images of the held-out vendor")
         encoder = load(out / "model")
         results = _evaluate(encoder, out)
     with clock.stage("embed"):
-        logger.info("5/5 embeddings and search")
+        logger.info("5/5 writing embeddings and searching them")
         embed_source(encoder, out / "model", open_source(str(out / "data" / "val-*.tar")), out / "embeddings")
     report = _report(config, encoder, results, clock, out)
     _write_example(out)
@@ -115,7 +115,7 @@ def _claim(out: Path, arguments: dict[str, Any]) -> None:
     if mark.is_file():
         if json.loads(mark.read_text()) != arguments:
             raise UsageError(
-                f"the folder holds a quickstart with other arguments: {mark.read_text()}",
+                f"the folder contains a quickstart with other arguments: {mark.read_text()}",
                 where=str(out),
                 note="nothing was changed",
                 hint="use the same --minutes and --seed, or another --out",
@@ -191,7 +191,7 @@ def _report(
 
 
 def _write_example(out: Path) -> None:
-    """Write one unseen drawing next to the report, as an image to try the model on."""
+    """Write one unseen image next to the report, to try the model on."""
     shards, label = _shards(out, "val"), _names(out, "en").index("dog face")
     sample = next(i for i in range(len(shards)) if shards.label(i) == label)
     write_atomic(out / EXAMPLE, shards.read(sample).image)
@@ -199,7 +199,7 @@ def _write_example(out: Path) -> None:
 
 def _show(report: dict[str, Any], out: Path) -> None:
     print(
-        f"\n{report['num_images']} drawings of a vendor not in the training data, {report['num_classes']} names; "
+        f"\n{report['num_images']} images of a vendor not in the training data, {report['num_classes']} names; "
         f"trained on {report['samples_seen']} samples at {report['samples_per_s']:.0f}/s in {report['precision']}"
     )
     print_accuracies(report["zero_shot"])

@@ -64,16 +64,16 @@ class Searcher:
         self.encoder: Encoder = load(model) if model else _load_named(folder / manifest["model"])
         if self.encoder.fingerprint != manifest["model_sha256"]:
             raise CheckpointError(
-                "the embeddings were made by other weights than these",
+                "the embeddings were computed by a model with different weights",
                 where=str(model or folder / manifest["model"]),
-                note="scores between two models mean nothing",
-                hint="embed again with this model, or give --model the one that made them",
+                note="similarities between embeddings of two models are meaningless",
+                hint="embed again with this model, or pass the model that computed them: --model FOLDER",
             )
 
     def search(self, *, text: str | None = None, image: str | Path | None = None, k: int = 10) -> list[Hit]:
         """Return the rows nearest to a text or an image; image embeddings are searched if the folder has them."""
         if (text is None) == (image is None):
-            raise UsageError("give one query: a text or an image", hint='--text "a red fruit" or --image FILE')
+            raise UsageError("pass exactly one query: a text or an image", hint='--text "a red fruit" or --image FILE')
         if text is not None and not text.strip():
             raise UsageError("the text to search for is empty", hint='--text "a red fruit"')
         if k < 1:
@@ -97,7 +97,7 @@ def _load_named(model: Path) -> Encoder:
         return load(model)
     except CheckpointError as error:
         raise CheckpointError(
-            f"the model that made the embeddings cannot be loaded: {error.what}",
+            f"the model that computed the embeddings cannot be loaded: {error.what}",
             where=error.where,
-            hint="give the model folder: --model FOLDER",
+            hint="pass the model folder: --model FOLDER",
         ) from error

@@ -86,7 +86,7 @@ class LineSource:
             raise UsageError("the file is not UTF-8 text", where=f"{path}, byte {error.start}") from error
         self.lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
         if not self.lines:
-            raise UsageError("the file holds no text", where=str(path), hint="write one text a line")
+            raise UsageError("the file contains no text", where=str(path), hint="write one text per line")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -108,7 +108,7 @@ Source = ShardSource | FileSource | LineSource
 
 
 def open_source(spec: str) -> Source:
-    """Open shards, a folder of images, one image, or a text file with a text a line.
+    """Open shards, a folder of images, one image, or a text file with one text per line.
 
     Raises:
         UsageError: nothing there can be embedded.
@@ -118,10 +118,12 @@ def open_source(spec: str) -> Source:
     if path.is_dir() and not any(path.glob("*.tar")):
         files = image_files(path)
         if not files:
-            raise UsageError("the folder holds no shard and no image", where=spec, hint="give another SOURCE")
+            raise UsageError(
+                "the folder contains neither shards nor images", where=spec, hint="pass shards, images or a .txt file"
+            )
         return FileSource(files)
     if (is_readable(path.name) or path.suffix.lower() == ".txt") and not path.exists():
-        hint = "check the path; many images: give their folder"
+        hint = "check the path; for several images pass their folder"
         raise DataError("the file is missing", where=without_secrets(spec), hint=hint)
     if is_readable(path.name) and path.is_file():
         return FileSource([path])

@@ -82,7 +82,7 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         raise DataError(
             f"{summary.num_rejected} of {len(source)} items cannot be embedded",
             where=str(out / "rejected"),
-            note=f"one item may be invalid, or {MAX_REJECTED:.0%}; the folder is left without a manifest",
+            note=f"the limit is {MAX_REJECTED:.0%}, or one item; the folder has no manifest and cannot be used",
             hint="fix or remove the items listed there and embed into another --out",
         )
     # Both resolved: "../model" starts from where a folder really is, not from a link to it.
@@ -112,7 +112,7 @@ def _kinds(source: Source, modality: str) -> tuple[str, ...]:
         raise UsageError(f"modality {modality!r} is unknown", hint=f"choose from {', '.join(MODALITIES)}")
     kinds = MODALITIES[modality]
     if not set(kinds) <= set(MODALITIES[source.modality]):
-        raise UsageError(f"the source does not hold {modality!r}", hint=f"--modality {source.modality}")
+        raise UsageError(f"the source does not contain {modality!r}", hint=f"--modality {source.modality}")
     return kinds
 
 
@@ -121,10 +121,10 @@ def _open_folder(out: Path, job: dict[str, Any]) -> None:
     if path.is_file():
         if json.loads(path.read_text()) != job:
             raise UsageError(
-                "the output folder holds other embeddings (another model, source or modality)",
+                "the output folder contains other embeddings (another model, source or modality)",
                 where=str(out),
                 note="nothing was changed",
-                hint="name another --out, or remove the folder",
+                hint="choose another --out, or remove the folder",
             )
     else:
         check_free(out, hint="name another --out")

@@ -27,7 +27,7 @@ class CvTConfig(TowerConfig):
     num_heads: list[int] = key([1, 3, 6], "attention heads of each stage", ge=1)
     patch_sizes: list[int] = key([7, 3, 3], "patch side of each stage: px of the image, then cells of the map", ge=1)
     strides: list[int] = key([4, 2, 2], "distance between patches of each stage; patches overlap", ge=1)
-    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     # As in the paper and transformers; the released weights were trained with quick_gelu.
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)

@@ -34,7 +34,7 @@ class SwinConfig(TowerConfig):
     depths: list[int] = key([2, 2, 6, 2], "blocks of each stage", ge=1)
     num_heads: list[int] = key([3, 6, 12, 24], "attention heads of each stage", ge=1)
     window_size: int = key(7, "side of a window, in patches", ge=1)
-    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
     drop_path: float = key(

@@ -26,7 +26,7 @@ class TextConfig:
     width: int = key(512, "width of the tokens", ge=1)
     depth: int = key(12, "number of blocks", ge=1)
     num_heads: int = key(8, "attention heads of each block", ge=1)
-    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
     causal: bool = key(True, "causal attention; false: every token sees every other token, as in SigLIP")

@@ -35,7 +35,7 @@ class ViTConfig(TowerConfig):
     width: int = key(768, "width of the tokens", ge=1)
     depth: int = key(12, "number of blocks", ge=1)
     num_heads: int = key(12, "attention heads of each block", ge=1)
-    mlp_ratio: float = key(4.0, "hidden width of the feed-forward network / width", gt=0)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
     pool: Pool = key("class", "how tokens become one vector; only class adds a class token")

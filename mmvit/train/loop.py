@@ -103,7 +103,7 @@ def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
 def open_run(config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, watch: Watch) -> Run:
     """Build the parts of the task and the run that trains them."""
     if config.train.batch_size % accelerator.num_processes:
-        what = f"a batch of {config.train.batch_size} does not divide over {accelerator.num_processes} ranks"
+        what = f"a batch of {config.train.batch_size} is not divisible by {accelerator.num_processes} ranks"
         raise UsageError(what, where="train.batch_size")
     return Run(config, accelerator, watch, TASKS[config.loss.kind](config, accelerator, watch))
 

@@ -87,7 +87,7 @@ def test_d4_repeated_samples_are_changed_anew(squares: IndexedShards, batches_of
     assert Counter(Counter(batch.keys).values()) == {2: BATCH_SIZE // 2}
     assert len({image.numpy().tobytes() for image in batch.images}) == BATCH_SIZE
     assert batch.keys[: BATCH_SIZE // 2] == batches_of(squares)[0].keys[: BATCH_SIZE // 2]
-    with pytest.raises(UsageError, match="cannot hold two samples 5 times"):
+    with pytest.raises(UsageError, match="cannot contain two samples 5 times"):
         batches_of(squares, data={"repeats": 5})
 
 
@@ -188,7 +188,7 @@ def test_groups_are_equal_where_the_bare_captions_are(squares: IndexedShards, ba
 
 
 def test_a_batch_that_does_not_divide_is_refused(squares: IndexedShards, batches_of: BatchesOf):
-    with pytest.raises(UsageError, match="does not divide over 2 ranks x 3 micro-batches"):
+    with pytest.raises(UsageError, match="is not divisible by 2 ranks x 3 micro-batches"):
         batches_of(squares, split=BatchSplit(0, 2, 3))
 
 

@@ -80,8 +80,8 @@ def test_hidden_other_and_linked_files_stay_outside(tree: Path, tmp_path: Path, 
     (tree / "loose.png").touch()
     (tree / "linked").symlink_to(tree / "one", target_is_directory=True)
     assert by_name(opened(tree)) == before
-    assert "2 x file that is no JPEG, PNG or WebP" in caplog.text
-    assert "1 x image in no class folder" in caplog.text
+    assert "2 x file that is not a JPEG, PNG or WebP" in caplog.text
+    assert "1 x image outside of the class folders" in caplog.text
     assert "1 x link to a folder" in caplog.text
 
 
@@ -122,12 +122,12 @@ def test_folders_that_are_no_classes(tmp_path: Path, tree: Path):
         opened(tmp_path / "flat")
     (tmp_path / "set" / "train").mkdir(parents=True)
     (tmp_path / "set" / "val").mkdir()
-    with pytest.raises(UsageError, match="parts of a data set") as caught:
+    with pytest.raises(UsageError, match="splits of a data set") as caught:
         opened(tmp_path / "set")
     assert caught.value.hint == f"name one of them: {tmp_path / 'set' / 'train'}"
     (tree / "ten" / "empty").mkdir(parents=True)
     (tree / "ten" / "notes.txt").touch()
-    with pytest.raises(DataError, match="1 of 11 class folders hold no image: ten"):
+    with pytest.raises(DataError, match="1 of 11 class folders contain no image: ten"):
         opened(tree)
 
 
@@ -210,18 +210,18 @@ def test_json_labels_may_be_numbers(tree: Path):
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
-        ("a.json", '{"a.png": "x", "a.png": "x"}', "entry 2 names a file for the second time"),
-        ("a.json", '{"a.png": "x", "./a.png": "y"}', "entry 2 names a file for the second time"),
-        ("a.json", '{"a.png": true}', "entry 1 is no file with a label"),
-        ("a.json", '{"a.png": {"x": 1}}', "entry 1 is no file with a label"),
-        ("a.json", '[{"file": "a.png", "class": 3}]', "entry 1 is no file with a label"),
-        ("a.json", "[]", "names no file"),
-        ("a.json", "3", "entry 1 is no file with a label"),
+        ("a.json", '{"a.png": "x", "a.png": "x"}', "entry 2 lists a file for the second time"),
+        ("a.json", '{"a.png": "x", "./a.png": "y"}', "entry 2 lists a file for the second time"),
+        ("a.json", '{"a.png": true}', "entry 1 is not a file with a label"),
+        ("a.json", '{"a.png": {"x": 1}}', "entry 1 is not a file with a label"),
+        ("a.json", '[{"file": "a.png", "class": 3}]', "entry 1 is not a file with a label"),
+        ("a.json", "[]", "lists no file"),
+        ("a.json", "3", "entry 1 is not a file with a label"),
         ("a.json", '{"a.png": ', "not JSON"),
         ("a.json", "[" * 9999, "not JSON"),
         ("a.jsonl", '{"file": "a.png", "label": 1}\n{"file"', "line 2"),
-        ("a.jsonl", '{"a.png": "x"}', "line 1 is no file with a label"),
-        ("a.json", '{"none.png": "x"}', "are not there, such as 'none.png'"),
+        ("a.jsonl", '{"a.png": "x"}', "line 1 is not a file with a label"),
+        ("a.json", '{"none.png": "x"}', "listed files are missing, such as 'none.png'"),
     ],
 )
 def test_json_that_is_none(tmp_path: Path, name: str, text: str, what: str):
@@ -234,12 +234,12 @@ def test_json_that_is_none(tmp_path: Path, name: str, text: str, what: str):
 
 
 def test_json_that_is_missing_or_leads_outside(tmp_path: Path):
-    with pytest.raises(DataError, match="there is no such folder or file"):
+    with pytest.raises(DataError, match="the folder or file does not exist"):
         open_labelled([str(tmp_path / "labels.json")])
     (tmp_path / "secret.png").write_bytes(b"secret")
     (tmp_path / "set").mkdir()
 
     for outside in ("../secret.png", f"{tmp_path}/secret.png"):
         (tmp_path / "set" / "labels.json").write_text(json.dumps({"a.png": "x", outside: "y"}))
-        with pytest.raises(DataError, match="entry 2 names a file outside of the JSON's folder"):
+        with pytest.raises(DataError, match="entry 2 refers to a file outside of the folder of the JSON file"):
             open_labelled([str(tmp_path / "set" / "labels.json")])

@@ -79,8 +79,8 @@ def test_several_shard_names_are_one_data_set(write: WriteDigits, names_file: st
         (lambda i, digit: digit, DIGITS[:5], DataError, "is out of range: .* 0 to 4"),
         (lambda i, digit: "tree" if i == 17 else "one", DIGITS, DataError, "class 'tree' is not one of the 10 classes"),
         (lambda i, digit: "one" if i == 17 else 3, DIGITS, DataError, "names and others are numbers: 'one' and 3"),
-        (lambda i, digit: None, DIGITS, DataError, "hold no labels"),
-        (lambda i, digit: "", DIGITS, DataError, "hold no labels"),
+        (lambda i, digit: None, DIGITS, DataError, "contain no labels"),
+        (lambda i, digit: "", DIGITS, DataError, "contain no labels"),
     ],
 )
 def test_labels_that_name_no_class(
@@ -113,7 +113,7 @@ def test_a_sample_without_a_label_is_left_out(
     label: str | None, what: str, write: WriteDigits, names_file: str, caplog: pytest.LogCaptureFixture
 ):
     labelled = open_labelled([write(lambda i, digit: label if i == 5 else digit)], names_file)
-    assert "1 of 40 samples have no valid label and are left out" in caplog.text
+    assert "1 of 40 samples have no valid label and are skipped" in caplog.text
     assert sum(labelled.counts()) == 39
     with pytest.raises(SampleError, match=what) as caught:
         labelled.samples.read(5)
@@ -132,7 +132,7 @@ def test_of_very_many_samples_some_are_looked_at(
         labelled.samples.read(17)
     named = write(lambda i, digit: DIGITS[digit], "named")
     assert open_labelled([named], names_file).samples.read(18).label == digits[18][0]
-    with pytest.raises(UsageError, match="only 10 of 40 samples are looked at"):
+    with pytest.raises(UsageError, match="labels were read from 10 of 40 samples"):
         open_labelled([named])
 
 
@@ -171,9 +171,9 @@ def test_other_data_do_not_go_with_a_folder(write: WriteDigits, tmp_path: Path):
     (tmp_path / "tree" / "cat").mkdir(parents=True)
     (tmp_path / "labels.json").write_text(json.dumps({"a.png": "x"}))
     for other in ("tree", "labels.json"):
-        with pytest.raises(UsageError, match="does not go with other data"):
+        with pytest.raises(UsageError, match="cannot be combined with other data"):
             open_labelled([write(name=f"for {other}"), str(tmp_path / other)])
-    with pytest.raises(DataError, match="there is no such folder or file"):
+    with pytest.raises(DataError, match="the folder or file does not exist"):
         open_labelled([str(tmp_path / "nothing")])
 
 

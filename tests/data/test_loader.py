@@ -232,7 +232,7 @@ def test_a_stalled_reader_is_named_and_left(
     assert len(found) == order.index(stalled) // 2
     assert isinstance(error, ResourceError)
     assert error.exit_code == 5
-    assert error.what == "no batch came for 1 s: a reader hangs"
+    assert error.what == "no batch came for 1 s: a data loader worker is stalled"
     where = re.fullmatch(r"(http.*tar), key 'key(.*)', for (\d+) s", error.where)
     assert where[1] == str(shards.paths[1])
     assert int(where[2]) == stalled or num_workers == 2  # two hang in this shard: one of them is named
@@ -254,7 +254,7 @@ def test_a_stopped_worker_cannot_hold_the_run(squares: IndexedShards, batches_of
         start = time.monotonic()
         *_, error = take_until_error(loader)
     assert time.monotonic() - start < 8
-    assert "a reader hangs" in error.what
+    assert "worker is stalled" in error.what
     assert not any(is_alive(child.pid) for child in children)
 
 

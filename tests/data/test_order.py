@@ -311,5 +311,5 @@ def test_a_repeated_order_pickles():
 
 @pytest.mark.parametrize(("repeats", "batch_size"), [(0, 8), (-1, 8), (3, 5), (2, 1)])
 def test_bad_repeats(repeats: int, batch_size: int):
-    with pytest.raises(UsageError, match="cannot hold two samples"):
+    with pytest.raises(UsageError, match="cannot contain two samples"):
         RepeatedOrder(SampleOrder(10, 0), repeats, batch_size)

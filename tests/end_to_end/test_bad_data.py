@@ -164,7 +164,7 @@ def test_hanging_reader_is_named_and_the_program_ends(
     print(f"ended {time.monotonic() - began:.1f} s after step 2, limit 4 s")
     assert time.monotonic() - began < 4 + 8
     errors = errors_of(out).read_text()
-    assert "mmvit: no batch came for 4 s: a reader hangs" in errors
+    assert "mmvit: no batch came for 4 s: a data loader worker is stalled" in errors
     where = re.search(rf"where: {data}/train-0000.\.tar, key '(\S+)', for (\d+) s", errors)
     assert 4 <= int(where[2]) <= 8
     assert where[1] in keys_of(data)

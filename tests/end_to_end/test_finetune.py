@@ -279,7 +279,7 @@ def test_a_contrastive_model_without_a_projection_starts_as_its_zero_shot_classi
     assert (short.model.embed_dim, short.model.image_projection) == (24, False)
     assert torch.allclose(start(short, NAMES)(PIXELS).logits, expected, atol=1e-5)
     short.model.image_projection = True
-    with pytest.raises(UsageError, match="the model to start from has none"):
+    with pytest.raises(UsageError, match=r"the model of train\.init has none"):
         start(short, NAMES)
 
 

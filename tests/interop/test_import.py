@@ -205,7 +205,7 @@ def test_unsupported_models_raise(tmp_path: Path):
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
     relu = save_transformers(tmp_path / "relu", vit(hidden_act="relu"))
     for source, message in (
-        (str(tmp_path), "does not name the library"),
+        (str(tmp_path), "does not start with the library"),
         ("tim:resnet18", "did you mean 'timm'"),
         ("timm:resnet_18", "cannot be opened"),
         ("open_clip:ViT-B-32", "no model ''; did you|no model ''"),

@@ -278,9 +278,9 @@ def test_source_that_is_none_is_refused(run_cli: RunCli, model: Path, tmp_path: 
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     (tmp_path / "folder").mkdir()
     for name, message in {
-        "empty.txt": "the file holds no text",
+        "empty.txt": "the file contains no text",
         "latin.txt": "not UTF-8",
-        "folder": "no shard and no image",
+        "folder": "neither shards nor images",
     }.items():
         code, _, err = run_cli("embed", model, tmp_path / name, "--out", tmp_path / "e")
         assert (code, message in err) == (2, True), err

@@ -125,6 +125,6 @@ def test_missing_or_other_model_is_refused(folder: Path, run_cli: RunCli, tmp_pa
     mmvit.checkpoint.save_model(tmp_path / "other", loaded.model, description.config, description.preprocess, tokenizer)
     code, _, err = run_cli("search", alone, "--text", "x", "--model", tmp_path / "other")
     assert code == 4
-    assert "made by other weights" in err
+    assert "computed by a model with different weights" in err
     with pytest.raises(CheckpointError, match="not a model folder"):
         Searcher(alone)

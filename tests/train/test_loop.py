@@ -272,7 +272,7 @@ def test_weights_of_other_settings_are_refused_though_they_fit(
     side, name = key.split(".")
     setattr(getattr(config.model, side), name, value)
     config.train.init = str(finished_run / "model")
-    with pytest.raises(UsageError, match=re.escape(f"has other settings: model.{key}=")):
+    with pytest.raises(UsageError, match=re.escape(f"has different settings: model.{key}=")):
         pretrain(config)
 
 

@@ -45,7 +45,7 @@ def make_shardable(accelerator: Accelerator, model: nn.Module) -> None:
     """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if asked and accelerator.device.type == "cpu" and not accelerator.is_fsdp2:
-        logger.warning("accelerate shards only on accelerators: on CPUs each rank holds the whole model (DDP)")
+        logger.warning("accelerate shards only on accelerators: on CPUs each rank keeps the full model (DDP)")
     elif asked and not accelerator.is_fsdp2:
         raise UsageError("FSDP version 1 is not supported", where="--use_fsdp", hint="add --fsdp_version 2")
     if not accelerator.is_fsdp2:

@@ -96,7 +96,7 @@ def _read(path: Path, name: str, x: str) -> Curves:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"the log is damaged: {error}", where=str(log)) from error
     if not lines:
-        hint = "give the folder of a run that has logged a step"
+        hint = "pass the folder of a run that has logged a step"
         raise UsageError(f"{path} has no log", where=str(log), hint=hint)
     names = dict.fromkeys(key for line in lines for key, value in line.items() if isinstance(value, int | float))
     numbers = {key: np.array([line.get(key, np.nan) for line in lines], float) for key in names}

@@ -22,7 +22,7 @@ def open_run_folder(folder: Path, config: RunConfig) -> None:
     """Create the folder of a new run, or check that it belongs to this run, and write `config.yaml`.
 
     Raises:
-        UsageError: the folder holds another run or other files.
+        UsageError: the folder contains another run or other files.
     """
     changes = check_run_folder(folder, config)
     if changes:
@@ -38,7 +38,7 @@ def check_run_folder(folder: Path, config: RunConfig) -> str:
     All settings may change while the run has neither a checkpoint nor a model.
 
     Raises:
-        UsageError: the folder holds another run or other files.
+        UsageError: the folder contains another run or other files.
     """
     path = folder / CONFIG
     if path.is_file():
@@ -70,7 +70,7 @@ def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int)
     refused = [key for key in changed if keys[key].resume == "same"]
     if refused:
         raise UsageError(
-            f"the folder holds another run; these settings differ:\n{_table(refused, old, new)}",
+            f"the folder contains another run; these settings differ:\n{_table(refused, old, new)}",
             where=str(folder),
             note="resuming would mix two runs; nothing was changed",
             hint="use the old settings, or start a new run with another out=FOLDER",

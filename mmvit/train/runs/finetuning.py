@@ -96,7 +96,7 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
         shards, class_names = open_labelled(data.train, config.classes, verify=data.verify)
         if len(class_names) < 2:
             what = f"the data has only one class, {class_names[0]!r}; at least two are needed"
-            raise UsageError(what, where="data.train", hint="give the folder that contains the folders of all classes")
+            raise UsageError(what, where="data.train", hint="pass the folder that contains the class folders")
         validation = open_labelled(config.validation.data, known=class_names) if config.validation.data else None
     model = build_start(config, class_names, accelerator)
     device, teacher = accelerator.device, config.loss.teacher

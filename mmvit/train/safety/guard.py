@@ -64,4 +64,4 @@ class Guard:
             return None
         usual = statistics.median(known)
         least = SLACK if name == "loss" else 0.0
-        return f"the {name} is {value:.3g}, usual is {usual:.3g}" if value > self.factor * usual + least else None
+        return f"the {name} is {value:.3g}, usually {usual:.3g}" if value > self.factor * usual + least else None

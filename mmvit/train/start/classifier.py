@@ -79,7 +79,7 @@ def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
     where, others = config.train.init, dict[str, Tensor]()
     kind = model_kind(where)
     if config.templates and kind != DUAL_ENCODER:
-        what = "a zero-shot head needs a text tower, and the model to start from has none"
+        what = "a zero-shot head needs a text tower, but the model of train.init has none"
         raise UsageError(what, where="templates", hint="use train.init=MODEL of mmvit pretrain")
     if kind == TOWER:
         start = load_tower(where)
@@ -90,7 +90,7 @@ def start_from_model(model: ImageClassifier, config: FinetuneConfig) -> str:
     refuse_other_settings(image_differences(config, start.config, start.preprocess), config)
     weights = model.state_dict()
     if PROJECTION in weights and PROJECTION not in others:
-        what = "embeddings need a projection, and the model to start from has none"
+        what = "embeddings need a projection, but the model of train.init has none"
         raise UsageError(what, where="model.embed_dim", hint="model.embed_dim=null model.image_projection=true")
     taken = {name: tensor for name, tensor in others.items() if name in weights}
     load_weights(model, weights | taken | image_weights(start.tower, model.image_tower), where=where)

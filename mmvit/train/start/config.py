@@ -42,7 +42,7 @@ def _settings(init: str, out: Path) -> dict[str, Any]:
         return image_settings(init)
     if (out / CONFIG).is_file():
         return {"kind": CLASSIFIER} | read_tree(out / CONFIG)
-    raise UsageError("the model does not exist", where=f"train.init={init}", hint="give the model/ folder of a run")
+    raise UsageError("the model does not exist", where=f"train.init={init}", hint="pass the model/ folder of a run")
 
 
 def _at(tree: Any, key: str) -> dict[str, Any]:

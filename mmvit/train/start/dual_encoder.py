@@ -93,7 +93,7 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
             "the stored embeddings were not computed by the image tower that the run starts from",
             where=f"data.image_embeddings={stored}",
             note="the text tower would learn to fit another image tower than the one it is exported with",
-            hint=f"run mmvit embed {where} SHARDS --out FOLDER, and keep the image tower, size and preprocessing of it",
+            hint=f"run mmvit embed {where} SHARDS --out FOLDER, and use its image tower, image size and preprocessing",
         )
 
 
@@ -151,7 +151,7 @@ def refuse_other_settings(differing: Sequence[str], config: PretrainConfig | Fin
         if isinstance(config, FinetuneConfig):
             hint = "remove model.image.kind and the unchanged keys of model: they default to those of that model"
         raise UsageError(
-            f"the model to start from has other settings: {', '.join(differing)}",
+            f"the initial model has different settings: {', '.join(differing)}",
             where=f"train.init={config.train.init}",
             note="its weights would give other results with the new settings; nothing was started",
             hint=hint,

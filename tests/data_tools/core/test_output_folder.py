@@ -36,10 +36,10 @@ def test_other_work_is_refused_and_nothing_of_it_is_lost(tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": 5, "report": null}', "\x00"])
 def test_a_folder_of_something_else(tmp_path: Path, text: str):
     (tmp_path / "shards.json").write_text(text)
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         open_output(tmp_path, PLAN)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         open_output(tmp_path / "file", PLAN)
     assert (tmp_path / "shards.json").read_text() == text
 

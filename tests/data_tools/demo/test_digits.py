@@ -90,7 +90,7 @@ def test_another_seed_or_another_use_of_the_folder_is_refused(digits: Path, tmp_
     with pytest.raises(UsageError, match="differs in: seed"):
         write_digits(digits, seed=3)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         write_digits(tmp_path)
 
 

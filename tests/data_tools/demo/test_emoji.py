@@ -149,7 +149,7 @@ def test_other_options_or_other_files_are_refused(made: EmojiReport, tmp_path: P
         write_emoji(made.folder, replace(SMALL, seed=9))
     assert {path.name: path.stat().st_mtime_ns for path in made.folder.iterdir()} == before
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         write_emoji(tmp_path, SMALL)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -161,7 +161,7 @@ def test_a_damaged_data_set_is_refused(tmp_path: Path):
         "files": {"val-00000.tar": {"bytes": 5}},
     }
     (tmp_path / "emoji.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=r"damaged \(val-00000.tar\)"):
+    with pytest.raises(UsageError, match=r"damaged emoji shards \(val-00000.tar\)"):
         write_emoji(tmp_path, SMALL)
 
 

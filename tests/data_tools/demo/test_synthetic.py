@@ -130,7 +130,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, data_program: 
     options = ("--samples", 4, "--width", 8, "--workers", 1, "--height")
     code, _, errors = data_program("synthetic", tmp_path, *options, 8)
     assert code == 2
-    assert "holds something else" in errors
+    assert "contains other files" in errors
     code, output, errors = data_program("synthetic", tmp_path / "out", *options, 8)
     assert (code, errors) == (0, "")
     assert "4 samples in 1 shards" in output

@@ -226,7 +226,7 @@ def test_processes_give_the_same_report_and_many_whole_shards_are_one_line(tmp_p
     text = describe(report, [str(tmp_path)])
     assert "007.tar" in text
     assert "008.tar" not in text
-    assert "(44 more shards, whole)" in text
+    assert "(44 more shards, intact)" in text
 
 
 def test_the_program_says_where_what_and_how_to_mend(tar: Path, capsys: pytest.CaptureFixture[str]):

@@ -51,7 +51,7 @@ def test_whole_shards_are_kept_whole(shards: list[Path], tmp_path: Path):
     assert [tar.name for tar in new] == ["train-00000.tar", "train-00001.tar"]
     assert [contents(tar) for tar in new] == [contents(tar) for tar in shards]
     assert list(contents(new[0])) == list(contents(shards[0]))
-    assert "left out: none" in describe(report) or "left out: 0" in describe(report)
+    assert "rejected: none" in describe(report) or "rejected: 0" in describe(report)
 
 
 def test_what_is_not_whole_is_left_out_and_listed(tmp_path: Path):
@@ -151,8 +151,8 @@ def test_a_shard_without_a_whole_sample_is_told_and_not_written(shards: list[Pat
     report = repair_shards(shards, tmp_path / "new", num_workers=1)
     assert [shard.kept for shard in report.shards] == [0, 20]
     assert [path.name for path in sorted((tmp_path / "new").glob("*.tar"))] == ["train-00001.tar"]
-    assert "train-00000.tar: nothing is whole" in describe(report)
-    with pytest.raises(DataError, match="no shard has a whole sample"):
+    assert "train-00000.tar: no intact sample" in describe(report)
+    with pytest.raises(DataError, match="no shard contains an intact sample"):
         repair_shards(shards[:1], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

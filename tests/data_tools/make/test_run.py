@@ -266,7 +266,7 @@ def test_resized_and_encoded_only_where_asked(tmp_path: Path, make: Make):
     photo(tmp_path / "wide" / "a.png", 1, (16_400, 8))
     report = make(tmp_path / "wide", "webp", image_format="webp", captions=False)
     assert report.rejected == {"too-large": 1}
-    with pytest.raises(DataError, match="none of 1 rows gives a sample"):
+    with pytest.raises(DataError, match="none of 1 rows could be converted to a sample"):
         check_rejected(report, 1.0)  # nothing is left
     with pytest.raises(UsageError, match="re-encoded"):
         make(tmp_path / "in", "x", allow_formats=("gif",))
@@ -369,9 +369,9 @@ def test_the_folder_of_other_work_is_left_alone(tmp_path: Path, make: Make):
         make(source)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         make(source, "other")
-    with pytest.raises(UsageError, match="lies in the source"):
+    with pytest.raises(UsageError, match="is inside the source"):
         make(source, "in/out")
     assert files(tmp_path / "out") == before
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "other"}
@@ -401,7 +401,7 @@ def test_two_processes_do_not_make_one_folder(tmp_path: Path, make: Make, monkey
         ({"template": "a {}"}, "need labels"),
         ({"template": "a {}", "captions": False}, "contradicts"),
         ({"caption_column": "text"}, "only tables have columns"),
-        ({"image_root": Path("nowhere")}, "--image-root nowhere is no folder"),
+        ({"image_root": Path("nowhere")}, "--image-root nowhere is not a folder"),
     ],
 )
 def test_bad_options_start_nothing(tmp_path: Path, make: Make, options: dict[str, Any], told: str):
@@ -429,7 +429,7 @@ def test_the_program(tmp_path: Path, run: Callable[..., tuple[int, str, str]]):
     assert code == 3
     assert (document["num_samples"], document["num_rows"], document["rejected"]) == (8, 9, {"bad-image": 1})
     assert "1 of 9 rows were rejected" in err
-    assert "the shards are finished and hold the other 8 samples" in err
+    assert "the shards are finished and contain the other 8 samples" in err
     code, out, err = run(source, tmp_path / "out", "--max-bad", 0.2)
     assert code == 0, err
     for part in ("8 samples in 1 shards", "there already", "p001.png", f"mmvit-data stats {tmp_path / 'out'}"):

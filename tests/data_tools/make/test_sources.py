@@ -199,7 +199,7 @@ def test_columns_that_are_not_known(pictures: Path, make: Make):
         with pytest.raises(DataError, match="first line"):
             make(pictures / "empty.csv")
     (pictures / "header.csv").write_text("image,text\n")
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no image"):
         make(pictures / "header.csv")
 
 
@@ -240,7 +240,7 @@ def test_parquet_with_pictures_in_several_files_and_groups(tmp_path: Path, make:
     with pytest.raises(DataError, match=r"(?s)other columns than train-0.*train-2"):
         make(folder, "y")
     (folder / "train-2.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="no parquet"):
+    with pytest.raises(DataError, match="not a parquet"):
         make(folder, "y")
 
 
@@ -303,7 +303,7 @@ def test_a_hugging_face_data_set_on_disk(tmp_path: Path, make: Make):
             make(source, "x")
     (source / "state.json").write_text(json.dumps(state))
     (source / "data-00001-of-00002.arrow").write_bytes(b"cut")
-    with pytest.raises(DataError, match="no Arrow table"):
+    with pytest.raises(DataError, match="not an Arrow table"):
         make(source, "x")
 
 
@@ -426,18 +426,18 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "a.tar").touch()
     (tmp_path / "shards" / "a.tar.meta.parquet").touch()  # of mmvit-data stats
-    with pytest.raises(UsageError, match="tars already"):
+    with pytest.raises(UsageError, match="already contains tars"):
         make(tmp_path / "shards")
     (tmp_path / "x.xlsx").touch()
-    with pytest.raises(UsageError, match=r"(?s)\.xlsx is no known source.*\.csv"):
+    with pytest.raises(UsageError, match=r"(?s)\.xlsx is not a supported source.*\.csv"):
         make(tmp_path / "x.xlsx")
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "empty" / "sub" / "a.mp4").touch()
-    with pytest.raises(DataError, match=r"(?s)holds no image.*1 x .mp4"):
+    with pytest.raises(DataError, match=r"(?s)contains no image.*1 x .mp4"):
         make(tmp_path / "empty")
     for path, kind, told in (
-        (tmp_path / "empty", "csv", "a folder is no source of kind 'csv'"),
-        (tmp_path / "x.xlsx", "classes", "a file is no source of kind 'classes'"),
+        (tmp_path / "empty", "csv", "a folder is not a source of kind 'csv'"),
+        (tmp_path / "x.xlsx", "classes", "a file is not a source of kind 'classes'"),
         (tmp_path / "*.xlsx", "csv", "only parquet files"),
     ):
         with pytest.raises(UsageError, match=told):
@@ -450,7 +450,7 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
     with pytest.raises(UsageError, match=r"(?s)not classes: train, val.*splits/train OUT"):
         make(tmp_path / "splits")
     assert make(tmp_path / "splits", kind="classes").num_classes == 2
-    with pytest.raises(UsageError, match="--no-captions to omit captions"):
+    with pytest.raises(UsageError, match="for images without captions: --no-captions"):
         make(tmp_path / "splits" / "val" / "cat", "x")
 
 

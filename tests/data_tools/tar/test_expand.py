@@ -66,7 +66,7 @@ def test_what_is_missing_is_named(folder: Path, spec: str):
 
 
 def test_twice_the_same_shard(folder: Path):
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="listed twice"):
         expand_shards([f"{folder}/val-000.tar", f"{folder}/../{folder.name}/val-*.tar"])
 
 
@@ -80,7 +80,7 @@ def test_urls_keep_their_query_and_are_not_looked_up(folder: Path):
         "s3://bucket/a.tar",
         "s3://bucket/b.tar",
     ]
-    with pytest.raises(DataError, match="named twice") as caught:
+    with pytest.raises(DataError, match="listed twice") as caught:
         expand_shards(["https://me:secret@example.org/a.tar?sig=x", "https://example.org/a.tar?sig=y"])
     assert caught.value.where == "https://example.org/a.tar"
     assert len(expand_shards([f"https://example.org/get?id={i}" for i in range(3)])) == 3
