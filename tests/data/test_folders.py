@@ -124,7 +124,7 @@ def test_folders_that_are_no_classes(tmp_path: Path, tree: Path):
     (tmp_path / "set" / "val").mkdir()
     with pytest.raises(UsageError, match="splits of a data set") as caught:
         opened(tmp_path / "set")
-    assert caught.value.hint == f"name one of them: {tmp_path / 'set' / 'train'}"
+    assert caught.value.hint == f"pass one of them: {tmp_path / 'set' / 'train'}"
     (tree / "ten" / "empty").mkdir(parents=True)
     (tree / "ten" / "notes.txt").touch()
     with pytest.raises(DataError, match="1 of 11 class folders contain no image: ten"):

@@ -57,7 +57,7 @@ def test_a_file_that_is_no_picture_is_named(encoder: Encoder, colour_files: list
 def test_one_text_for_a_list_is_refused(encoder: Encoder, call: str):
     with pytest.raises(UsageError, match="must be a list") as caught:
         getattr(encoder, call)("dog.png")
-    assert caught.value.hint == "give a list: ['dog.png']"
+    assert caught.value.hint == "pass a list: ['dog.png']"
 
 
 def test_preprocessed_pictures_give_the_same_rows(encoder: Encoder, colour_files: list[Path]):

@@ -115,7 +115,7 @@ def test_missing_or_other_model_is_refused(folder: Path, run_cli: RunCli, tmp_pa
     code, _, err = run_cli("search", alone, "--text", "x")
     assert code == 4
     assert "cannot be loaded: not a model folder" in err
-    assert "hint: give the model folder: --model FOLDER" in err
+    assert "hint: pass the model folder: --model FOLDER" in err
     assert run_cli("search", alone, "--text", "x", "--model", folder.parent / "model")[0] == 0
 
     loaded = mmvit.load(folder.parent / "model")

@@ -24,8 +24,8 @@ def test_what_is_not_finite_is_refused_from_the_first_step_on(bad: float):
 def test_spikes_are_refused_by_the_median_of_what_was_accepted():
     guard = after_usual_steps()
     assert guard.refuse(39.0, 9.9) is None
-    assert guard.refuse(41.0, 0.5) == "the loss is 41, usual is 2"
-    assert guard.refuse(39.1, 10.1) == "the gradient norm is 10.1, usual is 0.5"
+    assert guard.refuse(41.0, 0.5) == "the loss is 41, usually 2"
+    assert guard.refuse(39.1, 10.1) == "the gradient norm is 10.1, usually 0.5"
     assert (guard.skipped, guard.in_a_row) == (2, 2)
     assert guard.refuse(2.0, 0.5) is None
     assert (guard.skipped, guard.in_a_row) == (2, 0)
