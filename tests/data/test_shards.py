@@ -182,7 +182,7 @@ def test_what_a_tar_had_lost_is_told_once(tmp_path: Path, caplog: pytest.LogCapt
         assert [(error.cause, error.key) for error in lost] == [("damaged", "")]
         assert lost[0].where == str(tar)
         assert "bytes 3072 to 6144 are lost" in lost[0].what
-        assert "the shards have lost samples (1 damaged)" in caplog.text
+        assert "samples of the shards are lost (1 damaged)" in caplog.text
     tar.write_bytes(data[:8000])  # what changes afterwards is told when it is read, and not once more
     shards = IndexedShards([tar])
     assert [error.cause for error in shards.lost()] == ["damaged"]
