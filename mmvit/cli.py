@@ -29,11 +29,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and bu
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+MaxBad = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Fail (exit code 3) if more than this fraction is rejected; default: one item, or 1 %."
+    ),
+]
 
 
 def _print_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"mmvit {__version__}")
+        print(f"mmvit {__version__}")
         raise typer.Exit
     return wanted
 
@@ -71,14 +77,14 @@ def pretrain(
 
     settings = load_config(PretrainConfig, config, overrides or [])
     if print_config:
-        typer.echo(to_yaml(settings), nl=False)
+        print(to_yaml(settings), end="")
         return
     from mmvit.train.loop import check, pretrain
 
     if dry_run:
-        typer.echo(check(settings))
+        print(check(settings))
         return
-    typer.echo(f"model: {pretrain(settings)}")
+    print(f"model: {pretrain(settings)}")
 
 
 @app.command()
@@ -96,7 +102,7 @@ def plot(
     if json:
         print_json(summary)
     else:
-        typer.echo(out)
+        print(out)
 
 
 @app.command("zero-shot")
@@ -134,11 +140,11 @@ def finetune(
 
     settings = load_finetune_config(config, overrides or [])
     if print_config:
-        typer.echo(to_yaml(settings), nl=False)
+        print(to_yaml(settings), end="")
     elif dry_run:
-        typer.echo(check(settings))
+        print(check(settings))
     else:
-        typer.echo(f"model: {finetune(settings)}")
+        print(f"model: {finetune(settings)}")
 
 
 @app.command()
@@ -173,14 +179,15 @@ def embed(
     modality: Annotated[
         str | None, typer.Option(help="image, text or both; default: all that SOURCE contains.")
     ] = None,
+    max_bad: MaxBad = None,
 ) -> None:
     """Write the embeddings of images and captions to disk."""
     from mmvit.eval.encoder import load
     from mmvit.retrieval.sources import open_source
     from mmvit.retrieval.store import embed_source
 
-    summary = embed_source(load(model), model, open_source(source), out, modality)
-    typer.echo(f"{out}: {summary.num_rows} rows, {summary.num_rejected} rejected")
+    summary = embed_source(load(model), model, open_source(source), out, modality, max_bad)
+    print(f"{out}: {summary.num_rows} rows, {summary.num_rejected} rejected")
 
 
 @app.command()
@@ -241,7 +248,7 @@ def inspect(
     if json:
         print_json(facts)
     else:
-        typer.echo(out)
+        print(out)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from typing import Any
 
 from data_tools.core.errors import CAUSES, DataError, UsageError
 from data_tools.core.files import fsync_file, rename_synced, temporary_name, write_atomic
+from data_tools.core.folders import describe_skipped
 from data_tools.core.output_folder import close_output, open_output
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
@@ -225,8 +226,8 @@ def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
         )
     elif source.labels is not None:
         notes.append("order: the source's; where it goes class by class, shuffle the shards: mmvit-data reshard")
-    if source.aside:
-        notes.append("skipped: " + ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(8)))
+    if skipped := describe_skipped(source.aside):
+        notes.append(skipped)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
 

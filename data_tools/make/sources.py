@@ -206,7 +206,7 @@ def find_kind(path: Path) -> str:
 
 
 def _open_folder(path: Path, kind: str, listing: Path) -> Source:
-    tally = Tally(Counter(), Counter(), Counter())
+    tally = Tally(Counter(), Counter(), Counter(), [])
     listed = _list_rows(image_rows(path, kind, tally), listing)
     source = Source(kind, listed.rows, path, listed.fingerprint, aside=tally.aside)
     if kind == "classes":

@@ -139,7 +139,7 @@ def open_labelled(
         DataError: there are no labels, or one is no class; a folder without images; a file that is missing or broken.
     """
     class_names = list(known) if known is not None else load_class_names(classes) if classes else None
-    listed = _list_files(spec)
+    listed = _list_files(spec, class_names or ())
     if listed is None:
         shards = LabelledShards(IndexedShards(expand_shards(spec), verify, require_caption=False), class_names)
         opened = Labelled(shards, shards.class_names)
@@ -235,7 +235,7 @@ def _number_of(class_names: Sequence[str]) -> dict[Label, int]:
     return numbers | {name: number for number, name in enumerate(class_names)}
 
 
-def _list_files(spec: Sequence[str]) -> LabelledNames | None:
+def _list_files(spec: Sequence[str], class_names: Sequence[str]) -> LabelledNames | None:
     """Return what a folder of classes or a JSON file labels; None where shards are named."""
     paths = [Path(part).expanduser() for part in spec if "://" not in part and not part.startswith("pipe:")]
     if len(spec) == len(paths) == 1 and not paths[0].exists() and not set(spec[0]) & set("*?[{"):
@@ -252,4 +252,6 @@ def _list_files(spec: Sequence[str]) -> LabelledNames | None:
             where=str((folders or files)[0]),
             hint="make shards of each, with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
         )
-    return list_class_folders(folders[0]) if folders else list_json_labels(files[0]) if files else None
+    if folders:
+        return list_class_folders(folders[0], class_names)
+    return list_json_labels(files[0]) if files else None

@@ -193,4 +193,5 @@ def list_parts(folder: Path, name: str) -> list[Path]:
 
 def _names(keys: Iterable[str]) -> UInt64[np.ndarray, "n"]:
     """Return a 64-bit name for each key."""
-    return np.frombuffer(b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys), np.uint64)
+    encoded = (key.encode("utf-8", "backslashreplace") for key in keys)  # as they are stored
+    return np.frombuffer(b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in encoded), np.uint64)
