@@ -12,6 +12,12 @@ from data_tools.cli.options import AsJson, Engine, Shards, Workers, split_commas
 
 _KINDS = "folder, classes, csv, tsv, jsonl, parquet, img2dataset or datasets; default: detected."
 
+_ClassNames = Annotated[Path | None, typer.Option(help="File that numbers the classes, such as that of another split.")]
+_ImageRoot = Annotated[Path | None, typer.Option(help="Folder that paths are relative to and must not leave.")]
+_MaxBad = Annotated[
+    float, typer.Option(min=0, max=1, help="Fail (exit code 3) if more than this fraction of rows is rejected.")
+]
+
 
 def make(
     source: Annotated[Path, typer.Argument(help="File or folder of images with texts or classes.")],
@@ -20,14 +26,11 @@ def make(
     image_column: Annotated[str | None, typer.Option(help="Of a table; default: found by its usual names.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="One, or several separated by commas.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Class numbers or names; '' for none.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Of CSV: a character, or tab; default: detected.")] = None,
     no_captions: Annotated[bool, typer.Option("--no-captions", help="Images only, or with labels.")] = False,
     template: Annotated[str | None, typer.Option(help="Captions from class names: 'a photo of a {}'.")] = None,
-    classnames: Annotated[
-        Path | None, typer.Option(help="File that numbers the classes, such as that of another split.")
-    ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder that paths are relative to and must not leave.")
-    ] = None,
+    classnames: _ClassNames = None,
+    image_root: _ImageRoot = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Shorter side of larger images, px.")] = None,
     image_format: Annotated[str, typer.Option("--format", help="keep, jpg, webp or png.")] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of re-encoded JPEG and WebP.")] = 95,
@@ -37,9 +40,7 @@ def make(
         int | None, typer.Option(min=0, help="Seed of the order; default: 0 if there are labels.")
     ] = None,
     in_order: Annotated[bool, typer.Option("--in-order", help="Never shuffle.")] = False,
-    max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Fail (exit code 3) if more than this fraction of rows is rejected.")
-    ] = 0.01,
+    max_bad: _MaxBad = 0.01,
     workers: Workers = None,
     engine: Engine = "local",
     as_json: AsJson = False,
@@ -58,6 +59,7 @@ def make(
         image_column=image_column,
         caption_column=caption_column,
         label_column=label_column,
+        delimiter=delimiter,
         captions=not no_captions,
         template=template,
         classnames=classnames,

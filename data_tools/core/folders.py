@@ -94,15 +94,20 @@ def describe_skipped(aside: Counter[str]) -> str:
     return "skipped: " + ", ".join([*found, *([f"{more} others"] if more else [])]) if found else ""
 
 
-def doubtful_classes(folders: Collection[str]) -> str:
-    """Return why folders of these names are hardly the classes of images; "" if they may be.
+def doubtful_class(folder: str) -> str:
+    """Return why a folder is hardly a class of images by its name; "" if it may be one.
 
-    A single class, parts of a data set (train, val2017) and mere containers (images, PetImages) are doubtful.
+    Parts of a data set (train, val2017) and mere containers (images, PetImages) are doubtful.
     """
-    for name in sorted(folders):
-        stem = _VERSION.sub("", name.lower())
-        if stem in SPLITS:
-            return f"the folder {name!r} is a part of a data set, not a class"
-        if stem in _CONTAINERS or stem.endswith(_CONTAINER_ENDS):
-            return f"the folder {name!r} holds images or classes, but is not a class by its name"
-    return f"there is only one class folder, {next(iter(folders))!r}" if len(folders) == 1 else ""
+    stem = _VERSION.sub("", folder.lower())
+    if stem in SPLITS:
+        return f"the folder {folder!r} is a part of a data set, not a class"
+    if stem in _CONTAINERS or stem.endswith(_CONTAINER_ENDS):
+        return f"the folder {folder!r} is not a class by its name"
+    return ""
+
+
+def doubtful_classes(folders: Collection[str]) -> str:
+    """Return why folders of these names are hardly the classes of images, of which there are two at least; or ""."""
+    doubts = filter(None, map(doubtful_class, sorted(folders)))
+    return next(doubts, f"there is only one class folder, {min(folders)!r}" if len(folders) == 1 else "")

@@ -17,13 +17,34 @@ _TEXTS = (".txt", ".json")
 _NO_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "classes", "classnames")
 
 
-def kind_of_images(path: Path) -> str:
-    """Return "folder" for images with texts, or right in the folder, else "classes"."""
+class Looks(NamedTuple):
+    """What a folder looks like by the names of its files.
+
+    Args:
+        kind: "folder" for images with texts, or right in the folder, else "classes".
+        has_texts: an image has a text.
+        folders: those of the top that hold images.
+        tables: files that may hold the captions of other images.
+    """
+
+    kind: str
+    has_texts: bool
+    folders: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
+def look_at(path: Path) -> Looks:
+    """Look through a folder, without opening a file."""
+    top: dict[str, None] = {}
+    tables: list[str] = []
+    has_texts = False
     for folder, names in walk_folders(path, Counter()):
-        images, _ = _match_texts(names)
-        if images and (not folder or any(images.values())):
-            return "folder"
-    return "classes"
+        images, others = _match_texts(names)
+        has_texts |= any(images.values())
+        top |= dict.fromkeys([folder.partition("/")[0]] if images else [])
+        tables += [f"{folder}{name}" for name in others if may_hold_captions(name)]
+    kind = "folder" if has_texts or "" in top else "classes"
+    return Looks(kind, has_texts, tuple(top), tuple(tables))
 
 
 class Tally(NamedTuple):

@@ -19,6 +19,8 @@ KINDS = {
     "datasets": "a Hugging Face data set saved with save_to_disk",
 }
 
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}  # names of some characters
+
 
 @dataclass(frozen=True)
 class MakeOptions:
@@ -29,6 +31,7 @@ class MakeOptions:
         image_column: of a table; None goes by the usual names, as for the next two.
         caption_column: one or several, with commas between.
         label_column: "" for none.
+        delimiter: of the columns of CSV: one character, or "tab"; None detects it.
         captions: False leaves captions out.
         template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
         classnames: file with a class name a line, which numbers the classes; None numbers them by sorted names.
@@ -46,6 +49,7 @@ class MakeOptions:
     image_column: str | None = None
     caption_column: str | None = None
     label_column: str | None = None
+    delimiter: str | None = None
     captions: bool = True
     template: str | None = None
     classnames: Path | None = None
@@ -67,6 +71,11 @@ def check_options(options: MakeOptions) -> None:
 
     if options.kind is not None and options.kind not in KINDS:
         refuse(f"unknown kind {options.kind!r}", f"{did_you_mean(options.kind, KINDS)} Kinds: {', '.join(KINDS)}")
+    delimiter = options.delimiter
+    if delimiter is not None and delimiter not in DELIMITERS and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+        refuse(
+            f"the delimiter {options.delimiter!r} is not one character", "--delimiter tab, or one of , ; | in quotes"
+        )
     if options.image_format not in ("keep", *FIELD_FORMATS):
         refuse(f"unknown format {options.image_format!r}", f"--format keep|{'|'.join(FIELD_FORMATS)}")
     for name in options.allow_formats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -13,7 +14,8 @@ from PIL import Image
 
 from data_tools.core.files import UnreadableError, read_regular
 from data_tools.core.names import store_name
-from data_tools.sample.content import FaultError, parse_label, read_metadata, read_text
+from data_tools.sample.classes import as_integer, class_numbers, find_class
+from data_tools.sample.content import FaultError, read_metadata, read_text
 from data_tools.sample.decode import FORMATS, ImageError, Jpeg, decode_image, open_jpeg
 
 FIELD_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -248,26 +250,21 @@ def _encodes(text: str) -> bool:
 def _label(value: Any, rules: SampleRules) -> int:
     if value in (None, ""):
         raise FaultError("bad-label", "the row has no label")
-    if rules.labels == "names":
-        if str(value) not in rules.classes:
-            raise FaultError("bad-label", f"{value!r} is not one of the {len(rules.classes)} class names")
-        return rules.classes.index(str(value))
-    number = as_index(value)
-    if number is None or (rules.classes and number >= len(rules.classes)):
-        raise FaultError("bad-label", f"{value!r} is not a class index")
+    if rules.classes:
+        label = value if rules.labels == "numbers" and isinstance(value, int) else str(value)
+        number = find_class(label, _numbers(rules.classes))
+        if number is None:
+            raise FaultError(
+                "bad-label", f"{value!r} is not one of the {len(rules.classes)} classes, nor the number of one"
+            )
+        return number
+    number = as_integer(value)
+    if number is None or not 0 <= number < _MAX_LABEL:
+        raise FaultError("bad-label", f"{value!r} is not a class number, which starts at 0")
     return number
 
 
-def as_index(value: Any) -> int | None:
-    """Return a class index given as a number or as digits; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = parse_label(value)
-        except FaultError:
-            return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas makes floats of integers where one is missing
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_LABEL else None
+_numbers = functools.lru_cache(4)(class_numbers)
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,7 @@ from data_tools.core.folders import describe_skipped
 from data_tools.core.output_folder import close_output, open_output
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
+from data_tools.make.guess import command, tables_near
 from data_tools.make.options import KINDS, MakeOptions, check_options
 from data_tools.make.row import (
     EXTRA_FORMATS,
@@ -52,7 +53,7 @@ from data_tools.make.shard import (
     write_shards,
 )
 from data_tools.make.sources import ListedRows, Source, open_source
-from data_tools.make.tables import CAPTION_NAMES, ColumnChoice
+from data_tools.make.tables import CAPTION_NAMES
 from data_tools.sample.decode import FORMATS
 
 REJECTED = "rejected.jsonl"
@@ -109,10 +110,9 @@ def make_shards(
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError("the output folder lies in the source", where=folder, hint="choose a folder next to it")
-    choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
-        opened = open_source(source, options.kind, choice, Path(planning, "rows.jsonl"))
+        opened = open_source(source, options, Path(planning, "rows.jsonl"))
         rules, seed = _rules(opened, options, source), _seed(opened, options)
         _say(opened, seed, rules)
         plan = _plan(source, opened, options, rules)
@@ -171,11 +171,9 @@ def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
     with_captions = options.captions and (template is not None or source.has_captions)
     if options.captions and not with_captions and source.labels is None:
         what = "no image has a .txt or .json of the same name"
-        hint = (
-            "--no-captions to omit captions; --kind classes if each folder is a class; if a table holds the "
-            f"captions, name it: mmvit-data make {path}/TABLE.csv OUT"
-        )
-        raise UsageError(what, where=str(path), hint=hint)
+        near = [command(table) for table in tables_near(path)[:3]] if path.is_dir() else []
+        hint = "--no-captions to omit captions; --kind classes if each folder is a class; captions of a table: "
+        raise UsageError(what, where=str(path), hint=hint + ("; ".join(near) or command(path / "TABLE.csv")))
     inside = options.image_root or source.start
     is_folder = source.kind in ("folder", "classes", "img2dataset")
     return SampleRules(

@@ -18,11 +18,23 @@ from data_tools.make.row import Row
 # Column names that are recognised, in order of preference; case does not matter.
 IMAGE_NAMES = (
     *("image", "image_path", "img", "img_path", "filepath", "file_path", "filename", "file_name", "file", "path"),
-    *("picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp", "bytes"),
+    *(
+        "image_name",
+        "image_file",
+        "imagename",
+        "picture",
+        "photo",
+        "image_bytes",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "bytes",
+    ),
 )
 CAPTION_NAMES = (
     *("caption", "captions", "text", "txt", "title", "alt", "alt_text", "description", "prompt", "sentence"),
-    *("sentences", "raw"),
+    *("sentences", "raw", "comment"),
 )
 LABEL_NAMES = ("label", "cls", "class", "class_name", "category", "target", "class_id", "label_id")
 URL_NAMES = ("url", "image_url", "img_url", "urls", "link", "uri", "src")

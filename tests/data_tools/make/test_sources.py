@@ -21,9 +21,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError
+from data_tools.make.guess import find_kind
 from data_tools.make.options import KINDS, MakeOptions
 from data_tools.make.run import MakeReport, make_shards
-from data_tools.make.sources import find_kind
 from data_tools.make.tables import Columns, open_parquet, pack
 from data_tools.tar.index import open_indexes
 from data_tools.tar.reader import ShardReader
@@ -444,11 +444,12 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
             make(path, kind=kind)
     with pytest.raises(DataError, match="does not exist"):
         make(tmp_path / "*.csv")
-    for split in ("train", "val"):
-        (tmp_path / "splits" / split / "cat").mkdir(parents=True)
-        (tmp_path / "splits" / split / "cat" / "a.jpg").write_bytes(PHOTOS[0])
-    with pytest.raises(UsageError, match=r"(?s)not classes: train, val.*splits/train OUT"):
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "splits" / name).mkdir(parents=True)
+        (tmp_path / "splits" / name / "a.jpg").write_bytes(PHOTOS[0])
+    with pytest.raises(UsageError, match=r"(?s)'train' is a part of a data set.*splits/train OUT \(the others too\)"):
         make(tmp_path / "splits")
+    assert make(tmp_path / "splits" / "train", "train").num_classes == 2
     assert make(tmp_path / "splits", kind="classes").num_classes == 2
     with pytest.raises(UsageError, match="--no-captions to omit captions"):
         make(tmp_path / "splits" / "val" / "cat", "x")
