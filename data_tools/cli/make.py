@@ -72,7 +72,7 @@ def make(
         shuffle=shuffle,
         in_order=in_order,
     )
-    report = make_shards(source, out, options, num_workers=workers, engine=engine)
+    report = make_shards(source, out, options, num_workers=workers, engine=engine, max_bad=max_bad)
     print(json.dumps(vars(report), indent=1) if as_json else describe(report))
     check_rejected(report, max_bad)
 

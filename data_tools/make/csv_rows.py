@@ -63,8 +63,9 @@ def _split(head: str, delimiter: str) -> list[str]:
     return next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
 
 
-def _score(names: list[str]) -> tuple[int, int]:
-    return sum(name.strip().lower() in _KNOWN for name in names), len(names)
+def _score(names: list[str]) -> tuple[bool, int, int]:
+    lower = {name.strip().lower() for name in names}
+    return not lower.isdisjoint(IMAGE_NAMES), len(lower & _KNOWN), len(names)
 
 
 def _encoding(path: Path) -> str:
@@ -128,7 +129,7 @@ def table_rows(table: CsvFormat, image: str) -> Iterator[dict[str, Any] | Broken
             else:
                 yield values
     if num_faults > max(1, _MAX_BROKEN * num_rows):
-        raise _not_utf8(table.path, f"{first_fault}, and so are {num_faults - 1} more of {num_rows} rows")
+        raise _not_utf8(table.path, f"{first_fault}, and {num_faults - 1} more of {num_rows} rows have such bytes")
 
 
 def _is_broken(values: dict[str, str], image: str) -> bool:

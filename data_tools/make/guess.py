@@ -138,19 +138,22 @@ def tables_near(folder: Path) -> list[Path]:
     return []
 
 
-def _inner_folder(path: Path) -> Path | None:
-    """Return the folder inside the only, or a doubtful, folder that can be made as it is; None if there is none."""
-    for _ in range(_MAX_DEPTH):
-        looks = look_at(path)
-        inner = [name for name in looks.folders if doubtful_class(name) or len(looks.folders) == 1]
-        if looks.kind == "folder" or not inner:
-            return None
-        path = path / inner[0]
-        looks = look_at(path)
-        is_pairs, is_classes = looks.has_texts, looks.kind == "classes" and not doubtful_classes(looks.folders)
-        if is_pairs or caption_table(path) or (is_classes and not looks.tables):
-            return path
-    return None
+def _inner_folder(path: Path, depth: int = 0) -> Path | None:
+    """Return a folder inside the only, or a doubtful, folder that can be made as it is; None if there is none."""
+    looks = look_at(path)
+    if looks.kind == "folder" or depth == _MAX_DEPTH:
+        return None
+    inner = [path / name for name in looks.folders if doubtful_class(name) or len(looks.folders) == 1][:_LOOK_UPS]
+    return next(filter(_is_clear, inner), None) or next(
+        filter(None, (_inner_folder(at, depth + 1) for at in inner)), None
+    )
+
+
+def _is_clear(path: Path) -> bool:
+    """Return whether a folder, by its names, is made without `check_guess` refusing it."""
+    looks = look_at(path)
+    is_classes = looks.kind == "classes" and not looks.tables and not doubtful_classes(looks.folders)
+    return looks.has_texts or caption_table(path) is not None or is_classes
 
 
 def folder_of_images(table: Path, paths: Sequence[str]) -> Path:

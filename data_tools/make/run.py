@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,13 @@ from data_tools.make.row import (
 from data_tools.make.shard import (
     WORK,
     Settings,
+    ShardJob,
     ShardRecord,
     group_shards,
     order_rows,
     plan_shards,
     read_record,
+    record_path,
     write_shards,
 )
 from data_tools.make.sources import ListedRows, Source, open_source
@@ -88,7 +90,13 @@ class MakeReport:
 
 
 def make_shards(
-    source: Path, out: Path, options: MakeOptions, *, num_workers: int | None = None, engine: str = "local"
+    source: Path,
+    out: Path,
+    options: MakeOptions,
+    *,
+    num_workers: int | None = None,
+    engine: str = "local",
+    max_bad: float = 1.0,
 ) -> MakeReport:
     """Write the shards of a source into the folder `out`; a killed run resumes.
 
@@ -101,6 +109,8 @@ def make_shards(
         options: what to make.
         num_workers: processes; None takes one a core.
         engine: "local" or "ray", see `data_tools.core.workers.run_tasks`.
+        max_bad: fraction of the rows that may be rejected; with more, or without a sample, the folder is not marked as
+            finished, and the next call makes the shards with rejected rows again (see `check_rejected`).
 
     Raises:
         UsageError: bad options, or `out` holds something else.
@@ -124,37 +134,53 @@ def make_shards(
                 opened.rows = opened.rows.moved_to(out / WORK)  # so that a killed run leaves nothing next to the folder
             start = time.monotonic()
             jobs = plan_shards(order_rows(opened.rows.num_rows, seed), options.shard_size)
+            _forget_rejected(out, jobs, max_bad * opened.rows.num_rows)
             waiting = [job for job in jobs if read_record(out, job.number) is None]
             tasks = list(group_shards(waiting, opened.group_rows, options.shard_size))
             write = functools.partial(write_shards, Settings(out, opened.rows, rules))
             results = run_tasks(write, tasks, num_workers=num_workers, engine=engine)
             made = sum(num_samples for _, num_samples in track(results, len(tasks), "shards"))
             report = _finish(out, opened, rules, len(jobs))
-            close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
-            shutil.rmtree(out / WORK)
+            if _is_success(report, max_bad):
+                close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
+                shutil.rmtree(out / WORK)
     report.folder, report.num_made, report.seconds = folder, made, time.monotonic() - start
     return report
 
 
 def check_rejected(report: MakeReport, max_bad: float) -> None:
     """Raise DataError where more than the share `max_bad` of the rows was rejected."""
-    if report.num_rejected <= max_bad * report.num_rows and report.num_samples:
+    if _is_success(report, max_bad):
         return
     causes = ", ".join(f"{count} x {cause}" for cause, count in report.rejected.items())
     if not report.num_samples:
         raise DataError(
             f"none of {report.num_rows} rows gives a sample: {causes}",
             where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-            hint=f"correct the rows or the options, then: rm -r {report.folder}",
+            hint=f"correct the images and run again; for a corrected table or other options: rm -r {report.folder}",
         )
     raise DataError(
         f"{report.num_rejected} of {report.num_rows} rows were rejected, "
         f"{report.num_rejected / report.num_rows:.1%} where --max-bad allows {max_bad:.1%}: {causes}",
         where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-        note=f"the shards are finished and hold the other {report.num_samples} samples",
-        hint=f"correct the rows and make into a new folder, or accept the loss: the same command with "
-        f"--max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
+        note=f"the shards hold the other {report.num_samples} samples, but are not marked as finished",
+        hint=f"correct the images and run again (a corrected table: into a new folder), or accept the loss: the same "
+        f"command with --max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
     )
+
+
+def _is_success(report: MakeReport, max_bad: float) -> bool:
+    return report.num_rejected <= max_bad * report.num_rows and report.num_samples > 0
+
+
+def _forget_rejected(out: Path, jobs: Sequence[ShardJob], allowed: float) -> None:
+    """Remove the records of shards with rejected rows where all shards are written and too many rows were rejected."""
+    records = {job.number: record for job in jobs if (record := read_record(out, job.number)) is not None}
+    num_rejected = sum(len(record.rejected) for record in records.values())
+    if len(records) == len(jobs) and (num_rejected > allowed or not any(r.num_samples for r in records.values())):
+        for number, record in records.items():
+            if record.rejected:
+                record_path(out, number).unlink()
 
 
 def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -242,3 +243,46 @@ def test_json_that_is_missing_or_leads_outside(tmp_path: Path):
         (tmp_path / "set" / "labels.json").write_text(json.dumps({"a.png": "x", outside: "y"}))
         with pytest.raises(DataError, match="entry 2 names a file outside of the JSON's folder"):
             open_labelled([str(tmp_path / "set" / "labels.json")])
+
+
+def test_class_folders_that_are_numbers_keep_them(tmp_path: Path, digits: Digits, caplog: pytest.LogCaptureFixture):
+    for number in (0, 2, 10, 11):
+        for split in ("train", "val")[: 1 + (number > 2)]:
+            folder = tmp_path / "set" / split / f"{number:0{1 + 2 * (number == 2)}d}"
+            folder.mkdir(parents=True)
+            (folder / "a.png").write_bytes(digits[0][1])
+    caplog.set_level(logging.INFO)
+    samples, names = opened(tmp_path / "set" / "train")
+    assert {samples.key(i): samples.labels[i] for i in range(4)} == {
+        "0/a.png": 0,
+        "002/a.png": 2,
+        "10/a.png": 10,
+        "11/a.png": 11,
+    }
+    assert names == ["0", "1", "002", *map(str, range(3, 12))]
+    assert "class numbers are kept: 0 to 11; no sample for 8 of them: 1, 3, 4, 5, 6 and 3 more" in caplog.text
+    words = [f"name {i}" for i in range(12)]
+    for known in (names, words):
+        samples = open_labelled([str(tmp_path / "set" / "val")], known=known).samples
+        assert {samples.key(i): samples.labels[i] for i in range(2)} == {"10/a.png": 10, "11/a.png": 11}
+    (tmp_path / "set" / "labels.json").write_text('{"train/0/a.png": "10", "val/10/a.png": "2"}')
+    assert list(opened(tmp_path / "set" / "labels.json").samples.labels) == [10, 2]
+    (tmp_path / "set" / "val" / "12").mkdir()
+    (tmp_path / "set" / "val" / "12" / "a.png").write_bytes(digits[0][1])
+    with pytest.raises(DataError, match="the class '12' is not one of the 12 classes"):
+        open_labelled([str(tmp_path / "set" / "val")], known=words)
+    (tmp_path / "set" / "val" / "12").rename(tmp_path / "set" / "val" / "-1")
+    with pytest.raises(UsageError, match="'-1' is a number, and class numbers go from 0"):
+        opened(tmp_path / "set" / "val")
+
+
+def test_folders_that_are_hardly_classes(tmp_path: Path, tree: Path):
+    (tmp_path / "more").mkdir()
+    tree.rename(tmp_path / "more" / "PetImages")
+    with pytest.raises(UsageError, match="'PetImages' is not a class by its name") as caught:
+        opened(tmp_path / "more")
+    assert str(tmp_path / "more" / "PetImages") in str(caught.value.hint)
+    (tmp_path / "more" / "PetImages").rename(tmp_path / "more" / "zoo")
+    with pytest.raises(UsageError, match="there is only one class folder, 'zoo'"):
+        opened(tmp_path / "more")
+    assert open_labelled([str(tmp_path / "more")], "zoo,cat").counts() == [60, 0]
