@@ -82,6 +82,13 @@ def image_files(root: Path, aside: Counter[str]) -> Iterator[tuple[str, list[str
         yield folder, images
 
 
+def list_images(root: Path) -> tuple[list[Path], str]:
+    """Return the readable images in a folder and in the folders below it, sorted, and what was skipped."""
+    aside: Counter[str] = Counter()
+    files = sorted(root / folder / name for folder, names in image_files(root, aside) for name in names)
+    return files, describe_skipped(aside)
+
+
 def count_others(names: Iterable[str], aside: Counter[str]) -> None:
     """Count files that are not used by their suffix."""
     aside.update(Path(name).suffix or "file without a suffix" for name in names)

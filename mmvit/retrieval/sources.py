@@ -1,14 +1,13 @@
 """Where the images and texts to embed come from."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.files import UnreadableError, read_regular
-from data_tools.core.folders import describe_skipped, image_files, is_readable
+from data_tools.core.folders import is_readable, list_images
 from data_tools.core.names import store_name
 from data_tools.tar.expand import expand_shards
 from data_tools.tar.location import LocationLike, without_secrets
@@ -129,9 +128,7 @@ def open_source(spec: str) -> Source:
     """
     path = Path(spec)
     if path.is_dir() and not any(path.glob("*.tar")):
-        aside: Counter[str] = Counter()
-        files = sorted(path / folder / name for folder, names in image_files(path, aside) for name in names)
-        skipped = describe_skipped(aside)
+        files, skipped = list_images(path)
         if not files:
             raise UsageError(
                 "the folder holds no shard and no image", where=spec, note=skipped, hint="give another SOURCE"
