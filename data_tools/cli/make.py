@@ -10,7 +10,7 @@ import typer
 
 from data_tools.cli.options import AsJson, Engine, Shards, Workers, split_commas
 
-_KINDS = "folder, classes, csv, tsv, jsonl, parquet, img2dataset or datasets; default: detected."
+_KINDS = "folder, classes, csv, tsv, coco, jsonl, parquet, img2dataset or datasets; default: detected."
 
 _ClassNames = Annotated[Path | None, typer.Option(help="File that numbers the classes, such as that of another split.")]
 _ImageRoot = Annotated[Path | None, typer.Option(help="Folder that paths are relative to and must not leave.")]

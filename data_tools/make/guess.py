@@ -10,12 +10,14 @@ from pathlib import Path
 from data_tools.core.errors import MmvitError, UsageError
 from data_tools.core.folders import doubtful_class, doubtful_classes
 from data_tools.make import csv_rows, tables
+from data_tools.make.coco import looks_like_coco
 from data_tools.make.folder_rows import TABLES, look_at, may_hold_captions
 from data_tools.make.options import KINDS
 from data_tools.make.tables import ColumnChoice, Table
 
 # Of Flickr8k (captions.txt) and Flickr30k (results.csv): tables that are taken by themselves.
 _CAPTION_TABLES = ("captions.txt", "captions.csv", "captions.tsv", "captions.jsonl", "results.csv")
+_KINDS = {**TABLES, ".txt": "csv", ".json": "coco"}  # of files whose content is looked at
 _MAX_DEPTH = 5  # of containers in containers
 _LOOK_UPS = 20  # paths of a table
 
@@ -81,8 +83,10 @@ def kind_of_table(path: Path) -> str:
     """Return the kind of a table whose columns are known by their names; "" for any other file."""
     if not path.is_file():
         return ""
-    kind = TABLES.get(path.suffix.lower()) or ("csv" if path.suffix.lower() == ".txt" else "")
+    kind = _KINDS.get(path.suffix.lower(), "")
     try:
+        if kind == "coco":
+            return kind if looks_like_coco(path) else ""
         if kind == "parquet":
             table = tables.open_parquet([path])
         elif kind == "jsonl":

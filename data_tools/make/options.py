@@ -13,6 +13,7 @@ KINDS = {
     "classes": "images in one folder a class",
     "csv": "a table with the paths of images",
     "tsv": "the same with tabs between the columns",
+    "coco": "captions of COCO: a JSON file with images and annotations",
     "jsonl": "one JSON object a line, with the path of an image",
     "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or images",
     "img2dataset": "what img2dataset wrote, as webdataset or files",

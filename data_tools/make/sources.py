@@ -6,7 +6,7 @@ import array
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,12 +15,12 @@ import numpy as np
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.folders import SPLITS
-from data_tools.make import csv_rows, img2dataset, tables
+from data_tools.make import coco, csv_rows, img2dataset, tables
 from data_tools.make.folder_rows import TABLES, Tally, image_rows
 from data_tools.make.guess import check_guess, folder_of_images, guess_source
 from data_tools.make.options import KINDS, MakeOptions
 from data_tools.make.row import Row
-from data_tools.make.tables import ColumnChoice
+from data_tools.make.tables import ColumnChoice, Table
 from data_tools.sample.classes import MAX_CLASSES, as_integer, describe_numbers, order_classes
 
 _FIRST_ROWS = 50  # of a table, whose images are looked for
@@ -149,7 +149,7 @@ def open_source(path: Path, options: MakeOptions, listing: Path) -> Source:
         path, kind = guess_source(path)
     if is_pattern and kind != "parquet":
         raise UsageError("only parquet files can be given as a pattern", where=str(path), hint="name one source")
-    if kind != "parquet" and path.is_dir() == (kind in TABLES.values()):
+    if kind != "parquet" and path.is_dir() == (kind in (*TABLES.values(), "coco")):
         raise UsageError(f"a {'folder' if path.is_dir() else 'file'} is no source of kind {kind!r}", where=str(path))
     columns = (options.image_column, options.caption_column, options.label_column)
     if kind not in ("folder", "classes", "img2dataset"):
@@ -206,13 +206,7 @@ def _open_tars(path: Path) -> Source:
 
 
 def _open_table(path: Path, kind: str, options: MakeOptions, listing: Path) -> Source:
-    csv = csv_rows.read_format(path, options.delimiter) if kind in ("csv", "tsv") else None
-    if csv is not None:
-        table = tables.Table(csv.names)
-    elif kind == "jsonl":
-        table = tables.Table(tables.jsonl_names(path))
-    else:
-        table = tables.open_arrow(path) if kind == "datasets" else tables.open_parquet(_parquet_files(path))
+    table, read = _read_table(path, kind, options)
     choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     columns = tables.choose_columns(table, choice, path)
     start = path if path.is_dir() else path.parent
@@ -224,10 +218,8 @@ def _open_table(path: Path, kind: str, options: MakeOptions, listing: Path) -> S
             _add_label(labels, label)
         source = Source(kind, packed, start, _fingerprint(table.files), packed.group_rows)
     else:
-        values: Iterable[Any] = tables.jsonl_rows(path) if kind == "jsonl" else tables.parquet_rows(table)
-        if csv is not None:
-            values = csv_rows.table_rows(csv, columns.image)
-        rows = (tables.table_row(one, columns, f"{path.name} row {i}") for i, one in enumerate(values))
+        numbered = enumerate(read(columns.image))
+        rows = (tables.table_row(one, columns, f"{path.name} row {i}") for i, one in numbered)
         listed = _list_rows(rows, listing)
         labels = listed.labels
         if options.image_root is None:
@@ -241,6 +233,20 @@ def _open_table(path: Path, kind: str, options: MakeOptions, listing: Path) -> S
     if columns.label is not None:
         _number_labels(source, table.features.get(columns.label), labels)
     return source
+
+
+def _read_table(path: Path, kind: str, options: MakeOptions) -> tuple[Table, Callable[[str], Iterable[Any]]]:
+    """Return a table, and a function of its image column that reads its rows."""
+    if kind in ("csv", "tsv"):
+        csv = csv_rows.read_format(path, options.delimiter)
+        return Table(csv.names), lambda image: csv_rows.table_rows(csv, image)
+    if kind == "coco":
+        captions = coco.read_coco(path)
+        return Table(captions.names), lambda _: captions.rows()
+    if kind == "jsonl":
+        return Table(tables.jsonl_names(path)), lambda _: tables.jsonl_rows(path)
+    table = tables.open_arrow(path) if kind == "datasets" else tables.open_parquet(_parquet_files(path))
+    return table, lambda _: tables.parquet_rows(table)
 
 
 def _number_labels(source: Source, feature: Any, labels: set[Any]) -> None:

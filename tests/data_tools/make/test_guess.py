@@ -1,6 +1,7 @@
 """What is only guessed decides no caption: tables are read, doubtful folders refused with a command that works."""
 
 import io
+import json
 import re
 import shlex
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_tools.core.errors import UsageError
+from data_tools.core.errors import DataError, UsageError
 from data_tools.make.options import MakeOptions
 from data_tools.make.run import make_shards
 from data_tools.tar.index import open_indexes
@@ -126,3 +127,27 @@ def test_a_table_next_to_a_folder_of_images_is_named(tmp_path: Path, tree: Tree)
     with pytest.raises(UsageError) as caught:
         made(source / "Images", tmp_path / "out")
     assert f"mmvit-data make {source / 'captions.txt'} OUT" in str(caught.value.hint)
+
+
+def test_coco_captions_with_images_next_to_the_annotations(tmp_path: Path, tree: Tree):
+    images = [
+        {"id": 7, "file_name": "a.jpg", "width": 8},
+        {"id": 3, "file_name": "b.jpg"},
+        {"id": 5, "file_name": "c.jpg"},
+    ]
+    said = [(3, "B one"), (7, "A"), (3, "B two"), (9, "nobody")]
+    entries = [{"image_id": number, "id": i, "caption": text} for i, (number, text) in enumerate(said)]
+    text = json.dumps({"info": {}, "images": images, "annotations": entries})
+    names = [f"{folder}/{name}.jpg" for folder, name in (("train2017", "a"), ("train2017", "b"), ("val2017", "x"))]
+    source = tree(*names, **{"annotations/captions_train2017.json": text, "annotations/instances.json": "{}"})
+    with pytest.raises(UsageError) as caught:
+        made(source, tmp_path / "out")
+    table = source / "annotations" / "captions_train2017.json"
+    assert f"mmvit-data make {table} OUT" in str(caught.value.hint)
+    assert made(table, tmp_path / "out") == [("A", "a.jpg"), ("B one", "b.jpg")]
+    causes = [json.loads(line)["cause"] for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert causes == ["no-image", "no-image"]
+    with pytest.raises(DataError, match="does not hold captions as COCO does"):
+        made(source / "annotations" / "instances.json", tmp_path / "new", kind="coco")
+    with pytest.raises(UsageError, match=r"\.json is no known source"):
+        made(source / "annotations" / "instances.json", tmp_path / "new")
