@@ -9,6 +9,11 @@ _LOOKS_STORED = re.compile(rb"\\(?=x(?:[89a-f][0-9a-f]|5c))")
 _STORED = re.compile(rb"\\x([89a-f][0-9a-f]|5c)")
 
 
+def as_text(name: str) -> str:
+    """Return text that can be stored: halves of surrogate pairs, as in names that are not UTF-8, become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def store_name(name: str) -> str:
     r"""Return a file name as valid text: bytes that are not UTF-8 become \xNN; `restore_name` is the inverse.
 

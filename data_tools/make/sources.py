@@ -15,6 +15,7 @@ import numpy as np
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.folders import SPLITS
+from data_tools.core.names import as_text
 from data_tools.make import coco, csv_rows, img2dataset, tables
 from data_tools.make.folder_rows import TABLES, Tally, image_rows
 from data_tools.make.guess import check_guess, folder_of_images, guess_source
@@ -273,7 +274,7 @@ def _parquet_files(path: Path) -> list[Path]:
 def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     checked = tuple(names)
     for name in checked:
-        if not name or name != name.strip() or len(name.splitlines()) > 1:
+        if not name or name != name.strip() or len(name.splitlines()) > 1 or as_text(name) != name:
             hint = "rename the class, or leave the label out: --label-column ''"
             raise UsageError(f"{name!r} cannot be a line of classnames.txt", hint=hint)
     return checked

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError, did_you_mean
+from data_tools.core.mapped import open_mapped
 from data_tools.make.row import Row
 
 # Column names that are recognised, in order of preference; case does not matter.
@@ -139,7 +140,7 @@ def _parquet_values(path: str, first: int, last: int) -> Iterator[tuple[int, dic
 
 def _parquet_file(path: str | Path) -> parquet.ParquetFile:
     try:
-        return parquet.ParquetFile(path, memory_map=True)
+        return parquet.ParquetFile(open_mapped(path))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"the file is no parquet: {error}", where=str(path), hint="copy or download it again"
@@ -150,7 +151,7 @@ def _parquet_file(path: str | Path) -> parquet.ParquetFile:
 def _arrow_table(path: str) -> pa.Table:
     """Open an Arrow stream or file without reading its images: the table lies in the memory-mapped file."""
     try:
-        source = pa.memory_map(path)
+        source = open_mapped(path)
         try:
             return pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid:

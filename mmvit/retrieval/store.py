@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.files import write_atomic
+from data_tools.core.mapped import open_mapped
+from data_tools.core.names import as_text
 from data_tools.core.output_folder import check_free
 from data_tools.core.progress import track
 from data_tools.sample.decode import decode_image
@@ -91,7 +93,7 @@ def embed_source(
         name = f"{part:0{digits}d}"
         if not (out / "metadata" / f"metadata_{name}.parquet").exists():  # written last in a part
             _embed_part(encoder, source, range(start, min(start + PART_SIZE, len(source))), kinds, out, name)
-    num_rows = sum(pq.read_metadata(path).num_rows for path in list_parts(out, "metadata"))
+    num_rows = sum(pq.read_metadata(open_mapped(path)).num_rows for path in list_parts(out, "metadata"))
     summary = EmbedSummary(num_rows, len(source) - num_rows)
     allowed = max(1.0, MAX_REJECTED * len(source)) if max_bad is None else max_bad * len(source)
     if summary.num_rejected > allowed or 0 < summary.num_rejected == len(source):
@@ -198,8 +200,7 @@ def _check_sides(item: Item, kinds: Sequence[str]) -> None:
 
 def _row(item: Item) -> dict[str, Any]:
     """Return one row of metadata, by COLUMNS."""
-    path = item.key.encode("utf-8", "backslashreplace").decode()  # the name of a shard may hold other bytes
-    return {"image_path": path, "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
+    return {"image_path": as_text(item.key), "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
 
 
 def _write_numpy(path: Path, array: np.ndarray) -> None:

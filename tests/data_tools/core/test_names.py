@@ -5,10 +5,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from data_tools.core.names import restore_name, store_name
+from data_tools.core.mapped import open_mapped
+from data_tools.core.names import as_text, restore_name, store_name
 from data_tools.core.program import escape_unprintable
 from mmvit.terminal import print_hits, print_json, print_predictions
 
@@ -61,3 +65,15 @@ def test_json_stays_valid_on_any_stream(encoding: str, monkeypatch: pytest.Monke
     escape_unprintable()
     print_json(document)
     assert json.loads(printed()[0]) == document
+
+
+def test_tables_are_read_whatever_they_are_called(tmp_path: Path):
+    path = tmp_path / os.fsdecode(b"t\xe9.parquet")
+    table = pa.table({"name": [as_text(path.name)]})
+    assert table["name"].to_pylist() == [r"t\udce9.parquet"]
+    with path.open("wb") as file:
+        parquet.write_table(table, file)
+    assert parquet.read_table(open_mapped(path)) == table
+    path.write_bytes(b"")
+    with pytest.raises(pa.ArrowInvalid):
+        parquet.read_table(open_mapped(path))
