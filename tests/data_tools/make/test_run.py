@@ -491,3 +491,19 @@ def test_odd_files_cost_their_own_rows(tmp_path: Path, run: Callable[..., tuple[
     assert "No such file" in told["1/gone.jpg"]
     assert told["1/pipe.jpg"] == "it is not a file but a pipe, socket or device"
     assert len(told) == 3
+
+
+def test_texts_are_found_in_any_case_and_after_the_whole_name(tmp_path: Path, make: Make):
+    source = tmp_path / "in"
+    for i, name in enumerate(("1.JPG", "2.jpg", "3.jpg", "4.png", "5.jpg")):
+        photo(source / name, i, (8, 8))
+    texts = {"1.TXT": "one", "2.jpg.txt": "two", "3.txt": "x", "3.jpg.Txt": "y", "4.png.JSON": '{"text": "four"}'}
+    for name, text in {**texts, "5.txt": "five", "5.json": '{"a": 1}', "6.jpg.txt": "alone"}.items():
+        (source / name).write_text(text)
+    report = make(source)
+    found = {sample["json"]["source"]: sample["txt"] for sample in samples(tmp_path / "out").values()}
+    assert found == {"1.JPG": "one", "2.jpg": "two", "4.png": "four", "5.jpg": "five"}
+    (entry,) = rejected(tmp_path / "out")
+    assert (entry["source"], entry["cause"]) == ("3.jpg", "double-field")
+    assert "3.jpg.Txt or 3.txt" in entry["what"]
+    assert report.left_aside == {".txt without an image": 1}
