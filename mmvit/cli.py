@@ -26,14 +26,22 @@ ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values that override the file.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete config and exit.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model, but do not train.")]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+MaxBad = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Fail (exit code 3) if more than this fraction is rejected; default for folders: one item, or 1 %.",
+    ),
+]
 
 
 def _print_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"mmvit {__version__}")
+        print(f"mmvit {__version__}")
         raise typer.Exit
     return wanted
 
@@ -71,14 +79,14 @@ def pretrain(
 
     settings = load_config(PretrainConfig, config, overrides or [])
     if print_config:
-        typer.echo(to_yaml(settings), nl=False)
+        print(to_yaml(settings), end="")
         return
     from mmvit.train.loop import check, pretrain
 
     if dry_run:
-        typer.echo(check(settings))
+        print(check(settings))
         return
-    typer.echo(f"model: {pretrain(settings)}")
+    print(f"model: {pretrain(settings)}")
 
 
 @app.command()
@@ -96,18 +104,19 @@ def plot(
     if json:
         print_json(summary)
     else:
-        typer.echo(out)
+        print(out)
 
 
 @app.command("zero-shot")
 def zero_shot(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Images,
     classes: Annotated[str, typer.Option(help='"a,b,c", or a file with one class name per line.')],
     templates: Annotated[
         str, typer.Option(help="Name of a built-in set of prompt templates, or a file with one template per line.")
     ] = "simple",
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")] = 5,
+    max_bad: MaxBad = None,
     json: Json = False,
 ) -> None:
     """Classify images zero-shot, given only class names."""
@@ -117,7 +126,7 @@ def zero_shot(
 
     class_names, prompts = load_class_names(classes), load_templates(templates)
     encoder = load(model)
-    _classify(zero_shot_classifier(encoder, class_names, prompts), encoder.image_size, images, top, json)
+    _classify(zero_shot_classifier(encoder, class_names, prompts), encoder.image_size, images, top, max_bad, json)
 
 
 @app.command()
@@ -134,11 +143,11 @@ def finetune(
 
     settings = load_finetune_config(config, overrides or [])
     if print_config:
-        typer.echo(to_yaml(settings), nl=False)
+        print(to_yaml(settings), end="")
     elif dry_run:
-        typer.echo(check(settings))
+        print(check(settings))
     else:
-        typer.echo(f"model: {finetune(settings)}")
+        print(f"model: {finetune(settings)}")
 
 
 @app.command()
@@ -146,20 +155,23 @@ def classify(
     model: ModelFolder,
     images: Images,
     top: Top = 5,
+    max_bad: MaxBad = None,
     json: Json = False,
 ) -> None:
     """Classify images by the classes that a model was trained on."""
     from mmvit.checkpoint import load_classifier
 
     loaded = load_classifier(model)
-    _classify(loaded.model, loaded.config.image.image_size, images, top, json)
+    _classify(loaded.model, loaded.config.image.image_size, images, top, max_bad, json)
 
 
-def _classify(model: "ImageClassifier", image_size: int, images: list[Path], top: int, as_json: bool) -> None:
+def _classify(
+    model: "ImageClassifier", image_size: int, images: list[Path], top: int, max_bad: float | None, as_json: bool
+) -> None:
     from mmvit.eval.classify import classify_files
     from mmvit.terminal import print_json, print_predictions
 
-    predictions = classify_files(model, image_size, images, top)
+    predictions = classify_files(model, image_size, images, top, max_bad=max_bad)
     (print_json if as_json else print_predictions)([prediction._asdict() for prediction in predictions])
 
 
@@ -173,14 +185,15 @@ def embed(
     modality: Annotated[
         str | None, typer.Option(help="image, text or both; default: all that SOURCE contains.")
     ] = None,
+    max_bad: MaxBad = None,
 ) -> None:
     """Write the embeddings of images and captions to disk."""
     from mmvit.eval.encoder import load
     from mmvit.retrieval.sources import open_source
     from mmvit.retrieval.store import embed_source
 
-    summary = embed_source(load(model), model, open_source(source), out, modality)
-    typer.echo(f"{out}: {summary.num_rows} rows, {summary.num_rejected} rejected")
+    summary = embed_source(load(model), model, open_source(source), out, modality, max_bad)
+    print(f"{out}: {summary.num_rows} rows, {summary.num_rejected} rejected")
 
 
 @app.command()
@@ -239,7 +252,7 @@ def inspect(
     if json:
         print_json(facts)
     else:
-        typer.echo(out)
+        print(out)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Output of the program: tables for people, one JSON document for programs."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,13 @@ Record = Mapping[str, Any]
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(document, indent=1, ensure_ascii=False, default=str))
+    """Print one JSON document; characters that standard output cannot print are written as JSON escapes."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=1, default=str)
+    print(text)
 
 
 def print_predictions(predictions: Sequence[Record]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,26 @@ def test_unreadable_images(mmvit: Program, run_cli: RunCli, model: Path, picture
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("mmvit: image cannot be decoded")
     assert "Traceback" not in done.stderr
+
+
+def test_images_of_a_folder(
+    run_cli: RunCli, model: Path, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    latin = os.fsdecode(b"caf\xe9.png")
+    for name in ("0.png", "deep/1.JFIF", latin, "._2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(pictures[0].read_bytes())
+    os.mkfifo(tmp_path / "pipe.png")
+    command = ("zero-shot", model, tmp_path, "--classes", "a,b", "--json")
+    code, out, err = run_cli(*command)
+    assert code == 0, err
+    assert [prediction["image"] for prediction in json.loads(out)] == [
+        *(str(tmp_path / name) for name in ("0.png", r"caf\xe9.png", "deep/1.JFIF"))
+    ]
+    assert "skipped: 1 x hidden" in caplog.text
+    assert "pipe.png: image cannot be read: it is not a file but a pipe" in caplog.text
+    code, out, err = run_cli(*command, "--max-bad", 0.2)
+    assert (code, out, "1 of 4 images" in err, "--max-bad 0.25" in err) == (3, "", True, True)
 
 
 def gif() -> bytes:

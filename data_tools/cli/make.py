@@ -10,7 +10,17 @@ import typer
 
 from data_tools.cli.options import AsJson, Engine, Shards, Workers, split_commas
 
-_KINDS = "folder, classes, csv, tsv, jsonl, parquet, img2dataset or datasets; default: detected."
+_KINDS = "folder, classes, csv, tsv, coco, jsonl, parquet, img2dataset or datasets; default: detected."
+
+_ClassNames = Annotated[
+    Path | None, typer.Option(help="File of class names that fixes their numbers, such as that of another split.")
+]
+_ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder of the images: paths are relative to it and must stay inside.")
+]
+_MaxBad = Annotated[
+    float, typer.Option(min=0, max=1, help="Fail (exit code 3) if more than this fraction of rows is rejected.")
+]
 
 
 def make(
@@ -20,14 +30,11 @@ def make(
     image_column: Annotated[str | None, typer.Option(help="Image column of a table; default: detected.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Caption column, or several with commas.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of class numbers or names; '' for none.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Of CSV: a character, or tab; default: detected.")] = None,
     no_captions: Annotated[bool, typer.Option("--no-captions", help="Write images without captions.")] = False,
     template: Annotated[str | None, typer.Option(help="Make captions of class names: 'a photo of a {}'.")] = None,
-    classnames: Annotated[
-        Path | None, typer.Option(help="File of class names that fixes their numbers, such as that of another split.")
-    ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder of the images: paths are relative to it and must stay inside.")
-    ] = None,
+    classnames: _ClassNames = None,
+    image_root: _ImageRoot = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Resize larger images to this shorter side, px.")] = None,
     image_format: Annotated[str, typer.Option("--format", help="keep, jpg, webp or png.")] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of re-encoded images.")] = 95,
@@ -37,9 +44,7 @@ def make(
         int | None, typer.Option(min=0, help="Seed of the order; default: 0 if there are labels.")
     ] = None,
     in_order: Annotated[bool, typer.Option("--in-order", help="Keep the order of the source.")] = False,
-    max_bad: Annotated[
-        float, typer.Option(min=0, max=1, help="Fail (exit code 3) if more than this fraction of rows is rejected.")
-    ] = 0.01,
+    max_bad: _MaxBad = 0.01,
     workers: Workers = None,
     engine: Engine = "local",
     as_json: AsJson = False,
@@ -58,6 +63,7 @@ def make(
         image_column=image_column,
         caption_column=caption_column,
         label_column=label_column,
+        delimiter=delimiter,
         captions=not no_captions,
         template=template,
         classnames=classnames,
@@ -70,7 +76,7 @@ def make(
         shuffle=shuffle,
         in_order=in_order,
     )
-    report = make_shards(source, out, options, num_workers=workers, engine=engine)
+    report = make_shards(source, out, options, num_workers=workers, engine=engine, max_bad=max_bad)
     print(json.dumps(vars(report), indent=1) if as_json else describe(report))
     check_rejected(report, max_bad)
 

@@ -6,12 +6,42 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 from data_tools.core.errors import UsageError
 
 # Containers that share a disk can have equal process ids, so a process id alone is not unique.
 _TOKEN = secrets.token_hex(4)
+_MAX_BYTES = 512 << 20  # no image that may be decoded is larger
+
+
+class UnreadableError(Exception):
+    """Raised for a file that cannot be read; `cause` is its name in `errors.CAUSES`."""
+
+    def __init__(self, cause: str, what: str):
+        super().__init__(what)
+        self.cause = cause
+        self.what = what
+
+
+def read_regular(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> bytes:
+    """Return the content of a file, links followed; pipes, sockets and devices are never opened.
+
+    Raises:
+        UnreadableError: it is missing, is not a regular file, is larger than `max_bytes`, or cannot be read.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 (also of a str)
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise UnreadableError("no-image", f"it is not a file but {kind}")
+        if status.st_size > max_bytes:
+            raise UnreadableError("too-large", f"it has {status.st_size} bytes, more than {max_bytes}")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnreadableError("no-image", f"the file cannot be read: {reason}") from error
 
 
 def fsync_file(path: str | os.PathLike[str]) -> None:

@@ -1,8 +1,9 @@
-"""Error handling of the command-line programs: a short message for errors that users can fix, and the exit code."""
+"""What the command-line programs share: streams that print any name, short messages and exit codes for errors."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
 
     `--debug` anywhere among the arguments shows the traceback instead of the short message.
     """
+    escape_unprintable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -39,6 +41,16 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
                 signal.signal(number, signal.SIG_IGN)
         print(f"{name}: {user_error}", file=sys.stderr)
         sys.exit(user_error.exit_code)
+
+
+def escape_unprintable() -> None:
+    """Make standard output and error print characters that their encoding lacks as backslash escapes.
+
+    A file name may hold bytes that are not UTF-8, and a stream may be ASCII: neither may end a finished job.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_version(wanted: bool) -> None:

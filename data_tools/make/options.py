@@ -13,11 +13,14 @@ KINDS = {
     "classes": "images in one folder per class",
     "csv": "a table with the paths of images",
     "tsv": "the same with tabs between the columns",
+    "coco": "captions of COCO: a JSON file with images and annotations",
     "jsonl": "one JSON object per line, with the path of an image",
     "parquet": "a table (or a folder of them, or a pattern such as 'train-*.parquet') with paths or images",
     "img2dataset": "what img2dataset wrote, as webdataset or files",
     "datasets": "a Hugging Face data set saved with save_to_disk",
 }
+
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|"}  # names of some characters
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class MakeOptions:
         image_column: of a table; None goes by the usual names, as for the next two.
         caption_column: one or several, with commas between.
         label_column: "" for none.
+        delimiter: of the columns of CSV: one character, or "tab"; None detects it.
         captions: False leaves captions out.
         template: makes captions of class names: "a photo of a {}"; in folders of classes the default is "{}".
         classnames: file with one class name per line, which numbers the classes; None numbers them by sorted names.
@@ -46,6 +50,7 @@ class MakeOptions:
     image_column: str | None = None
     caption_column: str | None = None
     label_column: str | None = None
+    delimiter: str | None = None
     captions: bool = True
     template: str | None = None
     classnames: Path | None = None
@@ -67,6 +72,11 @@ def check_options(options: MakeOptions) -> None:
 
     if options.kind is not None and options.kind not in KINDS:
         refuse(f"unknown kind {options.kind!r}", f"{did_you_mean(options.kind, KINDS)} Kinds: {', '.join(KINDS)}")
+    delimiter = options.delimiter
+    if delimiter is not None and delimiter not in DELIMITERS and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+        refuse(
+            f"the delimiter {options.delimiter!r} is not one character", "--delimiter tab, or one of , ; | in quotes"
+        )
     if options.image_format not in ("keep", *FIELD_FORMATS):
         refuse(f"unknown format {options.image_format!r}", f"--format keep|{'|'.join(FIELD_FORMATS)}")
     for name in options.allow_formats:

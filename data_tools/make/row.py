@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data_tools.sample.content import FaultError, parse_label, read_metadata, read_text, strip_caption
+from data_tools.core.files import UnreadableError, read_regular
+from data_tools.core.names import store_name
+from data_tools.sample.classes import as_integer, class_numbers, find_class
+from data_tools.sample.content import FaultError, read_metadata, read_text, strip_caption
 from data_tools.sample.decode import FORMATS, ImageError, Jpeg, decode_image, open_jpeg
 
 FIELD_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _MAGIC = {"jpg": b"\xff\xd8", "png": b"\x89PNG", "webp": b"RIFF"}
 EXTRA_FORMATS = {"gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
 
-_MAX_FILE_BYTES = 512 << 20  # no image that may be decoded is larger
 _MAX_LABEL = 10**18
 
 
@@ -32,7 +34,7 @@ class Row(NamedTuple):
         captions: one text or list of texts a caption column; empty where the source has no captions.
         label: class index, or class name where the classes have names.
         meta: further columns, or the text of a JSON object.
-        siblings: suffixes (".txt", ".json") of files next to the image that belong to it.
+        siblings: what follows the image's stem in the names of its .txt and .json: ".txt", ".TXT", ".jpg.txt".
         fault: cause and words where the row itself is broken.
     """
 
@@ -102,7 +104,7 @@ def sample_fields(row: Row, rules: SampleRules) -> dict[str, Any]:
         fields["cls"] = label
     if size is not None:
         meta |= {name: px for name, px in zip(("width", "height"), size, strict=True) if name in meta}
-    meta.setdefault("source", row.source)
+    meta.setdefault("source", store_name(row.source))
     try:
         return {**fields, "json": _plain(meta)}
     except RecursionError as error:
@@ -128,17 +130,14 @@ def read_inside(folders: Folders, name: str) -> bytes:
     """
     try:
         path = Path(os.path.realpath(folders.start / name))
-        if not path.is_relative_to(folders.inside):
-            raise FaultError("no-image", f"the path leads outside of {folders.inside} (--image-root DIR allows DIR)")
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise FaultError("no-image", "the path is not a file")
-        if status.st_size > _MAX_FILE_BYTES:
-            raise FaultError("too-large", f"the file has {status.st_size} bytes")
-        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FaultError("no-image", f"the file cannot be read: {reason}") from error
+        raise FaultError("no-image", f"the file cannot be read: {error}") from error
+    if not path.is_relative_to(folders.inside):
+        raise FaultError("no-image", f"the path leads outside of {folders.inside} (--image-root DIR allows DIR)")
+    try:
+        return read_regular(path)
+    except UnreadableError as error:
+        raise FaultError(error.cause, error.what) from error
 
 
 def _picture(data: bytes, rules: SampleRules) -> tuple[str, bytes, tuple[int, int] | None]:
@@ -191,11 +190,15 @@ def _looks_like(data: bytes) -> str:
 def _meta(row: Row, folders: Folders) -> Mapping[str, Any]:
     """Return the metadata of a row: its own, or the object in the JSON file next to its image."""
     meta = row.meta
-    if ".json" in row.siblings:
-        meta = _beside(row, ".json", folders)
+    if (suffix := _sibling(row, ".json")) is not None:
+        meta = _beside(row, suffix, folders)
     if not isinstance(meta, bytes):
         return meta
     return read_metadata({"json": meta}) or {}
+
+
+def _sibling(row: Row, kind: str) -> str | None:
+    return next((suffix for suffix in row.siblings if suffix.lower().endswith(kind)), None)
 
 
 def _beside(row: Row, suffix: str, folders: Folders) -> bytes:
@@ -205,8 +208,8 @@ def _beside(row: Row, suffix: str, folders: Folders) -> bytes:
 def _raw_captions(row: Row, meta: dict[str, Any], label: int | None, rules: SampleRules) -> Iterable[Any]:
     if rules.template is not None and label is not None:
         return [rules.template.replace("{}", rules.classes[label])]
-    if ".txt" in row.siblings:
-        return [_beside(row, ".txt", rules.folders)]
+    if (suffix := _sibling(row, ".txt")) is not None:
+        return [_beside(row, suffix, rules.folders)]
     if row.captions:
         return row.captions
     named = {name.lower(): name for name in meta}
@@ -247,26 +250,21 @@ def _encodes(text: str) -> bool:
 def _label(value: Any, rules: SampleRules) -> int:
     if value in (None, ""):
         raise FaultError("bad-label", "the row has no label")
-    if rules.labels == "names":
-        if str(value) not in rules.classes:
-            raise FaultError("bad-label", f"{value!r} is not one of the {len(rules.classes)} class names")
-        return rules.classes.index(str(value))
-    number = as_index(value)
-    if number is None or (rules.classes and number >= len(rules.classes)):
-        raise FaultError("bad-label", f"{value!r} is not a class index")
+    if rules.classes:
+        label = value if rules.labels == "numbers" and isinstance(value, int) else str(value)
+        number = find_class(label, _numbers(rules.classes))
+        if number is None:
+            raise FaultError(
+                "bad-label", f"{value!r} is not one of the {len(rules.classes)} classes, nor the number of one"
+            )
+        return number
+    number = as_integer(value)
+    if number is None or not 0 <= number < _MAX_LABEL:
+        raise FaultError("bad-label", f"{value!r} is not a class number, which starts at 0")
     return number
 
 
-def as_index(value: Any) -> int | None:
-    """Return a class index given as a number or as digits; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = parse_label(value)
-        except FaultError:
-            return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas makes floats of integers where one is missing
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_LABEL else None
+_numbers = functools.lru_cache(4)(class_numbers)
 
 
 def _plain(value: Any) -> Any:

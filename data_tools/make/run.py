@@ -24,16 +24,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_tools.core.errors import CAUSES, DataError, UsageError
 from data_tools.core.files import fsync_file, rename_synced, temporary_name, write_atomic
+from data_tools.core.folders import describe_skipped
 from data_tools.core.output_folder import close_output, open_output
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
+from data_tools.make.guess import command, tables_near
 from data_tools.make.options import KINDS, MakeOptions, check_options
 from data_tools.make.row import (
     EXTRA_FORMATS,
@@ -43,15 +45,17 @@ from data_tools.make.row import (
 from data_tools.make.shard import (
     WORK,
     Settings,
+    ShardJob,
     ShardRecord,
     group_shards,
     order_rows,
     plan_shards,
     read_record,
+    record_path,
     write_shards,
 )
 from data_tools.make.sources import ListedRows, Source, open_source
-from data_tools.make.tables import CAPTION_NAMES, ColumnChoice
+from data_tools.make.tables import CAPTION_NAMES
 from data_tools.sample.decode import FORMATS
 
 REJECTED = "rejected.jsonl"
@@ -86,7 +90,13 @@ class MakeReport:
 
 
 def make_shards(
-    source: Path, out: Path, options: MakeOptions, *, num_workers: int | None = None, engine: str = "local"
+    source: Path,
+    out: Path,
+    options: MakeOptions,
+    *,
+    num_workers: int | None = None,
+    engine: str = "local",
+    max_bad: float = 1.0,
 ) -> MakeReport:
     """Write the shards of a source into the folder `out`; a killed run resumes.
 
@@ -99,6 +109,8 @@ def make_shards(
         options: what to make.
         num_workers: processes; None takes one a core.
         engine: "local" or "ray", see `data_tools.core.workers.run_tasks`.
+        max_bad: fraction of the rows that may be rejected; with more, or without a sample, the folder is not marked as
+            finished, and the next call makes the shards with rejected rows again (see `check_rejected`).
 
     Raises:
         UsageError: bad options, or `out` holds something else.
@@ -108,10 +120,9 @@ def make_shards(
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError("the output folder is inside the source", where=folder, hint="choose a folder next to it")
-    choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
-        opened = open_source(source, options.kind, choice, Path(planning, "rows.jsonl"))
+        opened = open_source(source, options, Path(planning, "rows.jsonl"))
         rules, seed = _rules(opened, options, source), _seed(opened, options)
         _say(opened, seed, rules)
         plan = _plan(source, opened, options, rules)
@@ -123,37 +134,53 @@ def make_shards(
                 opened.rows = opened.rows.moved_to(out / WORK)  # so that a killed run leaves nothing next to the folder
             start = time.monotonic()
             jobs = plan_shards(order_rows(opened.rows.num_rows, seed), options.shard_size)
+            _forget_rejected(out, jobs, max_bad * opened.rows.num_rows)
             waiting = [job for job in jobs if read_record(out, job.number) is None]
             tasks = list(group_shards(waiting, opened.group_rows, options.shard_size))
             write = functools.partial(write_shards, Settings(out, opened.rows, rules))
             results = run_tasks(write, tasks, num_workers=num_workers, engine=engine)
             made = sum(num_samples for _, num_samples in track(results, len(tasks), "shards"))
             report = _finish(out, opened, rules, len(jobs))
-            close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
-            shutil.rmtree(out / WORK)
+            if _is_success(report, max_bad):
+                close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
+                shutil.rmtree(out / WORK)
     report.folder, report.num_made, report.seconds = folder, made, time.monotonic() - start
     return report
 
 
 def check_rejected(report: MakeReport, max_bad: float) -> None:
     """Raise DataError where more than the share `max_bad` of the rows was rejected."""
-    if report.num_rejected <= max_bad * report.num_rows and report.num_samples:
+    if _is_success(report, max_bad):
         return
     causes = ", ".join(f"{count} x {cause}" for cause, count in report.rejected.items())
     if not report.num_samples:
         raise DataError(
             f"none of {report.num_rows} rows could be converted to a sample: {causes}",
             where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-            hint=f"fix the rows or the options, then: rm -r {report.folder}",
+            hint=f"fix the images and run again; for a fixed table or other options: rm -r {report.folder}",
         )
     raise DataError(
         f"{report.num_rejected} of {report.num_rows} rows were rejected, "
         f"{report.num_rejected / report.num_rows:.1%} (--max-bad allows {max_bad:.1%}): {causes}",
         where=f"{report.folder}/{REJECTED}; the first: {report.first_rejected}",
-        note=f"the shards are finished and contain the other {report.num_samples} samples",
-        hint=f"fix the rows and choose a new output folder, or accept the loss: the same command with "
-        f"--max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
+        note=f"the shards contain the other {report.num_samples} samples, but are not marked as finished",
+        hint=f"fix the images and run again (a fixed table: into a new folder), or accept the loss: the same command "
+        f"with --max-bad {report.num_rejected / report.num_rows + 0.0005:.3f}",
     )
+
+
+def _is_success(report: MakeReport, max_bad: float) -> bool:
+    return report.num_rejected <= max_bad * report.num_rows and report.num_samples > 0
+
+
+def _forget_rejected(out: Path, jobs: Sequence[ShardJob], allowed: float) -> None:
+    """Remove the records of shards with rejected rows where all shards are written and too many rows were rejected."""
+    records = {job.number: record for job in jobs if (record := read_record(out, job.number)) is not None}
+    num_rejected = sum(len(record.rejected) for record in records.values())
+    if len(records) == len(jobs) and (num_rejected > allowed or not any(r.num_samples for r in records.values())):
+        for number, record in records.items():
+            if record.rejected:
+                record_path(out, number).unlink()
 
 
 def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
@@ -170,10 +197,9 @@ def _rules(source: Source, options: MakeOptions, path: Path) -> SampleRules:
     with_captions = options.captions and (template is not None or source.has_captions)
     if options.captions and not with_captions and source.labels is None:
         what = "no image has a .txt or .json of the same name"
-        hint = (
-            "for images without captions: --no-captions; if each folder is a class: --kind classes; if a table "
-            f"contains the captions: mmvit-data make {path}/TABLE.csv OUT"
-        )
+        near = [command(table) for table in tables_near(path)[:3]] if path.is_dir() else []
+        hint = "for images without captions: --no-captions; if each folder is a class: --kind classes; if a table "
+        hint += "contains the captions: " + ("; ".join(near) or command(path / "TABLE.csv"))
         raise UsageError(what, where=str(path), hint=hint)
     inside = options.image_root or source.start
     is_folder = source.kind in ("folder", "classes", "img2dataset")
@@ -223,8 +249,8 @@ def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
         notes.append(f"order: shuffled with seed {seed}; rows sorted by class train badly (--in-order keeps the order)")
     elif source.labels is not None:
         notes.append("order: that of the source; if it is sorted by class, shuffle the shards: mmvit-data reshard")
-    if source.aside:
-        notes.append("skipped: " + ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(8)))
+    if skipped := describe_skipped(source.aside):
+        notes.append(skipped)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
 

@@ -94,7 +94,7 @@ def _write_shard(settings: Settings, shard: ShardJob, rows: Iterator[Row]) -> in
                 entry = {"row": number, "key": key, "source": row.source, "cause": cause, "what": what}
                 rejected.append(entry)
     record = ShardRecord(writer.num_samples, tar.stat().st_size if writer.shards else 0, rejected)
-    write_atomic(_record_path(settings.folder, shard.number), json.dumps(record._asdict()).encode())
+    write_atomic(record_path(settings.folder, shard.number), json.dumps(record._asdict()).encode())
     return writer.num_samples
 
 
@@ -102,14 +102,15 @@ def _tar(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.tar"
 
 
-def _record_path(folder: Path, number: int) -> Path:
+def record_path(folder: Path, number: int) -> Path:
+    """Return the path of the record of a shard."""
     return folder / WORK / f"shard-{number:05d}.json"
 
 
 def read_record(folder: Path, number: int) -> ShardRecord | None:
     """Return the record of a shard that is finished and still there; None for one that is to be made."""
     try:
-        record = ShardRecord(**json.loads(_record_path(folder, number).read_bytes()))
+        record = ShardRecord(**json.loads(record_path(folder, number).read_bytes()))
         is_there = not record.num_samples or _tar(folder, number).stat().st_size == record.tar_bytes
     except (OSError, ValueError, TypeError):
         return None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import array
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,14 +15,16 @@ import numpy as np
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.folders import SPLITS
-from data_tools.make import csv_rows, img2dataset, tables
-from data_tools.make.folder_rows import Tally, image_rows, kind_of_images
-from data_tools.make.options import KINDS
-from data_tools.make.row import Row, as_index
-from data_tools.make.tables import ColumnChoice
+from data_tools.core.names import as_text
+from data_tools.make import coco, csv_rows, img2dataset, tables
+from data_tools.make.folder_rows import TABLES, Tally, image_rows
+from data_tools.make.guess import check_guess, folder_of_images, guess_source
+from data_tools.make.options import KINDS, MakeOptions
+from data_tools.make.row import Row
+from data_tools.make.tables import ColumnChoice, Table
+from data_tools.sample.classes import MAX_CLASSES, as_integer, describe_numbers, order_classes
 
-_BY_SUFFIX = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-_MAX_CLASSES = 1_000_000
+_FIRST_ROWS = 50  # of a table, whose images are looked for
 
 
 class RowSource(Protocol):
@@ -122,46 +123,49 @@ def _list_rows(rows: Iterable[Row], path: Path) -> _Listed:
 def _add_label(labels: set[Any], label: Any) -> None:
     if label not in (None, "") and label == label:  # NaN means a missing number
         labels.add(label if isinstance(label, int | float) else str(label))
-        if len(labels) > _MAX_CLASSES:
+        if len(labels) > MAX_CLASSES:
             hint = "name another column with --label-column, or none with --label-column ''"
-            raise UsageError(f"the label column has more than {_MAX_CLASSES} different values", hint=hint)
+            raise UsageError(f"the label column has more than {MAX_CLASSES} different values", hint=hint)
 
 
-def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Path) -> Source:
+def open_source(path: Path, options: MakeOptions, listing: Path) -> Source:
     """Look through a source.
 
     Args:
         path: file or folder.
-        kind: one of `KINDS`; None finds it out.
-        choice: of the columns of a table.
+        options: its kind (None detects it), the columns of a table, and what else is known of it.
         listing: file to write the list of the rows to, where the source itself does not hold them.
 
     Raises:
-        UsageError: the source is none of `KINDS`, or its columns are not known.
+        UsageError: the source is none of `KINDS`, it is not clear which, or its columns are not known.
         DataError: the source is damaged or empty.
     """
-    is_pattern = not path.exists()
+    given, is_pattern = path, not path.exists()
     if is_pattern and not any(path.parent.glob(path.name)):
         raise DataError("the source does not exist", where=str(path), hint="check the path and the spelling")
-    guessed, kind = kind is None, find_kind(path) if kind is None else kind
+    if not is_pattern and not path.is_file() and not path.is_dir():
+        raise UsageError("the source is a pipe, socket or device", where=str(path), hint="name a file or a folder")
+    kind = options.kind
+    if kind is None:
+        path, kind = guess_source(path)
     if is_pattern and kind != "parquet":
         raise UsageError("only parquet files can be given as a pattern", where=str(path), hint="pass one source")
-    if kind != "parquet" and path.is_dir() == (kind in _BY_SUFFIX.values()):
+    if kind != "parquet" and path.is_dir() == (kind in (*TABLES.values(), "coco")):
         raise UsageError(f"a {'folder' if path.is_dir() else 'file'} is not a source of kind {kind!r}", where=str(path))
+    columns = (options.image_column, options.caption_column, options.label_column)
     if kind not in ("folder", "classes", "img2dataset"):
-        source = _open_table(path, kind, choice, listing)
-    elif any(choice[:3]):
+        if options.delimiter is not None and kind not in ("csv", "tsv"):
+            raise UsageError("only CSV and TSV have a delimiter", where=str(path), hint="omit --delimiter")
+        source = _open_table(path, kind, options, listing)
+        if path != given:
+            source.notes.insert(0, f"captions: found in {path.name}")
+    elif any(columns) or options.delimiter is not None:
         what = f"only tables have columns, and this is {kind!r}: {KINDS[kind]}"
-        raise UsageError(what, where=str(path), hint="omit --image-column, --caption-column and --label-column")
+        hint = "omit --image-column, --caption-column, --label-column and --delimiter"
+        raise UsageError(what, where=str(path), hint=hint)
     else:
         in_tars = kind == "img2dataset" and any(path.glob("*.tar"))
-        source = _open_tars(path) if in_tars else _open_folder(path, kind, listing)
-    if guessed and kind == "classes" and source.classes and {name.lower() for name in source.classes} <= SPLITS:
-        raise UsageError(
-            f"these folders look like splits of a data set, not classes: {', '.join(source.classes)}",
-            where=str(path),
-            hint=f"mmvit-data make {path / source.classes[0]} OUT, and so on; if they are classes: --kind classes",
-        )
+        source = _open_tars(path) if in_tars else _open_folder(path, kind, options, listing)
     if not source.rows.num_rows:
         found = ", ".join(f"{count} x {what}" for what, count in source.aside.most_common(5)) or "nothing"
         hint = "pass the folder or table that contains the images or their paths"
@@ -169,50 +173,17 @@ def open_source(path: Path, kind: str | None, choice: ColumnChoice, listing: Pat
     return source
 
 
-def find_kind(path: Path) -> str:
-    """Return the kind of a source, judged by its content.
-
-    Raises:
-        UsageError: the kind is unknown, or there are several data sets.
-    """
-    if not path.is_dir():
-        kind = _BY_SUFFIX.get(path.suffix.lower())
-        if kind is None:
-            known = ", ".join(_BY_SUFFIX)
-            hint = f"pass a folder or a file ending in {known}; or set its kind: --kind {'|'.join(KINDS)}"
-            raise UsageError(
-                f"{path.suffix or 'a file without suffix'} is not a supported source", where=str(path), hint=hint
-            )
-        return kind
-    if (path / "dataset_dict.json").exists():
-        splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
-        hint = f"convert each of them to a separate folder: mmvit-data make {path}/SPLIT OUT"
-        raise UsageError(f"the folder contains several data sets: {splits}", where=str(path), hint=hint)
-    suffixes = set()
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.endswith(".tar.meta.parquet"):
-                continue  # what mmvit-data stats writes next to a shard
-            is_stats = entry.name.endswith("_stats.json")
-            suffixes.add("_stats.json" if is_stats else "/" if entry.is_dir() else Path(entry.name).suffix.lower())
-    if ".arrow" in suffixes:
-        return "datasets"
-    if "_stats.json" in suffixes and suffixes & {".tar", "/"}:
-        return "img2dataset"
-    if ".parquet" in suffixes:
-        return "parquet"
-    if ".tar" in suffixes:
-        hint = f"they can be used directly: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
-        raise UsageError("the folder already contains tars", where=str(path), hint=hint)
-    return kind_of_images(path)
-
-
-def _open_folder(path: Path, kind: str, listing: Path) -> Source:
-    tally = Tally(Counter(), Counter(), Counter())
+def _open_folder(path: Path, kind: str, options: MakeOptions, listing: Path) -> Source:
+    tally = Tally(Counter(), Counter(), Counter(), [])
     listed = _list_rows(image_rows(path, kind, tally), listing)
     source = Source(kind, listed.rows, path, listed.fingerprint, aside=tally.aside)
-    if kind == "classes":
-        source.classes = _checked_names(sorted(listed.labels))
+    if kind == "classes" and listed.labels:
+        if options.kind is None and options.classnames is None:
+            check_guess(path, sorted(listed.labels), tally.tables)
+        # Names that a file of class names numbers have no numbers of their own.
+        ordered = sorted(listed.labels) if options.classnames else order_classes(listed.labels)
+        source.classes = _checked_names(ordered)
+        source.notes += describe_numbers(source.classes, listed.labels)
         source.labels = "names"
         source.has_captions = False
     else:
@@ -235,22 +206,12 @@ def _open_tars(path: Path) -> Source:
     return source
 
 
-def _open_table(path: Path, kind: str, choice: ColumnChoice, listing: Path) -> Source:
-    start = path if path.is_dir() else path.parent
-    values: Iterable[Any] = ()
-    if kind == "datasets":
-        table = tables.open_arrow(path)
-    elif kind == "parquet":
-        table = tables.open_parquet(_parquet_files(path))
-        values = tables.parquet_rows(table)
-    elif kind == "jsonl":
-        table = tables.Table(tables.jsonl_names(path))
-        values = tables.jsonl_rows(path)
-    else:
-        names, delimiter = csv_rows.column_names(path, "\t" if kind == "tsv" else None)
-        table = tables.Table(names)
-        values = csv_rows.table_rows(path, names, delimiter)
+def _open_table(path: Path, kind: str, options: MakeOptions, listing: Path) -> Source:
+    table, read = _read_table(path, kind, options)
+    choice = ColumnChoice(options.image_column, options.caption_column, options.label_column, not options.captions)
     columns = tables.choose_columns(table, choice, path)
+    start = path if path.is_dir() else path.parent
+    notes = [tables.describe(columns, table.names)]
     if kind == "datasets" or columns.image in table.picture_columns:
         packed = tables.pack(table, columns)
         labels: set[Any] = set()
@@ -258,19 +219,45 @@ def _open_table(path: Path, kind: str, choice: ColumnChoice, listing: Path) -> S
             _add_label(labels, label)
         source = Source(kind, packed, start, _fingerprint(table.files), packed.group_rows)
     else:
-        rows = (tables.table_row(one, columns, f"{path.name} row {i}") for i, one in enumerate(values))
+        numbered = enumerate(read(columns.image))
+        rows = (tables.table_row(one, columns, f"{path.name} row {i}") for i, one in numbered)
         listed = _list_rows(rows, listing)
         labels = listed.labels
+        if options.image_root is None:
+            first = listed.rows.rows(range(min(_FIRST_ROWS, listed.rows.num_rows)))
+            found = folder_of_images(path, [row.image for row in first if isinstance(row.image, str)])
+            notes += [f"images: found in {found}"] if found != start else []
+            start = found
         source = Source(kind, listed.rows, start, listed.fingerprint)
     source.has_captions = bool(columns.captions)
-    source.notes.append(tables.describe(columns, table.names))
+    source.notes = notes
     if columns.label is not None:
-        feature = table.features.get(columns.label)
-        named = tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
-        by_number = all(as_index(label) is not None or label in (-1, "-1") for label in labels)  # -1: not known
-        source.labels = "numbers" if by_number else "names"
-        source.classes = _checked_names(named or (() if by_number else sorted({str(label) for label in labels})))
+        _number_labels(source, table.features.get(columns.label), labels)
     return source
+
+
+def _read_table(path: Path, kind: str, options: MakeOptions) -> tuple[Table, Callable[[str], Iterable[Any]]]:
+    """Return a table, and a function of its image column that reads its rows."""
+    if kind in ("csv", "tsv"):
+        csv = csv_rows.read_format(path, options.delimiter)
+        return Table(csv.names), lambda image: csv_rows.table_rows(csv, image)
+    if kind == "coco":
+        captions = coco.read_coco(path)
+        return Table(captions.names), lambda _: captions.rows()
+    if kind == "jsonl":
+        return Table(tables.jsonl_names(path)), lambda _: tables.jsonl_rows(path)
+    table = tables.open_arrow(path) if kind == "datasets" else tables.open_parquet(_parquet_files(path))
+    return table, lambda _: tables.parquet_rows(table)
+
+
+def _number_labels(source: Source, feature: Any, labels: set[Any]) -> None:
+    """Say whether the labels of a table are names or numbers, and which classes there are."""
+    named = tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
+    by_number = all(as_integer(label) is not None for label in labels)  # below 0, such as -1: not known
+    source.labels = "numbers" if by_number else "names"
+    source.classes = _checked_names(named or (() if by_number else order_classes({str(label) for label in labels})))
+    if not by_number or named:
+        source.notes += describe_numbers(source.classes, source.classes)
 
 
 def _parquet_files(path: Path) -> list[Path]:
@@ -287,7 +274,7 @@ def _parquet_files(path: Path) -> list[Path]:
 def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     checked = tuple(names)
     for name in checked:
-        if not name or name != name.strip() or len(name.splitlines()) > 1:
+        if not name or name != name.strip() or len(name.splitlines()) > 1 or as_text(name) != name:
             hint = "rename the class, or leave the label out: --label-column ''"
             raise UsageError(f"{name!r} cannot be written as a line of classnames.txt", hint=hint)
     return checked

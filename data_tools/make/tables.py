@@ -13,16 +13,29 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError, did_you_mean
+from data_tools.core.mapped import open_mapped
 from data_tools.make.row import Row
 
 # Column names that are recognised, in order of preference; case does not matter.
 IMAGE_NAMES = (
     *("image", "image_path", "img", "img_path", "filepath", "file_path", "filename", "file_name", "file", "path"),
-    *("picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp", "bytes"),
+    *(
+        "image_name",
+        "image_file",
+        "imagename",
+        "picture",
+        "photo",
+        "image_bytes",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "bytes",
+    ),
 )
 CAPTION_NAMES = (
     *("caption", "captions", "text", "txt", "title", "alt", "alt_text", "description", "prompt", "sentence"),
-    *("sentences", "raw"),
+    *("sentences", "raw", "comment"),
 )
 LABEL_NAMES = ("label", "cls", "class", "class_name", "category", "target", "class_id", "label_id")
 URL_NAMES = ("url", "image_url", "img_url", "urls", "link", "uri", "src")
@@ -127,7 +140,7 @@ def _parquet_values(path: str, first: int, last: int) -> Iterator[tuple[int, dic
 
 def _parquet_file(path: str | Path) -> parquet.ParquetFile:
     try:
-        return parquet.ParquetFile(path, memory_map=True)
+        return parquet.ParquetFile(open_mapped(path))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"the file is not a parquet file: {error}", where=str(path), hint="copy or download it again"
@@ -138,7 +151,7 @@ def _parquet_file(path: str | Path) -> parquet.ParquetFile:
 def _arrow_table(path: str) -> pa.Table:
     """Open an Arrow stream or file without reading its images: the table lies in the memory-mapped file."""
     try:
-        source = pa.memory_map(path)
+        source = open_mapped(path)
         try:
             return pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from data_tools.core.errors import DataError
+from data_tools.core.files import UnreadableError, read_regular
 
 # Rare formats hold most decoder faults, and a small file can unfold to a huge image: neither gets in.
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -94,9 +95,9 @@ def decode_image(data: bytes, where: str = "image", formats: tuple[str, ...] = F
 def read_image(path: str | Path) -> Image.Image:
     """Decode the file at `path`; raises DataError where it is missing or unreadable."""
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"image cannot be read: {error.strerror}", where=str(path), hint="check the path") from error
+        data = read_regular(path)
+    except UnreadableError as error:
+        raise DataError(f"image cannot be read: {error.what}", where=str(path), hint="check the path") from error
     return decode_image(data, where=str(path))
 
 

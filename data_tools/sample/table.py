@@ -38,6 +38,8 @@ from pyarrow import parquet
 
 from data_tools.core.errors import SampleError
 from data_tools.core.files import write_atomic
+from data_tools.core.mapped import open_mapped
+from data_tools.core.names import as_text
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.sample.content import read_content
@@ -109,7 +111,7 @@ def shard_metadata(
         tables[missing[task]] = table
     return pa.concat_tables(
         table.replace_schema_metadata(None)
-        .add_column(0, "shard", pa.array([str(Location(tar))] * len(table), pa.string()))
+        .add_column(0, "shard", pa.array([as_text(str(Location(tar)))] * len(table), pa.string()))
         .add_column(1, "sample", pa.array(range(len(table)), pa.int64()))
         for tar, table in zip(tars, tables, strict=True)
         if table is not None
@@ -148,7 +150,7 @@ def _read_fresh(index: ShardIndex, with_phash: bool) -> pa.Table | None:
     path = metadata_path(index.tar)
     wanted = _stamp(index, with_phash)
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(open_mapped(path))
     except (OSError, pa.ArrowException):  # none, or a damaged one: it is made again, nothing is lost by that
         return None
     found = table.schema.metadata or {}

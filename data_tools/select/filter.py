@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError, did_you_mean
+from data_tools.core.mapped import open_mapped
+from data_tools.core.names import as_text
 from data_tools.sample.table import SCHEMA, shard_metadata
 from data_tools.select.expression import Expression
 from data_tools.select.write import OutputOptions, SampleTable, WriteReport, write_samples
@@ -88,7 +90,7 @@ def filter_samples(
         metadata = shard_metadata(tars[some], num_workers=num_workers, engine=engine)
         if given is not None:
             sizes = [len(index) for index in table.indexes[some]]
-            shards = pa.array(np.repeat(table.names[some], sizes).tolist(), pa.string())
+            shards = pa.array(map(as_text, np.repeat(table.names[some], sizes).tolist()), pa.string())
             full_keys = pc.binary_join_element_wise(shards, metadata["key"], "/")
             metadata, num = _joined(metadata, given, full_keys)
             scored += num
@@ -119,7 +121,7 @@ def _write(table: SampleTable, kept: NDArray[np.bool_], where: str, output: Outp
 def _read_scores(path: Path, expression: Expression) -> pa.Table:
     """Return the columns of the scores that the expression uses, and `key`."""
     try:
-        names = parquet.read_schema(path).names
+        names = parquet.read_schema(open_mapped(path)).names
         if "key" not in names:
             hint = did_you_mean("key", names) or f"the columns are: {' '.join(names)}"
             raise UsageError("the scores have no column 'key'", where=str(path), hint=hint)
@@ -128,7 +130,7 @@ def _read_scores(path: Path, expression: Expression) -> pa.Table:
         if double or not used:
             what = f"samples already have the columns {double}" if double else "the expression uses no score column"
             raise UsageError(what, where=str(path), hint=f"the columns are: {' '.join(names)}; rename or use them")
-        table = parquet.read_table(path, columns=["key", *used])
+        table = parquet.read_table(open_mapped(path), columns=["key", *used])
         keys = table["key"].cast(pa.large_string())
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"the scores cannot be read: {error}", where=str(path), hint="use a parquet file") from error

@@ -5,16 +5,16 @@ import json
 import logging
 import operator
 import os
-import stat
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 from data_tools.core.errors import DataError, SampleError, UsageError
-from data_tools.core.folders import SPLITS, is_readable, walk_folders
+from data_tools.core.files import UnreadableError, read_regular
+from data_tools.core.folders import describe_skipped, doubtful_classes, image_files
 from data_tools.sample.content import Label
 from data_tools.tar.reader import MAX_BYTES
 from mmvit.data.source import RawSample, SampleSource
@@ -98,50 +98,46 @@ class LabelledFiles(SampleSource):
             path = Path(os.path.realpath(self._real_root / self.key(i)))
             if not path.is_relative_to(self._real_root):
                 raise self.error("no-image", f"it leads outside of the folder, to {path}", i)
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-                raise self.error("no-image", "it is not a file", i)
-            if status.st_size > MAX_BYTES["jpg"]:
-                raise self.error("too-large", f"it has {status.st_size} bytes, more than {MAX_BYTES['jpg']}", i)
-            content = path.read_bytes()
+            content = read_regular(path, MAX_BYTES["jpg"])
+        except UnreadableError as error:
+            raise self.error(error.cause, error.what, i) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise self.error("no-image", f"the file cannot be read: {reason}", i) from error
+            raise self.error("no-image", f"the file cannot be read: {error}", i) from error
         if not content:
             raise self.error("no-image", "the sample has no image: the image is an empty file", i)
         return content
 
 
-def list_class_folders(root: Path) -> LabelledNames:
+def list_class_folders(root: Path, allowed: Collection[str] = ()) -> LabelledNames:
     """Return the images in each folder of `root`, and in the folders below these, with the folder as their label.
 
-    Hidden files and folders, and links to folders, are skipped.
+    Hidden files and folders, links to folders and files that are no images are skipped and counted.
+
+    Args:
+        root: the folder.
+        allowed: names that are classes whatever they look like.
 
     Raises:
-        UsageError: no folders, or they are the parts of a data set instead of classes.
+        UsageError: no folders, or by their names they are hardly classes.
         DataError: a folder without an image.
     """
     aside: Counter[str] = Counter()
     files: list[str] = []
     counts: Counter[str] = Counter()
-    for folder, names in walk_folders(root, aside):
+    for folder, images in image_files(root, aside):
         name = folder.partition("/")[0]
-        pictures = [f"{folder}{file}" for file in names if is_readable(file)]
-        if not name:
-            aside["image outside of the class folders"] += len(pictures)
-            continue
-        counts[name] += len(pictures)
-        aside["file that is not a JPEG, PNG or WebP"] += len(names) - len(pictures)
-        files += pictures
-    _check_folders(root, counts)
-    del aside["hidden"]
-    if +aside:
-        skipped = ", ".join(f"{count} x {what}" for what, count in (+aside).items())
-        logger.warning("skipped in %s: %s", root, skipped)
+        if name:
+            counts[name] += len(images)
+            files += [f"{folder}{image}" for image in images]
+        else:
+            aside["image in no class folder"] += len(images)
+    _check_folders(root, counts, allowed)
+    if skipped := describe_skipped(aside):
+        logger.warning("%s: %s", root, skipped)
     return LabelledNames(root, files, [file.partition("/")[0] for file in files])
 
 
-def _check_folders(root: Path, counts: Counter[str]) -> None:
+def _check_folders(root: Path, counts: Counter[str], allowed: Collection[str]) -> None:
     if not counts:
         raise UsageError(
             "the folder contains no class folders",
@@ -149,9 +145,11 @@ def _check_folders(root: Path, counts: Counter[str]) -> None:
             hint=f"put the images of each class into a separate folder, such as {root / 'cat' / '1.jpg'}; "
             "or pass a JSON file that maps images to classes, or shards with .cls",
         )
-    if {name.lower() for name in counts} <= SPLITS:
-        what = f"these folders look like splits of a data set, not classes: {', '.join(sorted(counts))}"
-        raise UsageError(what, where=str(root), hint=f"pass one of them: {root / min(counts)}")
+    if not counts.keys() <= set(allowed) and (doubt := doubtful_classes(counts)):
+        hint = (
+            f"pass the folder that contains the class folders, such as {root / min(counts)}; or, if these are classes: "
+        )
+        raise UsageError(doubt, where=str(root), hint=f"{hint}classes=FILE that lists them, one per line")
     empty = sorted(name for name in counts if not counts[name])
     if empty:
         what = f"{len(empty)} of {len(counts)} class folders contain no image: {', '.join(empty[:5])}"

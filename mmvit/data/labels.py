@@ -10,6 +10,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
+from data_tools.sample.classes import class_numbers, describe_numbers, find_class, order_classes
 from data_tools.sample.content import Label
 from data_tools.tar.expand import expand_shards
 from mmvit.data.folders import LabelledFiles, LabelledNames, list_class_folders, list_json_labels
@@ -60,7 +61,7 @@ class LabelledShards(SampleSource):
         self.class_names = name_classes(
             labels, class_names, lambda j: str(self.error("bad-label", "", samples[j]).where)
         )
-        self._number_of = _number_of(self.class_names)
+        self._number_of = class_numbers(self.class_names)
         self.labels = array("q", [_NOT_READ]) * self.num_samples
         for sample, label in found.items():
             self.labels[sample] = self._number_of[label]
@@ -139,14 +140,14 @@ def open_labelled(
         DataError: there are no labels, or one is no class; a folder without images; a file that is missing or broken.
     """
     class_names = list(known) if known is not None else load_class_names(classes) if classes else None
-    listed = _list_files(spec)
+    listed = _list_files(spec, class_names or ())
     if listed is None:
         shards = LabelledShards(IndexedShards(expand_shards(spec), verify, require_caption=False), class_names)
         opened = Labelled(shards, shards.class_names)
     else:
         names = name_classes(listed.labels, class_names, lambda j: str(listed.root / listed.files[j]))
-        number_of = _number_of(names)
-        labels = [number_of[label] for label in listed.labels]
+        number_of = class_numbers(names)
+        labels = [number for label in listed.labels if (number := find_class(label, number_of)) is not None]
         opened = Labelled(LabelledFiles(listed.root, listed.files, labels), names)
     empty = [name for name, count in zip(opened.class_names, opened.counts(), strict=True) if not count]
     if empty and known is None and _NOT_READ not in opened.samples.labels:
@@ -155,10 +156,10 @@ def open_labelled(
 
 
 def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, where: Callable[[int], str]) -> list[str]:
-    """Return the names of the classes, in the order of their numbers: `class_names`, or else those in `labels`, sorted.
+    """Return the names of the classes by class number: `class_names`, or else `order_classes` of `labels`.
 
     Args:
-        labels: at least one; all numbers, or all names.
+        labels: at least one; all numbers, or all names (which may be numbers written as text).
         class_names: what they are to be.
         where: gives the place of a label by its position, for errors.
 
@@ -175,25 +176,27 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
     if class_names is None:
         if not kinds[0]:
             raise UsageError("the labels are numbers, and there are no class names", where=where(0), hint=_HINT)
-        class_names = sorted({str(label) for label in labels})
-        bad = [name for name in class_names if not name.isprintable() or name != name.strip()]
+        names = {str(label) for label in labels}
+        bad = [name for name in sorted(names) if not name.isprintable() or name != name.strip()]
         if bad:
             what = f"a class name has characters that cannot be shown, or blanks at an end: {bad[0]!a}"
             raise DataError(what, where=where(labels.index(bad[0])), hint="rename the class")
-    number_of = _number_of(class_names)
+        class_names = order_classes(names)
+        for line in describe_numbers(class_names, names):
+            logger.info("%s", line)
+    number_of = class_numbers(class_names)
     for place, label in enumerate(labels):
-        if label in number_of:
-            continue
-        if isinstance(label, str):
-            hint = did_you_mean(label, class_names) or f"the classes are: {', '.join(class_names[:10])}"
-            raise DataError(
-                f"the class {label!r} is not one of the {len(class_names)} classes", where=where(place), hint=hint
-            )
-        last = len(class_names) - 1
-        raise DataError(
-            f"the label {label} is out of range: the classes go from 0 to {last}", where=where(place), hint=_HINT
-        )
+        if find_class(label, number_of) is None:
+            raise _no_class(label, class_names, where(place))
     return list(class_names)
+
+
+def _no_class(label: Label, class_names: Sequence[str], where: str) -> DataError:
+    if isinstance(label, str):
+        hint = did_you_mean(label, class_names) or f"the classes are: {', '.join(class_names[:10])}"
+        return DataError(f"the class {label!r} is not one of the {len(class_names)} classes", where=where, hint=hint)
+    last = len(class_names) - 1
+    return DataError(f"the label {label} is out of range: the classes go from 0 to {last}", where=where, hint=_HINT)
 
 
 def class_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:
@@ -229,13 +232,7 @@ def check_same_classes(
         )
 
 
-def _number_of(class_names: Sequence[str]) -> dict[Label, int]:
-    """Return the number of a class by its name, and by its number, which has to be in range."""
-    numbers: dict[Label, int] = {number: number for number in range(len(class_names))}
-    return numbers | {name: number for number, name in enumerate(class_names)}
-
-
-def _list_files(spec: Sequence[str]) -> LabelledNames | None:
+def _list_files(spec: Sequence[str], class_names: Sequence[str]) -> LabelledNames | None:
     """Return what a folder of classes or a JSON file labels; None where shards are named."""
     paths = [Path(part).expanduser() for part in spec if "://" not in part and not part.startswith("pipe:")]
     if len(spec) == len(paths) == 1 and not paths[0].exists() and not set(spec[0]) & set("*?[{"):
@@ -252,4 +249,6 @@ def _list_files(spec: Sequence[str]) -> LabelledNames | None:
             where=str((folders or files)[0]),
             hint="convert each of them to shards with the same --classnames FILE: mmvit-data make FOLDER SHARDS",
         )
-    return list_class_folders(folders[0]) if folders else list_json_labels(files[0]) if files else None
+    if folders:
+        return list_class_folders(folders[0], class_names)
+    return list_json_labels(files[0]) if files else None

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt64
 
 from data_tools.core.errors import CheckpointError, DataError, SampleError
+from data_tools.core.mapped import open_mapped
+from data_tools.core.names import as_text
 from mmvit.data.source import SampleSource
 
 FORMAT_VERSION = 1
@@ -180,7 +182,7 @@ def read_part(path: Path, columns: list[str] | None = None) -> Any:
     """Return a part: a parquet table, of some columns or all, or an array that is mapped from disk."""
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path, columns=columns)
+            return pq.read_table(open_mapped(path), columns=columns)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CheckpointError(
@@ -195,4 +197,5 @@ def list_parts(folder: Path, name: str) -> list[Path]:
 
 def _names(keys: Iterable[str]) -> UInt64[np.ndarray, "n"]:
     """Return a 64-bit name for each key."""
-    return np.frombuffer(b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys), np.uint64)
+    encoded = (as_text(key).encode() for key in keys)  # as they are stored
+    return np.frombuffer(b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in encoded), np.uint64)

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data_tools.core.errors import DataError, SampleError
+from data_tools.core.errors import DataError, SampleError, UsageError
+from data_tools.core.folders import list_images
+from data_tools.core.names import store_name
 from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image, read_image
 from mmvit.data.source import SampleSource
@@ -23,6 +25,8 @@ from mmvit.models.classifier import ImageClassifier
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
+_MAX_BAD = 0.01  # share of the images in folders; one may always be bad
+_SHOWN = 10  # rejected images
 
 
 class Accuracy(NamedTuple):
@@ -111,19 +115,81 @@ def evaluate_classifier(
 
 @torch.inference_mode()
 def classify_files(
-    model: ImageClassifier, image_size: int, files: Sequence[Path], top: int, batch_size: int = BATCH_SIZE
+    model: ImageClassifier,
+    image_size: int,
+    images: Sequence[Path],
+    top: int,
+    batch_size: int = BATCH_SIZE,
+    max_bad: float | None = None,
 ) -> list[Prediction]:
-    """Return the `top` best classes of image files; raise DataError naming the first that cannot be read."""
-    predictions = []
+    """Return the `top` best classes of image files, and of the images in folders.
+
+    Args:
+        model: in evaluation mode.
+        image_size: of the model, px.
+        images: files or folders.
+        top: number of classes to return for each image.
+        batch_size: images that are classified together.
+        max_bad: fraction of the images that may be rejected; None allows none of the files that are named, and of the
+            images in a folder one, or one in a hundred.
+
+    Raises:
+        UsageError: a folder holds no image.
+        DataError: more images than allowed cannot be read; it names the first.
+    """
+    files, in_folders = _find_images(images)
+    predictions: list[Prediction] = []
+    bad: list[DataError] = []
     for start in range(0, len(files), batch_size):
-        part = files[start : start + batch_size]
-        logits = _logits(model, [eval_pixels(read_image(file), image_size) for file in part])
-        best = logits.softmax(dim=-1).topk(min(top, len(model.class_names)))
+        part, pixels = [], []
+        for file in files[start : start + batch_size]:
+            try:
+                pixels.append(eval_pixels(read_image(file), image_size))
+                part.append(file)
+            except DataError as error:
+                bad.append(error)
+        if not part:
+            continue
+        best = _logits(model, pixels).softmax(dim=-1).topk(min(top, len(model.class_names)))
         for file, row, probabilities in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
             names = [model.class_names[i] for i in row]
             classes = [{"name": name, "probability": p} for name, p in zip(names, probabilities, strict=True)]
-            predictions.append(Prediction(str(file), classes))
+            predictions.append(Prediction(store_name(str(file)), classes))
+    usual = max(1.0, _MAX_BAD * in_folders) if in_folders else 0.0
+    _refuse_bad(bad, len(files), usual if max_bad is None else max_bad * len(files))
     return predictions
+
+
+def _find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
+    """Return the files that are named, and those in the folders that are named, with the number of the latter."""
+    files: list[Path] = []
+    in_folders = 0
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found, skipped = list_images(path)
+        if not found:
+            raise UsageError("the folder holds no image", where=str(path), note=skipped, hint="give another folder")
+        if skipped:
+            logger.warning("%s: %s", path, skipped)
+        files += found
+        in_folders += len(found)
+    return files, in_folders
+
+
+def _refuse_bad(bad: Sequence[DataError], num_files: int, allowed: float) -> None:
+    for error in bad[:_SHOWN] if 0 < len(bad) <= allowed else ():
+        logger.warning("skipped %s: %s", error.where, error.what)
+    if len(bad) <= allowed and len(bad) < num_files:
+        if len(bad) > _SHOWN:
+            logger.warning("skipped %d more images", len(bad) - _SHOWN)
+        return
+    if num_files == 1:
+        raise bad[0]
+    what = f"{len(bad)} of {num_files} images cannot be classified; the first: {bad[0].what}"
+    hint = f"check the images; or accept the loss: the same command with --max-bad {len(bad) / num_files + 0.0005:.3f}"
+    raise DataError(what, where=bad[0].where, hint=hint)
 
 
 def _class_of(label: Label | None, classes: Mapping[Label, int], key: str) -> int:

@@ -1,14 +1,19 @@
 """Where the images and texts to embed come from."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools.core.errors import DataError, UsageError
-from data_tools.core.folders import image_files, is_readable
+from data_tools.core.files import UnreadableError, read_regular
+from data_tools.core.folders import is_readable, list_images
+from data_tools.core.names import store_name
 from data_tools.tar.expand import expand_shards
 from data_tools.tar.location import LocationLike, without_secrets
 from mmvit.data.shards import IndexedShards
+
+logger = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
@@ -46,7 +51,7 @@ class ShardSource:
 
 
 class FileSource:
-    """Image files."""
+    """Image files; their keys are paths as `store_name` writes them, because parquet takes valid text alone."""
 
     modality = "image"
 
@@ -58,19 +63,26 @@ class FileSource:
 
     def key(self, i: int) -> str:
         """Name a file."""
-        return str(self.files[i])
+        return store_name(str(self.files[i]))
 
     def read(self, i: int) -> Item:
-        """Read a file; raises DataError where that fails."""
+        """Read a file; raises DataError where that fails. What is no regular file is not opened."""
         try:
-            return Item(self.key(i), self.files[i].read_bytes(), None, {})
-        except OSError as error:
-            raise DataError(f"image cannot be read: {error.strerror}", where=self.key(i)) from error
+            return Item(self.key(i), read_regular(self.files[i]), None, {})
+        except UnreadableError as error:
+            raise DataError(f"image cannot be read: {error.what}", where=self.key(i)) from error
 
     def fingerprint(self) -> str:
         """Name the content by paths, sizes and times."""
-        facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return str(facts)
+        return str([(str(path), *_size_and_time(path)) for path in self.files])
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # reported when it is read
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 class LineSource:
@@ -116,17 +128,22 @@ def open_source(spec: str) -> Source:
     """
     path = Path(spec)
     if path.is_dir() and not any(path.glob("*.tar")):
-        files = image_files(path)
+        files, skipped = list_images(path)
         if not files:
             raise UsageError(
-                "the folder contains neither shards nor images", where=spec, hint="pass shards, images or a .txt file"
+                "the folder contains neither shards nor images",
+                where=spec,
+                note=skipped,
+                hint="pass shards, images or a .txt file",
             )
+        if skipped:
+            logger.warning("%s: %s", spec, skipped)
         return FileSource(files)
-    if (is_readable(path.name) or path.suffix.lower() == ".txt") and not path.exists():
+    is_text = path.suffix.lower() == ".txt"
+    if (is_readable(path.name) or is_text) and not path.is_file():
+        what = "it is not a file" if path.exists() else "the file is missing"
         hint = "check the path; for several images pass their folder"
-        raise DataError("the file is missing", where=without_secrets(spec), hint=hint)
-    if is_readable(path.name) and path.is_file():
+        raise DataError(what, where=without_secrets(spec), hint=hint)
+    if is_readable(path.name):
         return FileSource([path])
-    if path.suffix == ".txt" and path.is_file():
-        return LineSource(path)
-    return ShardSource(expand_shards(spec))
+    return LineSource(path) if is_text else ShardSource(expand_shards(spec))

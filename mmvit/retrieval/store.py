@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.files import write_atomic
+from data_tools.core.mapped import open_mapped
+from data_tools.core.names import as_text
 from data_tools.core.output_folder import check_free
 from data_tools.core.progress import track
 from data_tools.sample.decode import decode_image
@@ -52,14 +54,29 @@ class EmbeddingFolder(NamedTuple):
     metadata: pa.Table
 
 
-def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modality: str | None = None) -> EmbedSummary:
+def embed_source(
+    encoder: Encoder,
+    model: Path,
+    source: Source,
+    out: Path,
+    modality: str | None = None,
+    max_bad: float | None = None,
+) -> EmbedSummary:
     """Embed a source, all that it holds or one side; run again after an interruption, it resumes with the next part.
 
     Items that cannot be read are skipped, listed in `rejected/` and counted.
 
+    Args:
+        encoder: the model.
+        model: its folder.
+        source: what to embed.
+        out: folder to create.
+        modality: image, text or both; None takes all that the source contains.
+        max_bad: fraction of the items that may be rejected; None allows one item, or one in a hundred.
+
     Raises:
         UsageError: the folder holds something else, or the source lacks what the modality needs.
-        DataError: more than one item and more than one in a hundred cannot be read, or none can.
+        DataError: more items than allowed cannot be read, or none can.
     """
     modality = modality or source.modality
     kinds = _kinds(source, modality)
@@ -76,15 +93,11 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
         name = f"{part:0{digits}d}"
         if not (out / "metadata" / f"metadata_{name}.parquet").exists():  # written last in a part
             _embed_part(encoder, source, range(start, min(start + PART_SIZE, len(source))), kinds, out, name)
-    num_rows = sum(pq.read_metadata(path).num_rows for path in list_parts(out, "metadata"))
+    num_rows = sum(pq.read_metadata(open_mapped(path)).num_rows for path in list_parts(out, "metadata"))
     summary = EmbedSummary(num_rows, len(source) - num_rows)
-    if summary.num_rejected > max(1, MAX_REJECTED * len(source)) or 0 < summary.num_rejected == len(source):
-        raise DataError(
-            f"{summary.num_rejected} of {len(source)} items cannot be embedded",
-            where=str(out / "rejected"),
-            note=f"the limit is {MAX_REJECTED:.0%}, or one item; the folder has no manifest and cannot be used",
-            hint="fix or remove the items listed there and embed into another --out",
-        )
+    allowed = max(1.0, MAX_REJECTED * len(source)) if max_bad is None else max_bad * len(source)
+    if summary.num_rejected > allowed or 0 < summary.num_rejected == len(source):
+        raise _too_many(summary, out, len(source), allowed)
     # Both resolved: "../model" starts from where a folder really is, not from a link to it.
     relative_model = os.path.relpath(model.resolve(), out.resolve())
     facts = {"format_version": FORMAT_VERSION, "model": relative_model, "dim": encoder.embed_dim}
@@ -92,6 +105,18 @@ def embed_source(encoder: Encoder, model: Path, source: Source, out: Path, modal
     manifest = job | facts | {"num_rows": num_rows, "num_rejected": summary.num_rejected, "dtype": "float16"}
     write_atomic(out / MANIFEST, json.dumps(manifest, indent=1).encode())
     return summary
+
+
+def _too_many(summary: EmbedSummary, out: Path, num_items: int, allowed: float) -> DataError:
+    hint = "fix or remove the items listed there and embed into another --out"
+    if summary.num_rows:
+        hint += f"; or accept the loss: the same command with --max-bad {summary.num_rejected / num_items + 0.0005:.3f}"
+    return DataError(
+        f"{summary.num_rejected} of {num_items} items cannot be embedded",
+        where=str(out / "rejected"),
+        note=f"at most {int(allowed)} may be invalid; the folder is left without a manifest",
+        hint=hint,
+    )
 
 
 def open_embeddings(folder: Path) -> EmbeddingFolder:
@@ -175,7 +200,7 @@ def _check_sides(item: Item, kinds: Sequence[str]) -> None:
 
 def _row(item: Item) -> dict[str, Any]:
     """Return one row of metadata, by COLUMNS."""
-    return {"image_path": item.key, "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
+    return {"image_path": as_text(item.key), "caption": item.caption, "meta": json.dumps(item.meta, ensure_ascii=False)}
 
 
 def _write_numpy(path: Path, array: np.ndarray) -> None:

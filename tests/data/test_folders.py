@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -80,9 +81,9 @@ def test_hidden_other_and_linked_files_stay_outside(tree: Path, tmp_path: Path, 
     (tree / "loose.png").touch()
     (tree / "linked").symlink_to(tree / "one", target_is_directory=True)
     assert by_name(opened(tree)) == before
-    assert "2 x file that is not a JPEG, PNG or WebP" in caplog.text
-    assert "1 x image outside of the class folders" in caplog.text
-    assert "1 x link to a folder" in caplog.text
+    assert "skipped: 3 x hidden, " in caplog.text
+    for what in (".txt", ".tiff", "image in no class folder", "link to a folder"):
+        assert f"1 x {what}" in caplog.text
 
 
 def test_files_that_cannot_be_read_are_sample_errors(tree: Path, tmp_path: Path):
@@ -99,7 +100,7 @@ def test_files_that_cannot_be_read_are_sample_errors(tree: Path, tmp_path: Path)
         "one/a_secret.png": "outside of the folder",
         "one/c_gone.png": "No such file",
         "one/d_empty.png": "empty file",
-        "one/e_pipe.png": "not a file",
+        "one/e_pipe.png": "not a file but a pipe",
     }.items():
         with pytest.raises(SampleError, match=what) as caught:
             samples.read(numbers[key])
@@ -122,9 +123,9 @@ def test_folders_that_are_no_classes(tmp_path: Path, tree: Path):
         opened(tmp_path / "flat")
     (tmp_path / "set" / "train").mkdir(parents=True)
     (tmp_path / "set" / "val").mkdir()
-    with pytest.raises(UsageError, match="splits of a data set") as caught:
+    with pytest.raises(UsageError, match="part of a data set, not a class") as caught:
         opened(tmp_path / "set")
-    assert caught.value.hint == f"pass one of them: {tmp_path / 'set' / 'train'}"
+    assert str(tmp_path / "set" / "train") in str(caught.value.hint)
     (tree / "ten" / "empty").mkdir(parents=True)
     (tree / "ten" / "notes.txt").touch()
     with pytest.raises(DataError, match="1 of 11 class folders contain no image: ten"):
@@ -243,3 +244,46 @@ def test_json_that_is_missing_or_leads_outside(tmp_path: Path):
         (tmp_path / "set" / "labels.json").write_text(json.dumps({"a.png": "x", outside: "y"}))
         with pytest.raises(DataError, match="entry 2 refers to a file outside of the folder of the JSON file"):
             open_labelled([str(tmp_path / "set" / "labels.json")])
+
+
+def test_class_folders_that_are_numbers_keep_them(tmp_path: Path, digits: Digits, caplog: pytest.LogCaptureFixture):
+    for number in (0, 2, 10, 11):
+        for split in ("train", "val")[: 1 + (number > 2)]:
+            folder = tmp_path / "set" / split / f"{number:0{1 + 2 * (number == 2)}d}"
+            folder.mkdir(parents=True)
+            (folder / "a.png").write_bytes(digits[0][1])
+    caplog.set_level(logging.INFO)
+    samples, names = opened(tmp_path / "set" / "train")
+    assert {samples.key(i): samples.labels[i] for i in range(4)} == {
+        "0/a.png": 0,
+        "002/a.png": 2,
+        "10/a.png": 10,
+        "11/a.png": 11,
+    }
+    assert names == ["0", "1", "002", *map(str, range(3, 12))]
+    assert "class numbers are kept: 0 to 11; no sample for 8 of them: 1, 3, 4, 5, 6 and 3 more" in caplog.text
+    words = [f"name {i}" for i in range(12)]
+    for known in (names, words):
+        samples = open_labelled([str(tmp_path / "set" / "val")], known=known).samples
+        assert {samples.key(i): samples.labels[i] for i in range(2)} == {"10/a.png": 10, "11/a.png": 11}
+    (tmp_path / "set" / "labels.json").write_text('{"train/0/a.png": "10", "val/10/a.png": "2"}')
+    assert list(opened(tmp_path / "set" / "labels.json").samples.labels) == [10, 2]
+    (tmp_path / "set" / "val" / "12").mkdir()
+    (tmp_path / "set" / "val" / "12" / "a.png").write_bytes(digits[0][1])
+    with pytest.raises(DataError, match="the class '12' is not one of the 12 classes"):
+        open_labelled([str(tmp_path / "set" / "val")], known=words)
+    (tmp_path / "set" / "val" / "12").rename(tmp_path / "set" / "val" / "-1")
+    with pytest.raises(UsageError, match="'-1' is a number, and class numbers go from 0"):
+        opened(tmp_path / "set" / "val")
+
+
+def test_folders_that_are_hardly_classes(tmp_path: Path, tree: Path):
+    (tmp_path / "more").mkdir()
+    tree.rename(tmp_path / "more" / "PetImages")
+    with pytest.raises(UsageError, match="'PetImages' is not a class by its name") as caught:
+        opened(tmp_path / "more")
+    assert str(tmp_path / "more" / "PetImages") in str(caught.value.hint)
+    (tmp_path / "more" / "PetImages").rename(tmp_path / "more" / "zoo")
+    with pytest.raises(UsageError, match="there is only one class folder, 'zoo'"):
+        opened(tmp_path / "more")
+    assert open_labelled([str(tmp_path / "more")], "zoo,cat").counts() == [60, 0]

@@ -408,8 +408,11 @@ def test_one_class_is_refused(configure: Configure, tmp_path: Path):
     folder.mkdir(parents=True)
     for number in range(40):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
-    with pytest.raises(UsageError, match="the data has only one class, 'cat'"):
+    with pytest.raises(UsageError, match="there is only one class folder, 'cat'"):
         finetune(configure("run", f"data.train={folder.parent}", "classes="))
+    (tmp_path / "names.txt").write_text("cat\n")
+    with pytest.raises(UsageError, match="the data has only one class, 'cat'"):
+        finetune(configure("run", f"data.train={folder.parent}", f"classes={tmp_path / 'names.txt'}"))
 
 
 def test_a_classifier_continues_and_without_the_model_it_came_from(

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 import mmvit
 import mmvit.retrieval.store as store
 from data_tools.core.errors import CheckpointError, DataError, UsageError
+from data_tools.core.names import restore_name
 from data_tools.sample.decode import decode_image
 from data_tools.tar.writer import ShardWriter
 from mmvit.eval.encoder import Encoder
@@ -254,6 +257,40 @@ def test_pictures_and_lines(run_cli: RunCli, model: Path, tmp_path: Path):
     assert texts.metadata["image_path"].to_pylist() == ["lines.txt:1", "lines.txt:3"]
     assert set(texts.vectors) == {"text"}
     assert [hit.caption for hit in Searcher(tmp_path / "texts").search(text="a cat", k=1)] == ["a cat"]
+
+
+def test_odd_files_of_a_folder_cost_themselves_alone(
+    run_cli: RunCli, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = tmp_path / "pictures"
+    (folder / ".git").mkdir(parents=True)
+    latin = os.fsdecode(b"caf\xe9.png")
+    for name in ("0.png", "1.JFIF", ".git/2.png", "._3.png", "notes.txt", "scan.tif", latin):
+        (folder / name).write_bytes(picture(5))
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(str(folder / "socket.png"))
+    bound.close()
+    code, _, err = run_cli("embed", model, folder, "--out", tmp_path / "e")
+    assert (code, "--max-bad 0.572" in err) == (3, True), err
+    assert "skipped: 2 x hidden, 1 x .txt, 1 x .tif" in caplog.text
+    code, out, err = run_cli("embed", model, folder, "--out", tmp_path / "e", "--max-bad", 0.572)
+    assert (code, out.strip()) == (0, f"{tmp_path / 'e'}: 3 rows, 4 rejected"), err
+    keys = open_embeddings(tmp_path / "e").metadata["image_path"].to_pylist()
+    assert [restore_name(key) for key in keys] == [str(folder / name) for name in ("0.png", "1.JFIF", latin)]
+    listed = [json.loads(line) for line in (tmp_path / "e/rejected/rejected_0.jsonl").read_text().splitlines()]
+    causes = {Path(row["key"]).name: row["cause"] for row in listed}
+    assert "No such file" in causes["gone.jpg"]
+    assert "symbolic links" in causes["loop.jpg"]
+    assert all("a pipe, socket or device" in causes[name] for name in ("pipe.jpg", "socket.png"))
+    code, out, err = run_cli("search", tmp_path / "e", "--image", folder / latin, "-k", 3, "--json")
+    assert str(folder / "caf") + r"\\xe9.png" in out
+    for name, what in (("pipe.jpg", "a pipe, socket"), ("gone.jpg", "No such file")):
+        code, _, err = run_cli("search", tmp_path / "e", "--image", folder / name)
+        assert (code, what in err) == (3, True), err
+    assert run_cli("embed", model, folder / "pipe.jpg", "--out", tmp_path / "f")[0] == 3
 
 
 @pytest.mark.parametrize(

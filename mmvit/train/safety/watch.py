@@ -173,7 +173,7 @@ class Watch:
         """Print the verdict and end the process."""
         with self._ending:  # once
             restore = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # a progress bar hides the cursor
-            os.write(2, f"{restore}mmvit: {verdict}\n".encode())
+            os.write(2, f"{restore}mmvit: {verdict}\n".encode("utf-8", "backslashreplace"))
             time.sleep(2 * TICK_S)  # the store may end with this process: let the other ranks read it first
             os._exit(ResourceError.exit_code)
 
@@ -189,7 +189,7 @@ def joining(timeout_s: float) -> Iterator[None]:
     )
 
     def give_up() -> None:
-        os.write(2, f"mmvit: {error}\n".encode())
+        os.write(2, f"mmvit: {error}\n".encode("utf-8", "backslashreplace"))
         os._exit(error.exit_code)
 
     timer = threading.Timer(timeout_s, give_up)

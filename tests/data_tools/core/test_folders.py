@@ -29,11 +29,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_all_callers_find_the_same_files(root: Path):
-    assert [str(path.relative_to(root)) for path in image_files(root)] == FOUND
+    aside: Counter[str] = Counter()
+    assert sorted(f"{folder}{name}" for folder, names in image_files(root, aside) for name in names) == FOUND
+    assert aside == {"hidden": 2, "link to a folder": 1, ".txt": 1, ".csv": 1}
     assert sorted(list_class_folders(root).files) == FOUND
     source = open_source(str(root))
     assert [source.key(i) for i in range(len(source))] == [str(root / name) for name in FOUND]
-    tally = Tally(Counter(), Counter(), Counter())
+    tally = Tally(Counter(), Counter(), Counter(), [])
     assert sorted(str(row.image) for row in image_rows(root, "classes", tally)) == FOUND
     assert tally.images == {"cat": 4, "dog": 1}
     assert (tally.aside["hidden"], tally.aside["link to a folder"], tally.aside[".csv"]) == (2, 1, 1)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_tools.cli.app import app
 from data_tools.core.errors import DataError, UsageError
+from data_tools.core.names import restore_name
 from data_tools.core.program import run_program
 from data_tools.make.options import MakeOptions
 from data_tools.make.run import MakeReport, check_rejected, describe, make_shards
@@ -429,12 +430,80 @@ def test_the_program(tmp_path: Path, run: Callable[..., tuple[int, str, str]]):
     assert code == 3
     assert (document["num_samples"], document["num_rows"], document["rejected"]) == (8, 9, {"bad-image": 1})
     assert "1 of 9 rows were rejected" in err
-    assert "the shards are finished and contain the other 8 samples" in err
+    assert "the shards contain the other 8 samples, but are not marked as finished" in err
     code, out, err = run(source, tmp_path / "out", "--max-bad", 0.2)
     assert code == 0, err
+    assert "made 0 samples" in out  # what was written before is accepted
+    code, out, err = run(source, tmp_path / "out", "--max-bad", 0.2)
     for part in ("8 samples in 1 shards", "there already", "p001.png", f"mmvit-data stats {tmp_path / 'out'}"):
         assert part in out
     code, out, err = run(tmp_path / "none", tmp_path / "new")
     assert (code, out, "does not exist" in err, (tmp_path / "new").exists()) == (3, "", True, False)
     code, _, err = run(source, tmp_path / "new", "--label-column", "x", "--template", "{}")
     assert (code, "only tables have columns" in err) == (2, True)
+
+
+def test_a_failed_make_is_not_finished_work(tmp_path: Path, run: Callable[..., tuple[int, str, str]]):
+    source = pairs(tmp_path / "in", 9)
+    broken = [source / "1" / "p001.png", source / "0" / "p000.jpg"]
+    whole = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(b"broken")
+    command = (source, tmp_path / "out", "--shard-size", 3, "--workers", 1)
+    assert run(*command)[0] == 3
+    kept = (tmp_path / "out" / "shard-00002.tar").stat().st_mtime_ns
+    assert run(*command)[0] == 3
+    for path, data in zip(broken, whole, strict=True):
+        path.write_bytes(data)
+    code, out, err = run(*command)
+    assert (code, "9 samples in 3 shards" in out) == (0, True), err
+    assert (tmp_path / "out" / "shard-00002.tar").stat().st_mtime_ns == kept  # it had no rejected row
+    make_shards(source, tmp_path / "new", MakeOptions(shard_size=3), num_workers=1)
+    assert {k: v for k, v in files(tmp_path / "out").items() if k.endswith("tar")} == {
+        k: v for k, v in files(tmp_path / "new").items() if k.endswith("tar")
+    }
+
+
+def test_a_refused_make_leaves_nothing_behind(tmp_path: Path, run: Callable[..., tuple[int, str, str]]):
+    photo(tmp_path / "in" / "Images" / "a.png", 1)
+    assert run(tmp_path / "in", tmp_path / "out")[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+    assert run(tmp_path / "in", tmp_path / "out", "--kind", "classes")[0] == 0
+
+
+def test_odd_files_cost_their_own_rows(tmp_path: Path, run: Callable[..., tuple[int, str, str]]):
+    source = pairs(tmp_path / "in", 3)
+    latin = os.fsdecode(b"caf\xe9.png")
+    photo(source / "1" / "p.png", 5).rename(source / "1" / latin)
+    (source / "1" / latin).with_suffix(".txt").write_text("coffee")
+    (source / "1" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(source / "1" / "pipe.jpg")
+    (source / "0" / os.fsdecode(b"\xff.jpg")).write_bytes(b"broken")
+    (source / "1" / "loop").symlink_to(source / "1" / "loop")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="strict")
+    code, out, err = run(source, tmp_path / "out", "--max-bad", 0.5, "--workers", 1)
+    assert code == 0, err
+    assert r"\udcff.jpg" in out
+    found = {sample["txt"]: sample["json"]["source"] for sample in samples(tmp_path / "out").values()}
+    assert os.fsencode(restore_name(found["coffee"])) == b"1/caf\xe9.png"
+    told = {entry["source"]: entry["what"] for entry in rejected(tmp_path / "out")}
+    assert "No such file" in told["1/gone.jpg"]
+    assert told["1/pipe.jpg"] == "it is not a file but a pipe, socket or device"
+    assert len(told) == 3
+
+
+def test_texts_are_found_in_any_case_and_after_the_whole_name(tmp_path: Path, make: Make):
+    source = tmp_path / "in"
+    for i, name in enumerate(("1.JPG", "2.jpg", "3.jpg", "4.png", "5.jpg")):
+        photo(source / name, i, (8, 8))
+    texts = {"1.TXT": "one", "2.jpg.txt": "two", "3.txt": "x", "3.jpg.Txt": "y", "4.png.JSON": '{"text": "four"}'}
+    for name, text in {**texts, "5.txt": "five", "5.json": '{"a": 1}', "6.jpg.txt": "alone"}.items():
+        (source / name).write_text(text)
+    report = make(source)
+    found = {sample["json"]["source"]: sample["txt"] for sample in samples(tmp_path / "out").values()}
+    assert found == {"1.JPG": "one", "2.jpg": "two", "4.png": "four", "5.jpg": "five"}
+    (entry,) = rejected(tmp_path / "out")
+    assert (entry["source"], entry["cause"]) == ("3.jpg", "double-field")
+    assert "3.jpg.Txt or 3.txt" in entry["what"]
+    assert report.left_aside == {".txt without an image": 1}

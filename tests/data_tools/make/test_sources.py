@@ -21,9 +21,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError
+from data_tools.make.guess import find_kind
 from data_tools.make.options import KINDS, MakeOptions
 from data_tools.make.run import MakeReport, make_shards
-from data_tools.make.sources import find_kind
 from data_tools.make.tables import Columns, open_parquet, pack
 from data_tools.tar.index import open_indexes
 from data_tools.tar.reader import ShardReader
@@ -176,6 +176,41 @@ def test_labels_that_are_numbers(tmp_path: Path, pictures: Path, make: Make):
     assert [sample["txt"] for sample in samples(tmp_path / "named")] == [f"a photo of {name}" for name in "bca"]
     with pytest.raises(UsageError, match="no names for the template"):
         make(table, "x", template="a photo of {}")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "packed", "arrow"])
+def test_labels_that_are_numbers_as_text(tmp_path: Path, pictures: Path, make: Make, form: str):
+    labels = ["10", "2", "007", "-2", "3.0", "0"]
+    table = pa.table({"image": [f"images/p{i}.jpg" for i in range(6)], "label": labels})
+    source = pictures / f"t.{form}"
+    if form == "csv":
+        write_csv(source, [["image", "label"], *([row["image"], row["label"]] for row in table.to_pylist())])
+    elif form == "jsonl":
+        source.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    elif form == "parquet":
+        parquet.write_table(table, source)
+    else:
+        table = pa.table({"image": [{"bytes": data, "path": None} for data in PHOTOS], "label": labels})
+        source = pictures / "t.parquet"
+        if form == "arrow":
+            source = save_to_disk(tmp_path / "saved", table, {})
+        else:
+            parquet.write_table(table, source)
+    report = make(source, in_order=True, classnames=None)
+    assert [sample["cls"] for sample in samples(tmp_path / "out")] == ["10", "2", "7", "3", "0"]
+    assert report.num_classes == 0
+    (entry,) = rejected(tmp_path / "out")
+    assert entry["what"] == "'-2' is not a class number, which starts at 0"
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in ["2", "10", *range(20, 29)]))
+    make(source, "named", in_order=True, classnames=tmp_path / "names.txt")  # a name wins over a number
+    assert [sample["cls"] for sample in samples(tmp_path / "named")] == ["1", "0", "7", "3", "0"]
+
+
+def test_numbers_among_other_class_names_are_reported(tmp_path: Path, pictures: Path, make: Make):
+    rows: list[list[object]] = [["image", "label"], *([f"images/p{i}.jpg", i if i else "cat"] for i in range(3))]
+    report = make(write_csv(pictures / "t.csv", rows), in_order=True)
+    assert [sample["cls"] for sample in samples(tmp_path / "out")] == ["2", "0", "1"]
+    assert any(note.startswith("renumbered: '1' is class 0, '2' is class 1;") for note in report.notes)
 
 
 def test_columns_that_are_not_known(pictures: Path, make: Make):
@@ -444,11 +479,12 @@ def test_what_is_no_source(tmp_path: Path, make: Make):
             make(path, kind=kind)
     with pytest.raises(DataError, match="does not exist"):
         make(tmp_path / "*.csv")
-    for split in ("train", "val"):
-        (tmp_path / "splits" / split / "cat").mkdir(parents=True)
-        (tmp_path / "splits" / split / "cat" / "a.jpg").write_bytes(PHOTOS[0])
-    with pytest.raises(UsageError, match=r"(?s)not classes: train, val.*splits/train OUT"):
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "splits" / name).mkdir(parents=True)
+        (tmp_path / "splits" / name / "a.jpg").write_bytes(PHOTOS[0])
+    with pytest.raises(UsageError, match=r"(?s)'train' is a part of a data set.*splits/train OUT \(the others too\)"):
         make(tmp_path / "splits")
+    assert make(tmp_path / "splits" / "train", "train").num_classes == 2
     assert make(tmp_path / "splits", kind="classes").num_classes == 2
     with pytest.raises(UsageError, match="for images without captions: --no-captions"):
         make(tmp_path / "splits" / "val" / "cat", "x")
