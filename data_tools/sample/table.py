@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
         "bad": pa.string(),
     }
 )
-_FORMAT = b"2"
+_FORMAT = b"3"
 
 
 class _Task(NamedTuple):
