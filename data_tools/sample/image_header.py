@@ -183,43 +183,42 @@ def _xmp_orientation(packet: bytes) -> int | None:
 
 
 def _read_jpeg(data: bytes) -> Header:
-    head, kept, end = bytearray(), 0, 2
+    head, end = bytearray(b"\xff\xd8"), 2
     frame: tuple[int, bytes] | None = None
     one_scan = None
     exif: list[bytes] = []
     xmp = b""
-    while found := _JPEG_MARKER.search(data, end):
+    while found := _JPEG_MARKER.search(data, end):  # what lies between two segments is fill, or junk to be left out
         start, end = found.span()
         marker = data[start + 1]
         if marker < 0xC0:
             raise ValueError("no marker found")
-        if marker in _JPEG_ALONE:
-            continue
         body = end + 2
-        end = max(body, end + int.from_bytes(data[end:body], "big"))
+        if marker not in _JPEG_ALONE:
+            end = max(body, end + int.from_bytes(data[end:body], "big"))
         if end > len(data):
             break
-        if marker in _JPEG_FRAMES:
-            frame = marker, data[body:end]
-        elif marker == _JPEG_SCAN:
+        if marker == _JPEG_SCAN:
             one_scan = _is_whole_scan(frame, data[body - 2 : body + 1])
             break
-        elif marker == _JPEG_COMMENT or 0xE0 <= marker <= 0xEF:
-            segment = data[body:end]
-            if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-                exif.append(segment[6:])  # a block of more than 64 KiB lies in several segments
-            elif marker == 0xE1 and segment.startswith(_XMP_SEGMENT):
-                xmp = segment[len(_XMP_SEGMENT) :]
-            if not _tells_colours(marker, segment):
-                head += data[kept:start]
-                kept = end
+        segment = data[body:end]
+        if marker in _JPEG_FRAMES:
+            frame = marker, segment
+        elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            exif.append(segment[6:])  # a block of more than 64 KiB lies in several segments
+        elif marker == 0xE1 and segment.startswith(_XMP_SEGMENT):
+            xmp = segment[len(_XMP_SEGMENT) :]
+        if not (marker == _JPEG_COMMENT or 0xE0 <= marker <= 0xEF) or _tells_colours(marker, segment):
+            head += data[start:end]
+    else:
+        start = len(data)
     if frame is None or len(frame[1]) < 6:
         raise ValueError("the JPEG is cut before its size, or has none")
     bits, height, width, channels = struct.unpack(">BHHB", frame[1][:6])
     if bits != 8 or channels not in (1, 3, 4):
         raise ValueError(f"a JPEG of {channels} channels of {bits} bits")
     orientation = find_orientation([b"".join(exif)], [xmp])
-    return Header("JPEG", width, height, orientation, channels, one_scan, bytes(head), kept)
+    return Header("JPEG", width, height, orientation, channels, one_scan, bytes(head), start)
 
 
 def _is_whole_scan(frame: tuple[int, bytes] | None, scan: bytes) -> bool:

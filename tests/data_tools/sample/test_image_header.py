@@ -193,6 +193,7 @@ ODD_PARTS = {
     "a short profile": jpeg_with(segment(0xE2, b"ICC_PROFILE\0")),
     "half a Photoshop block": jpeg_with(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4")),
     "a garbled list of images": jpeg_with(segment(0xE2, b"MPF\0II*\0\x08\0\0\0\x01\0\xff\xff")),
+    "junk after a segment": jpeg_with(segment(0xE1, b"x"), b"junk", segment(0xED, b"x"), b"\0\xff\0junk"),
     "a segment shorter than its length": jpeg_with(b"\xff\xe1\0\0"),
     "a profile packed in an unknown way": png_with(chunk(b"iCCP", b"name\0\7what")),
     "a profile without a name": png_with(chunk(b"iCCP", b"")),
