@@ -36,7 +36,8 @@ class Fault(NamedTuple):
 class Content(NamedTuple):
     """What a sample holds; None where it lacks the field or the field has a fault.
 
-    `width` and `height` are px of the image as it is delivered, turned by EXIF; `image_format` is JPEG, PNG or WEBP.
+    `width` and `height` are px of the image as it is delivered, turned as its metadata say; `image_format` is JPEG, PNG
+    or WEBP.
     """
 
     image_field: str | None = None

@@ -153,7 +153,7 @@ def _bytes_per_pixel(header: Header) -> int:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image that a viewer would show, as a new RGB image.
 
-    - It is turned as EXIF says.
+    - It is turned as EXIF says, else as XMP says; see `image_header`.
     - Integer grey of 16 bits is scaled to 8; so is float grey, from the least of 1, 255 and 65535 that holds it all.
       Pillow itself keeps the upper 8 bits of 16-bit colours.
     - Transparency is laid on white: an alpha channel, a transparent colour, a palette with transparent entries.
