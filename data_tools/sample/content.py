@@ -7,24 +7,20 @@ callers add shard and key.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-import warnings
 from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
-from PIL import ExifTags, Image
-
 from data_tools.core.errors import CAUSES
-from data_tools.sample.decode import FORMATS, MAX_PIXELS, ImageError, decode_image
+from data_tools.sample.decode import check_size, decode_image
+from data_tools.sample.image_header import ImageError, read_header
 from data_tools.tar.scan import IMAGE_FIELDS
 
 Label = int | str  # a class index, or a class name
 
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _MAX_DIGITS = 18  # of a class index: it fits into 64 bits
 _NUMBER = re.compile(r"[-+]?[\d.,]+")  # no class name, and no class index unless it is digits alone
 _AROUND = re.compile(r"\A[\s\ufeff]+|\s+\Z")
@@ -41,7 +37,8 @@ class Fault(NamedTuple):
 class Content(NamedTuple):
     """Content of a sample; None if the field is missing or invalid.
 
-    `width` and `height` are px of the image as it is delivered, turned by EXIF; `image_format` is JPEG, PNG or WEBP.
+    `width` and `height` are px of the image as it is delivered, turned as its metadata say; `image_format` is JPEG, PNG
+    or WEBP.
     """
 
     image_field: str | None = None
@@ -223,30 +220,11 @@ def read_content(fields: Mapping[str, bytes], usual: Collection[str] = (), decod
 def _read_image(fields: Mapping[str, bytes], decode: bool) -> dict[str, Any]:
     field = find_image(fields)
     try:
-        image_format, width, height = read_header(fields[field])
-        if width * height > MAX_PIXELS:
-            raise FaultError("too-large", f"the image has {width} x {height} px, more than {MAX_PIXELS}")
+        header = read_header(fields[field])
+        check_size(header)
         if decode:
             decode_image(fields[field])
     except ImageError as error:
         raise FaultError(error.cause, f".{field}: {error.what}") from error
-    return {"image_field": field, "image_format": image_format, "width": width, "height": height}
-
-
-def read_header(data: bytes) -> tuple[str, int, int]:
-    """Return format, width and height of an image as it is delivered, from its header alone.
-
-    Raises:
-        ImageError: it is not the beginning of a JPEG, PNG or WebP file.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF blocks, and of sizes: our own cap is lower, and an error
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            exif = Image.Exif()
-            exif.load(image.info.get("exif") or b"")  # image.getexif() would decode a whole PNG that has none
-            sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError("the image cannot be decoded: not a JPEG, PNG or WebP image") from error
-    width, height = reversed(image.size) if sideways else image.size
-    return str(image.format), width, height
+    width, height = header.size
+    return {"image_field": field, "image_format": header.format, "width": width, "height": height}

@@ -3,7 +3,7 @@
 Columns, one row a sample of the index, in its order:
 
     key            string   without the shard's name
-    width, height  int32    px, as the image is delivered: turned by EXIF
+    width, height  int32    px, as the image is delivered: turned by EXIF or XMP
     aspect         float32  width / height
     image_format   string   JPEG, PNG or WEBP
     image_bytes    int64
@@ -71,7 +71,7 @@ SCHEMA = pa.schema(
         "bad": pa.string(),
     }
 )
-_FORMAT = b"2"
+_FORMAT = b"3"
 
 
 class _Task(NamedTuple):

@@ -80,7 +80,7 @@ class Searcher:
             raise UsageError(f"k is {k}; it must be at least 1", where="-k")
         query = self.encoder.encode_text([text]) if text is not None else self.encoder.encode_image([str(image)])
         vectors = self.embeddings.vectors
-        found = top_k(query, vectors.get("img") or vectors["text"], k)
+        found = top_k(query, vectors["img"] if "img" in vectors else vectors["text"], k)
         return [
             self._hit(rank, score, row)
             for rank, (score, row) in enumerate(zip(found.scores[0].tolist(), found.rows[0].tolist(), strict=True), 1)

@@ -84,7 +84,7 @@ def test_the_sheet_shows_the_pictures(shards: list[Path], tmp_path: Path):
 def test_bad_samples_have_a_cell_with_their_fault(tmp_path: Path):
     shards = write_shard(tmp_path / "a", png=b"<html>", txt="a cat")
     samples, _ = peek_samples(shards)
-    assert samples[0].line == "bad-image: .png: the image cannot be decoded: not a JPEG, PNG or WebP image"
+    assert samples[0].line == "bad-image: .png: image cannot be decoded: not a JPEG, PNG or WEBP image"
     draw_sheet(tmp_path / "sheet.png", samples, "title")
     assert (sheet(tmp_path / "sheet.png") == (0xA6, 0x1B, 0x1B)).all(axis=2).sum() > 800  # the frame and the text
     cut = write_shard(tmp_path / "b", png=picture(RED)[:-30], txt="a cat")

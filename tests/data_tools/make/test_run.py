@@ -24,8 +24,10 @@ from data_tools.make.options import MakeOptions
 from data_tools.make.run import MakeReport, check_rejected, describe, make_shards
 from data_tools.make.shard import WORK, group_shards, order_rows, plan_shards
 from data_tools.sample.content import read_content
+from data_tools.sample.decode import decode_image
 from data_tools.tar.index import open_indexes
 from data_tools.tar.reader import ShardReader
+from tests.support.image_files import chunk, jpeg_with, png_with, segment, turned
 
 Make = Callable[..., MakeReport]
 
@@ -271,6 +273,27 @@ def test_resized_and_encoded_only_where_asked(tmp_path: Path, make: Make):
         check_rejected(report, 1.0)  # nothing is left
     with pytest.raises(UsageError, match="re-encoded"):
         make(tmp_path / "in", "x", allow_formats=("gif",))
+
+
+def test_resized_images_are_stored_upright(tmp_path: Path, make: Make):
+    for orientation in range(1, 9):
+        for name, data in (
+            (f"{orientation}.jpg", jpeg_with(segment(0xE1, b"Exif\0\0" + turned(orientation)))),
+            (f"{orientation}.png", png_with(after=chunk(b"eXIf", turned(orientation)))),
+        ):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(data)
+    make(tmp_path / "in", "kept", captions=False)
+    make(tmp_path / "in", "small", resize=8, captions=False)
+    originals = {sample["json"]["source"]: sample for sample in samples(tmp_path / "kept").values()}
+    small = {sample["json"]["source"]: sample for sample in samples(tmp_path / "small").values()}
+    assert len(originals) == len(small) == 16
+    for name, sample in small.items():
+        assert originals[name][name[2:]] == (tmp_path / "in" / name).read_bytes()
+        upright = decode_image(originals[name][name[2:]])
+        assert Image.open(io.BytesIO(sample[name[2:]])).getexif() == {}
+        wanted = np.asarray(upright.resize((12, 8) if int(name[0]) < 5 else (8, 12), Image.Resampling.BICUBIC), float)
+        assert np.abs(pixels(sample[name[2:]]) - wanted).mean() < 6
 
 
 def size_of(data: bytes) -> tuple[str | None, int, int]:
