@@ -63,7 +63,7 @@ def open_accelerator(config: RunConfig) -> Accelerator:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of the random numbers that a rank draws in a step, such as for drop path."""
+    """Return the seed of what a rank draws from torch's RNG state in a step, such as the dropout of a timm model."""
     return seed * 1_000_003 + step + rank * 0x9E3779B1  # generators on CPUs take the lower 32 bits
 
 
