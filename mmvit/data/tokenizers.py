@@ -106,7 +106,7 @@ class _ClipEncode:
     """
 
     def __init__(self, bpe: Any):
-        import regex  # type: ignore[import-untyped]  # open_clip's own
+        from open_clip.tokenizer import re as regex
 
         names = "|".join(bpe.decoder[i] for i in bpe.all_special_ids)
         bpe.pat = regex.compile(bpe.pat.pattern.removeprefix(f"{names}|"), bpe.pat.flags)

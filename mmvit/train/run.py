@@ -36,6 +36,7 @@ from mmvit.train.record.trackers import tracker_arguments
 from mmvit.train.safety.agree import Failure, on_main
 from mmvit.train.safety.guard import Guard
 from mmvit.train.safety.watch import Watch, joining
+from mmvit.train.start.batch_norm import train_mode
 from mmvit.train.start.lora import merge_adapters
 from mmvit.train.step import train_step
 
@@ -204,7 +205,7 @@ class Run:
                     model.load_state_dict(weights)
                 model.to(self.accelerator.device).eval()
             yield model
-            self.model.train()
+            train_mode(self.model)
 
     def evaluate(self, evaluator: Evaluator, last: bool, stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Measure the finished model on the main rank; all ranks raise Interrupted if a stop is requested."""
