@@ -58,8 +58,8 @@ BREAKS = (
     ),
     Break(
         "softmax loss with half of the positives",
-        "value = (rows.mean() + columns.mean()) / 2 - positives",
-        "value = (rows.mean() + columns.mean()) / 2 - positives / 2",
+        "row_gap = pairs.own_images(rows) - of_image",
+        "row_gap = pairs.own_images(rows) - of_image / 2",
         ("test_contrastive",),
     ),
     Break(

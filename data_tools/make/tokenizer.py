@@ -127,6 +127,7 @@ def _count_lengths(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[int]:
     """Return length in tokens, start and end of text included -> number of texts."""
     lengths: Counter[int] = Counter()
     left = iter(texts)
+    tokenizer.encode_special_tokens = True  # a caption that spells one out, as in training
     while batch := list(islice(left, _BATCH)):
         lengths.update(len(row.ids) + 2 for row in tokenizer.encode_batch(batch, add_special_tokens=False))
     return lengths

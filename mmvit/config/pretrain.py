@@ -18,7 +18,9 @@ class LossConfig:
 
     kind: Literal["softmax", "sigmoid"] = key("softmax", "contrastive loss; softmax: CLIP; sigmoid: SigLIP")
     layout: Layout = key("auto", "how the matrix of pairs is computed; the result is the same", "free")
-    joint_captions: bool = key(False, "all captions of an image in one softmax; equal first captions are positives")
+    joint_captions: bool = key(
+        False, "all captions of an image in one softmax; images of equal first captions are not negatives"
+    )
     learn_logit_scale: bool = key(True, "train the logit scale")
     max_logit_scale: float | None = key(100.0, "maximum logit scale; null: no maximum", ge=1)
     captioning: float = key(0.0, "weight of the captioning loss (CoCa); needs model.caption_depth", ge=0)

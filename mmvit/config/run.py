@@ -59,7 +59,9 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "bf16_params", "fp32"] = key(
         "auto", "precision; auto: bf16 if the machine has hardware units for it"
     )
-    same_caption_positives: bool = key(True, "equal captions in a batch are positives, not negatives")
+    same_caption_positives: bool = key(
+        True, "equal captions in a batch are not negatives: softmax leaves them out, sigmoid takes them for positives"
+    )
     init: str = key("", "model folder to start from", "logged")
     init_only: list[str] = key([], "patterns of parameters to load from train.init; empty: all", "logged")
     freeze: list[str] = key([], "patterns of the parameters that are not trained, such as image_tower.*")

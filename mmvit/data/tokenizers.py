@@ -1,7 +1,8 @@
 """Texts to token ids."""
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,7 +47,7 @@ _PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\u
 
 
 class Tokens(NamedTuple):
-    """Ids of texts, and how many of the texts were too long and were truncated."""
+    """Ids of texts, and how many of the texts lost tokens: too long, or spelling out a reserved token."""
 
     ids: Int[Tensor, "B L"]
     num_cut: int
@@ -55,7 +56,9 @@ class Tokens(NamedTuple):
 class Tokenizer:
     """Texts to ids [B, L]: start where the tokenizer has one, the text's tokens, end, padding.
 
-    A text that is too long is truncated and keeps its end-of-text id.
+    A text that is too long is truncated and keeps its end-of-text id. The ids of `reserved` never come from a text: one
+    that spells out the name of such a token is encoded as plain text, or if `encode` cannot do that loses the token and
+    counts as truncated.
     """
 
     def __init__(
@@ -66,9 +69,11 @@ class Tokenizer:
         start: int | None,
         end: int,
         pad: int,
+        reserved: Collection[int],
         context_length: int,
     ):
         self.encode = encode
+        self.reserved = frozenset(reserved)
         self.vocab_size = vocab_size
         self.start_of_text = start
         self.end_of_text = end
@@ -84,7 +89,9 @@ class Tokenizer:
         head = [] if self.start_of_text is None else [self.start_of_text]
         room = min(self.context_length, limit or self.context_length) - len(head) - 1
         rows = self.encode(list(texts))
-        num_cut = sum(len(row) > room for row in rows)
+        lengths = [len(row) for row in rows]
+        rows = [row if self.reserved.isdisjoint(row) else [i for i in row if i not in self.reserved] for row in rows]
+        num_cut = sum(len(row) > room or len(row) < length for row, length in zip(rows, lengths, strict=True))
         rows = [[*head, *row[:room], self.end_of_text] for row in rows]
         ids = torch.full((len(rows), max(map(len, rows), default=2)), self.pad)
         for i, row in enumerate(rows):
@@ -93,9 +100,16 @@ class Tokenizer:
 
 
 class _ClipEncode:
-    """Texts to ids by open_clip's tokenizer; a class, not a lambda, so that it can be pickled for loader workers."""
+    """Texts to ids by open_clip's tokenizer; a class, not a lambda, so that it can be pickled for loader workers.
+
+    open_clip turns the text "<end_of_text>" into that token, which ends a caption early; here it is text.
+    """
 
     def __init__(self, bpe: Any):
+        from open_clip.tokenizer import re as regex
+
+        names = "|".join(bpe.decoder[i] for i in bpe.all_special_ids)
+        bpe.pat = regex.compile(bpe.pat.pattern.removeprefix(f"{names}|"), bpe.pat.flags)
         self.bpe = bpe
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -103,12 +117,26 @@ class _ClipEncode:
 
 
 class _FileEncode:
-    """The same by a tokenizer of the tokenizers library."""
+    """The same by a tokenizer of the tokenizers library; the reserved tokens, by name, are text in a caption."""
 
-    def __init__(self, bpe: Any):
+    def __init__(self, bpe: Any, reserved: dict[str, int]):
         self.bpe = bpe
+        self.reserved = frozenset(reserved.values())
+        # A blank after the first character: for tokens that the file does not mark as special, or that are words of
+        # the model itself.
+        long = [f"(?<={re.escape(name[0])}){re.escape(name[1:])}" for name in reserved if len(name) > 1]
+        self.names = re.compile("|".join(long) or "(?!)", re.IGNORECASE)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = self._ids(texts)
+        spelt = [i for i, row in enumerate(rows) if not self.reserved.isdisjoint(row)]
+        if spelt:
+            again = self._ids([self.names.sub(r" \g<0>", texts[i]) for i in spelt])
+            for i, row in zip(spelt, again, strict=True):
+                rows[i] = row
+        return rows
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         # A caption that spells out an end-of-text token must not end there; set here, as a copy forgets it.
         self.bpe.encode_special_tokens = True
         return [row.ids for row in self.bpe.encode_batch(texts, add_special_tokens=False)]
@@ -123,12 +151,14 @@ def build_tokenizer(config: TokenizerConfig, context_length: int) -> Tokenizer:
         return _clip_tokenizer(context_length)
     config, bpe = _open(config)
     vocabulary = bpe.get_vocab()
+    reserved = {name: vocabulary[name] for name in (config.start, config.end, config.pad) if name}
     return Tokenizer(
-        _FileEncode(bpe),
+        _FileEncode(bpe, reserved),
         vocab_size=max(vocabulary.values()) + 1,
         start=vocabulary[config.start] if config.start else None,
         end=vocabulary[config.end],
         pad=vocabulary[config.pad],
+        reserved=reserved.values(),
         context_length=context_length,
     )
 
@@ -155,7 +185,8 @@ def _clip_tokenizer(context_length: int) -> Tokenizer:
         vocab_size=bpe.vocab_size,
         start=bpe.sot_token_id,
         end=bpe.eot_token_id,
-        pad=0,
+        pad=0,  # the token "!", as in open_clip
+        reserved=bpe.all_special_ids,
         context_length=context_length,
     )
 

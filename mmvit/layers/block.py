@@ -68,16 +68,16 @@ class Block(nn.Module):
         rotary: Float[Tensor, "#B P d"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Apply self-attention, cross-attention if there is a context, and the feed-forward network."""
-        x = self._add(x, self.attention(self.attention_norm(x), mask, rotary=rotary), self.attention_scale)
+        x = self._add(x, self.attention(self.attention_norm(x), mask, rotary=rotary), self.attention_scale, 0)
         if context is not None:
             mixed = self.context_attention(self.context_norm(x), context_mask, context)
-            x = self._add(x, mixed, self.context_scale)
-        return self._add(x, self.feed_forward(self.feed_forward_norm(x)), self.feed_forward_scale)
+            x = self._add(x, mixed, self.context_scale, 1)
+        return self._add(x, self.feed_forward(self.feed_forward_norm(x)), self.feed_forward_scale, 2)
 
-    def _add(self, x: Tensor, branch: Tensor, scale: LayerScale | None) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor, scale: LayerScale | None, number: int) -> Tensor:
         if scale is not None:
             branch = scale(branch)
-        return x + (branch if self.drop_path is None else self.drop_path(branch))
+        return x + (branch if self.drop_path is None else self.drop_path(branch, number))
 
 
 def start_as_identity(module: nn.Module) -> None:

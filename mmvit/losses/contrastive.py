@@ -1,14 +1,16 @@
 """The softmax contrastive loss of CLIP over the global batch."""
 
 import math
-from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmvit.losses.gather import logsumexp_over_ranks
 from mmvit.losses.pairs import Layout, Pairs, Tile, differentiable
+
+_LEFT_OUT = -1e30  # the logit of a pair that is no negative; -inf would give nan where a tile has no negative
 
 
 def contrastive_loss(
@@ -22,70 +24,97 @@ def contrastive_loss(
 ) -> Float[Tensor, ""]:
     """Return the symmetric cross-entropy over image-text cosines (Radford et al. 2021, figure 3).
 
-    The negatives are the rows of all ranks. Logits are float32 even under autocast.
+    Row i is paired with row i, or with V texts an image with the rows V i to V i + V - 1, all of which then are its
+    targets with equal weight (L_out of Khosla et al. 2020, equation 2). The negatives are the rows of all ranks.
+    Logits are float32 even under autocast.
+
+    Pairs of equal groups are no negatives: they are left out of the denominators (false negative elimination, Huynh
+    et al. 2022). Where the texts of a group are equal, as equal captions are, this is the loss in which all of the
+    group are positives and none is a negative (SINCERE, Feeney and Hughes 2023, figure 1).
+
+    With N the log-sum-exp over the negatives and s the logit of a pair, a term is softplus(N - s), and the derivative
+    by s is -sigmoid(N - s): unlike log-sum-exp(all) - s and p - 1, these keep their digits however small the loss is.
 
     Args:
         image: Unit-length image embeddings of this rank.
-        text: Unit-length text embeddings of this rank; without groups, row i is paired with row i.
+        text: Unit-length text embeddings of this rank.
         logit_scale: Factor that multiplies the cosines.
-        image_groups: Rows of the same group are positives of each other with equal weight, so that an image can have
-            several captions, and a caption that occurs twice in the batch is not its own negative. Each group needs
-            both an image and a text in the global batch.
-        text_groups: Groups of the texts; default: those of the images.
+        image_groups: Equal for images whose texts count as equal; default: all differ. The groups of several texts
+            an image must be passed.
+        text_groups: Groups of the texts, each that of its image; default: those of the images.
         layout: How the pairs are computed (see `pairs`); the result is the same.
+
+    Raises:
+        ValueError: the rows are not paired, or a text is of another group than its image.
     """
+    if image_groups is not None and text_groups is not None and text_groups is not image_groups:
+        _check_pairing(image_groups, text_groups)
 
     def compute(needed: bool, image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return _softmax(Pairs(image, text, scale, image_groups, text_groups, layout=layout), needed)
+        return _softmax(Pairs(image, text, scale, image_groups, text_groups, layout=layout), image, text, needed)
 
     return differentiable(compute, image, text, logit_scale)
 
 
-def _softmax(pairs: Pairs, needed: bool) -> tuple[Tensor, list[Tensor]]:
-    # sum_i -log softmax of row i's targets = log-normaliser of row i - the targets' logits; likewise for columns.
-    targets, positives = _target_weights(pairs), torch.zeros_like(pairs.logit_scale)
+def _check_pairing(image_groups: Tensor, text_groups: Tensor) -> None:
+    num_own, rest = divmod(len(text_groups), len(image_groups))
+    if rest or not torch.equal(image_groups.repeat_interleave(num_own), text_groups):
+        raise ValueError(
+            f"{len(text_groups)} texts of {len(image_groups)} images: the texts of an image must be next to each "
+            "other, as many for each image, in the order of the images and of the same group"
+        )
 
-    def add_positives(tile: Tile) -> None:
-        if tile.positive is not None:
-            positives.add_((tile.logits * tile.positive * targets[tile.rows, None]).sum())
 
-    rows, columns = log_normalisers(pairs, add_positives)
-    value = (rows.mean() + columns.mean()) / 2 - positives
+def _softmax(pairs: Pairs, image: Tensor, text: Tensor, needed: bool) -> tuple[Tensor, list[Tensor]]:
+    num_images, num_texts = len(image), len(text)
+    texts = text.unflatten(0, (num_images, -1))  # [m, V, E]
+    cosines = torch.bmm(image[:, None], texts.transpose(1, 2))[:, 0]  # [m, V], of the pairs of this rank
+    own = cosines * pairs.logit_scale
+    of_image = own.logsumexp(dim=1)
+    rows, columns = log_normalisers(pairs, negatives_only=True)
+    row_gap = pairs.own_images(rows) - of_image
+    column_gap = pairs.own_texts(columns).view_as(own) - own
+    value = (F.softplus(row_gap) + (of_image - own.mean(dim=1))).mean() / 2 + F.softplus(column_gap).mean() / 2
     if not needed:
         return value, []
+    rows = torch.logaddexp(rows, pairs.of_held_images(of_image))
+    columns = torch.logaddexp(columns, pairs.of_held_texts(own.flatten()))
     add_log_weights(pairs, rows, columns)
 
     def slope(tile: Tile) -> Tensor:
-        by_row = torch.sub(tile.logits, rows[tile.rows, None], out=tile.space).exp_()
-        slopes = by_row.add_(tile.logits.sub_(columns[tile.columns]).exp_())
-        return slopes if tile.positive is None else slopes.sub_(tile.positive * targets[tile.rows, None])
+        logits = _negatives(tile)
+        by_row = torch.sub(logits, rows[tile.rows, None], out=tile.space).exp_()
+        return by_row.add_(logits.sub_(columns[tile.columns]).exp_())
 
-    return value, pairs.gradients(slope, columns)
-
-
-def _target_weights(pairs: Pairs) -> Float[Tensor, " m"]:
-    """Return the weight of each positive of a row: its weight in the row's target plus that in the column's."""
-    num_texts = _count(pairs.image_groups, pairs.all_text_groups)
-    num_images = _count(pairs.image_groups, pairs.all_image_groups)
-    return 0.5 / (len(pairs.image) * num_texts) + 0.5 / (pairs.num_texts * num_images)
-
-
-def _count(groups: Int[Tensor, " m"], among: Int[Tensor, " N"]) -> Int[Tensor, " m"]:
-    among, groups = among.sort().values, groups.contiguous()
-    return torch.searchsorted(among, groups, right=True) - torch.searchsorted(among, groups)
+    image_grad, text_grad, scale_grad = pairs.gradients(slope, columns)
+    share = (own - of_image[:, None]).exp_()  # of each text in those of its image: 1 if there is one
+    slopes = ((share - 1 / own.shape[1]) - share * row_gap.sigmoid()[:, None]) / (2 * num_images)
+    slopes -= column_gap.sigmoid() / (2 * num_texts)
+    scaled = slopes * pairs.logit_scale
+    for i, partners in enumerate(texts.unbind(dim=1)):
+        image_grad.addcmul_(scaled[:, i, None], partners)
+        text_grad.view_as(texts)[:, i].addcmul_(scaled[:, i, None], image)
+    return value, [image_grad, text_grad, scale_grad + (slopes * cosines).sum()]
 
 
-def log_normalisers(pairs: Pairs, visit: Callable[[Tile], None] | None = None) -> tuple[Tensor, Tensor]:
-    """Return log(sum(exp(logits))) of this rank's images and of the held texts, over all pairs of the global batch."""
+def _negatives(tile: Tile) -> Tensor:
+    """Return the logits of a tile without those of equal groups."""
+    return tile.logits if tile.positive is None else tile.logits.masked_fill_(tile.positive, _LEFT_OUT)
+
+
+def log_normalisers(pairs: Pairs, *, negatives_only: bool = False) -> tuple[Tensor, Tensor]:
+    """Return log(sum(exp(logits))) of the held images and texts, over all pairs of the global batch or the negatives.
+
+    Where there is no negative, it is about -1e30.
+    """
     rows = pairs.image.new_full((len(pairs.image),), -math.inf)
     columns = pairs.text.new_full((len(pairs.text),), -math.inf)
     for tile in pairs.walk(columns):
+        logits = _negatives(tile) if negatives_only else tile.logits
         for sums, dim in ((rows[tile.rows], 1), (columns[tile.columns], 0)):
-            top = tile.logits.amax(dim, keepdim=True)  # so that exp neither overflows nor underflows
-            total = torch.sub(tile.logits, top, out=tile.space).exp_().sum(dim).log_()
+            top = logits.amax(dim, keepdim=True)  # so that exp neither overflows nor underflows
+            total = torch.sub(logits, top, out=tile.space).exp_().sum(dim).log_()
             torch.logaddexp(sums, total.add_(top.squeeze(dim)), out=sums)
-        if visit is not None:
-            visit(tile)
     return rows, logsumexp_over_ranks(columns) if pairs.adds_over_ranks else columns
 
 

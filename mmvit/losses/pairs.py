@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
     columns: slice
     logits: Float[Tensor, "r c"]
     space: Float[Tensor, "r c"]  # scratch memory
-    positive: Float[Tensor, "r c"] | None  # 1 at positives, 0 elsewhere; None if there are none
+    positive: Bool[Tensor, "r c"] | None  # pairs of equal groups; None if there are none
 
 
 class Pairs:
@@ -66,13 +66,12 @@ class Pairs:
             )
         self.layout, self.logit_scale, self.image, self.text = layout, logit_scale, image, text
         self.image_groups, self.text_groups = image_groups, text_groups
-        self.all_image_groups, self.all_text_groups = gather_rows(image_groups), gather_rows(text_groups)
         self.first_row, self.num_texts = rank * len(image), len(text)
         if layout == "global":
-            self.image, self.image_groups, self.first_row = gather_rows(image), self.all_image_groups, 0
+            self.image, self.image_groups, self.first_row = gather_rows(image), gather_rows(image_groups), 0
             self.num_texts *= size
         if layout != "ring":
-            self.text, self.text_groups = gather_rows(text), self.all_text_groups
+            self.text, self.text_groups = gather_rows(text), gather_rows(text_groups)
         # Sums over the images of all ranks are complete here (global), after the ring, or after a reduction over ranks.
         self.adds_over_ranks = layout not in {"global", "ring"}
 
@@ -103,7 +102,23 @@ class Pairs:
         shift = self.first_row - first_column
         if self.diagonal and (rows.stop + shift <= columns.start or columns.stop <= rows.start + shift):
             return None
-        return (self.image_groups[rows, None] == self.text_groups[columns]).to(self.image.dtype)
+        return self.image_groups[rows, None] == self.text_groups[columns]
+
+    def of_held_images(self, values: Float[Tensor, " m"]) -> Float[Tensor, " held"]:
+        """Return the values of the held images, given those of this rank's images."""
+        return gather_rows(values) if self.layout == "global" else values
+
+    def of_held_texts(self, values: Float[Tensor, " n"]) -> Float[Tensor, " held"]:
+        """Return the values of the held texts, given those of this rank's texts."""
+        return values if self.layout == "ring" else gather_rows(values)
+
+    def own_images(self, values: Shaped[Tensor, " held"]) -> Shaped[Tensor, " m"]:
+        """Return the values of this rank's images, given those of the held images."""
+        return values.chunk(world()[1])[world()[0]] if self.layout == "global" else values
+
+    def own_texts(self, values: Shaped[Tensor, " held"]) -> Shaped[Tensor, " n"]:
+        """Return the values of this rank's texts, given those of the held texts."""
+        return values if self.layout == "ring" else values.chunk(world()[1])[world()[0]]
 
     def gradients(self, slope: Callable[[Tile], Tensor], *carried: Tensor) -> list[Tensor]:
         """Return the gradients of images, texts and scale, given the derivative of the loss by the logits of a tile."""

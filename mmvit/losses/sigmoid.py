@@ -32,16 +32,19 @@ def sigmoid_loss(
 
 
 def _sigmoid(pairs: Pairs, bias: Tensor, needed: bool) -> tuple[Tensor, list[Tensor]]:
-    # -log sigmoid(-x) = softplus(x), and -log sigmoid(x) = softplus(x) - x
+    # -log sigmoid(-x) = softplus(x), whose derivative is sigmoid(x). Positives are negated before and after:
+    # softplus(x) - x and sigmoid(x) - 1 would cancel in float32 once the loss is small.
     value, bias_grad = torch.zeros_like(bias), torch.zeros_like(bias)
 
     def slope(tile: Tile) -> Tensor:
         logits = tile.logits.add_(bias)
+        sign = None if tile.positive is None else 1 - 2 * tile.positive.to(logits.dtype)
+        if sign is not None:
+            logits.mul_(sign)
         value.add_(F.softplus(logits).sum())
         slopes = torch.sigmoid(logits, out=tile.space)
-        if tile.positive is not None:
-            value.sub_((logits * tile.positive).sum())
-            slopes.sub_(tile.positive)
+        if sign is not None:
+            slopes.mul_(sign)
         bias_grad.add_(slopes.sum() / len(pairs.image))
         return slopes.div_(len(pairs.image))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from mmvit.eval.encoder import Encoder, load
 from mmvit.retrieval.store import EmbeddingFolder, open_embeddings
 
 CHUNK_SIZE = 65_536  # rows scored at a time, so that float32 copies and scores stay small
+SHORTEST = 1e-12  # length by which a row of zeros is divided
 
 
 class Hit(NamedTuple):
@@ -33,14 +35,21 @@ class Neighbours(NamedTuple):
 
 
 def top_k(queries: Float[Tensor, "Q E"], vectors: list[Any], k: int) -> Neighbours:
-    """Score all rows of the parts [m, E] against unit-length queries, in float32, and keep the k best."""
+    """Compute the cosines of queries and all rows of the parts [m, E], in float32, and keep the k best.
+
+    Stored rows are of unit length up to the rounding to float16 only, so that both sides are divided by their lengths;
+    a row of zeros has the cosine 0.
+    """
+    queries = F.normalize(queries.float(), dim=1, eps=SHORTEST)
     best_scores = queries.new_empty(len(queries), 0)
     best_rows = torch.empty(len(queries), 0, dtype=torch.long)
     first = 0
     for part in vectors:
         for start in range(0, len(part), CHUNK_SIZE):
             chunk = torch.tensor(part[start : start + CHUNK_SIZE], dtype=torch.float32)
-            scores = torch.cat([best_scores, queries @ chunk.T], dim=1)
+            lengths = torch.linalg.vector_norm(chunk, dim=1).clamp_(min=SHORTEST)
+            cosines = (queries @ chunk.T).div_(lengths).clamp_(-1, 1)  # rounding goes beyond by 1e-7
+            scores = torch.cat([best_scores, cosines], dim=1)
             rows = torch.cat([best_rows, (first + start + torch.arange(len(chunk))).expand(len(queries), -1)], dim=1)
             # A stable sort keeps the earlier, lower row among equals; topk promises no order.
             order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]

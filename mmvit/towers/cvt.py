@@ -126,8 +126,8 @@ class CvTBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"], grid: Grid) -> Float[Tensor, "B N D"]:
         """Apply self-attention, then the feed-forward network."""
-        x = x + self.drop_path(self.attention(self.attention_norm(x), grid))
-        return x + self.drop_path(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.drop_path(self.attention(self.attention_norm(x), grid), 0)
+        return x + self.drop_path(self.feed_forward(self.feed_forward_norm(x)), 1)
 
 
 class CvTStage(nn.Module):

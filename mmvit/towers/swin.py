@@ -126,15 +126,15 @@ class SwinBlock(nn.Module):
         self.relative_positions = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
         self.feed_forward = FeedForward(width, round(width * mlp_ratio), activation)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = DropPath(drop_path)
         self.register_buffer("index", relative_position_index((window_size, window_size)), persistent=False)
         self.register_buffer("shift_masks", shift_masks(window_size, shift), persistent=False)
 
     def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h2 w2 C2"]:
         """Apply patch merging (first block of a stage), windowed self-attention and the feed-forward network."""
         x = self.merge(x)
-        x = x + self.drop_path(self.attend(self.attention_norm(x)))
-        return x + self.drop_path(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.drop_path(self.attend(self.attention_norm(x)), 0)
+        return x + self.drop_path(self.feed_forward(self.feed_forward_norm(x)), 1)
 
     def attend(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w C"]:
         """Apply self-attention within windows, W-MSA or SW-MSA."""

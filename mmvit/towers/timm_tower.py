@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_tools.core.errors import did_you_mean
 from mmvit.keys import key
+from mmvit.layers.drop_path import DropPath
 from mmvit.layers.patch_embedding import Patches
 from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
 
@@ -50,6 +51,7 @@ class TimmTower(Tower):
         super().__init__()
         self.name = name
         self.model, self.takes_one_size = _create(name, image_size)
+        _replace_drop_path(self.model)
         self.image_size = image_size
         self.width = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
         self.stride = int(self.model.feature_info[-1]["reduction"])
@@ -80,6 +82,16 @@ class TimmTower(Tower):
         if self.takes_one_size and (height, width) != (self.image_size, self.image_size):
             size = f"{self.image_size}x{self.image_size}"
             raise ValueError(f"timm's {self.name} was built for images of {size} px, got {height}x{width} px")
+
+
+def _replace_drop_path(model: nn.Module) -> None:
+    """Replace timm's layers, which some models have by default, by ours, whose draws are the same for every split."""
+    from timm.layers.drop import DropPath as TimmDropPath
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, TimmDropPath) and child.scale_by_keep and child.drop_prob != 1:
+                setattr(parent, name, DropPath(child.drop_prob or 0.0))
 
 
 def _create(name: str, image_size: int | None) -> tuple[Any, bool]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmvit.checkpoint import Checkpoint
 from mmvit.data.batches import Batch, TrainBatches
 from mmvit.data.source import SampleSource
+from mmvit.layers.drop_path import DrawKey
 from mmvit.layers.patch_embedding import Patches
 
 # Images, token ids and the patches to keep, as a model sees them; `Part.inputs` without what costs nothing.
@@ -16,10 +17,11 @@ FlopInputs = tuple[Tensor | Patches, Tensor | None, Tensor | None]
 
 
 class Part(NamedTuple):
-    """A micro-batch on the device: the arguments of the model, and the targets of its output."""
+    """A micro-batch on the device: the arguments of the model, the targets of its output, and what is drawn for it."""
 
     inputs: tuple[Any, ...]
     targets: Any
+    draws: DrawKey | None = None
 
 
 class StepResult(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mmvit.layers.drop_path import drawing
 from mmvit.models.dual_encoder import Embeddings
 from mmvit.train.contract import Objective, Part
 from mmvit.train.device.parallel import syncing
@@ -25,7 +26,7 @@ def backward_cached(
     states, embedded = [], []
     for part in parts:
         states.append(_random_state(accelerator.device))
-        with torch.no_grad():
+        with torch.no_grad(), drawing(model, part.draws):
             embedded.append(model(*part.inputs, heads=False)[:4])
     after = _random_state(accelerator.device)
 
@@ -38,7 +39,7 @@ def backward_cached(
     cached = [_shares(leaf, sizes) for leaf in rows if leaf is not None]
     for i, part in enumerate(parts):
         _set_random_state(states[i], accelerator.device)
-        with syncing(model, i == len(parts) - 1):
+        with syncing(model, i == len(parts) - 1), drawing(model, part.draws):
             again: Embeddings = model(*part.inputs)
             inner = objective.within(again, part, totals)
             outputs = [output for output in again[:4] if output is not None]

@@ -36,6 +36,7 @@ from mmvit.train.record.trackers import tracker_arguments
 from mmvit.train.safety.agree import Failure, on_main
 from mmvit.train.safety.guard import Guard
 from mmvit.train.safety.watch import Watch, joining
+from mmvit.train.start.batch_norm import train_mode
 from mmvit.train.start.lora import merge_adapters
 from mmvit.train.step import train_step
 
@@ -63,7 +64,7 @@ def open_accelerator(config: RunConfig) -> Accelerator:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of the random numbers that a rank draws in a step, such as for drop path."""
+    """Return the seed of what a rank draws from torch's RNG state in a step, such as the dropout of a timm model."""
     return seed * 1_000_003 + step + rank * 0x9E3779B1  # generators on CPUs take the lower 32 bits
 
 
@@ -204,7 +205,7 @@ class Run:
                     model.load_state_dict(weights)
                 model.to(self.accelerator.device).eval()
             yield model
-            self.model.train()
+            train_mode(self.model)
 
     def evaluate(self, evaluator: Evaluator, last: bool, stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Measure the finished model on the main rank; all ranks raise Interrupted if a stop is requested."""

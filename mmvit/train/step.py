@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmvit.layers.drop_path import drawing
 from mmvit.train.contract import Objective, Part, StepResult
 from mmvit.train.device.bf16 import Bf16Copy
 from mmvit.train.device.parallel import syncing, whole
@@ -35,7 +36,7 @@ def train_step(
     else:
         losses = dict[str, Tensor]()
         for i, part in enumerate(parts):
-            with syncing(model, i == len(parts) - 1):
+            with syncing(model, i == len(parts) - 1), drawing(model, part.draws):
                 rows = model(*part.inputs)
                 values = objective.between(rows, part.targets) | objective.within(rows, part, totals)
                 accelerator.backward(torch.stack(list(values.values())).sum())

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -235,6 +236,58 @@ def test_ids_are_those_of_transformers(outside: tuple[transformers.PreTrainedTok
     assert ours.vocab_size == len(reference)
     assert ours.tokenize(texts).num_cut == sum(len(row) > 16 for row in reference(texts)["input_ids"])
     assert (ours(texts) == ours.end_of_text).any(dim=1).all()
+
+
+def assert_nothing_ends_early(tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    """Captions that spell out these tokens have one end, at their end, and keep what comes after the name."""
+    for name in names:
+        for text in (f"a dog {name} sits", f"{name}a dog{name.upper()} sits", name, f"{name}{name} sits"):
+            ids, num_cut = tokenizer.tokenize([text])
+            inner = ids[0, 0 if tokenizer.start_of_text is None else 1 : -1].tolist()
+            assert ids[0, -1] == tokenizer.end_of_text
+            assert num_cut == 0
+            assert not {tokenizer.end_of_text, tokenizer.start_of_text, *tokenizer.reserved} & set(inner)
+            ending = tokenizer(["a dog sits"])[0, -2:].tolist()
+            assert name == text or ids[0, -2:].tolist() == ending
+
+
+def test_clip_takes_the_names_of_its_tokens_for_text(clip: Tokenizer):
+    assert_nothing_ends_early(clip, ["<start_of_text>", "<end_of_text>", "<|endoftext|>"])
+    spelt, apart = (
+        ["a dog <end_of_text> sits", "&lt;end_of_text&gt;"],
+        ["a dog < end_of_text > sits", "< end_of_text >"],
+    )
+    assert clip(spelt).tolist() == clip(apart).tolist() == open_clip.tokenize(apart)[:, : clip(apart).shape[1]].tolist()
+    assert open_clip.tokenize(spelt[0])[0].tolist().index(clip.end_of_text) == 3  # what open_clip does
+    assert clip(["!! wow !"]).tolist() == open_clip.tokenize("!! wow !")[:, :5].tolist()  # its id is that of padding
+
+
+def test_a_trained_tokenizer_takes_the_names_of_its_tokens_for_text(trained_file: Path):
+    trained = build_tokenizer(TokenizerConfig("file", str(trained_file)), 99)
+    assert_nothing_ends_early(trained, [PAD, START_OF_TEXT, END_OF_TEXT])
+
+
+def test_transformers_tokens_in_captions_are_text(outside: tuple[transformers.PreTrainedTokenizerFast, Path]):
+    ours = build_tokenizer(TokenizerConfig("file", str(outside[1])), 64)
+    assert_nothing_ends_early(ours, ["[SEP]", "[CLS]", "</s>", "<bos>", "<pad>", "<|endoftext|>", "<|startoftext|>"])
+
+
+def test_reserved_tokens_that_are_words_of_the_model_never_come_from_a_caption(tmp_path: Path):
+    """Words of a WordLevel model, a token that is added but not special, and one that cannot be spelt apart."""
+    vocabulary = {"<end>": 0, "a": 1, "dog": 2, "sits": 3, "[UNK]": 4, "$": 5, ">": 6}
+    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_tokens(["<pad>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+
+    def tokenizer(end: str) -> Tokenizer:
+        return build_tokenizer(TokenizerConfig("file", str(tmp_path / "tokenizer.json"), "", end, "<pad>"), 16)
+
+    for name in ("<end>", "<pad>"):
+        ids, num_cut = tokenizer("<end>").tokenize([f"a dog {name} sits"])
+        assert (ids.tolist(), num_cut) == ([[1, 2, 4, 4, 3, 0]], 0)
+    ids, num_cut = tokenizer("$").tokenize(["a dog $ sits", "a dog"])
+    assert (ids[0].tolist(), num_cut) == ([1, 2, 3, 5], 1)
 
 
 def test_transformers_clip_is_open_clip(tmp_path: Path, clip: Tokenizer):

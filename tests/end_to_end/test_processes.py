@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.processes import launch, launcher, start
 
 from data_tools.tar.expand import expand_shards
@@ -130,6 +133,35 @@ def test_two_processes_follow_one_in_bf16(tiny_config: Path, tmp_path: Path):
     worst = [abs(a["loss"] - b["loss"]) / a["loss"] for a, b in zip(one, two, strict=True)]
     print("relative differences:", worst)
     assert max(worst) <= BF16_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_drop_path_is_the_same_for_every_split(tiny_config: Path, tmp_path: Path, kind: str):
+    """The weights after four steps by 1 and 2 ranks with 1, 2 and 4 micro-batches each."""
+    tower = "{image_size: 32, patch_size: 8, width: 32, depth: 3, num_heads: 2}"
+    if kind == "swin":
+        tower = (
+            "{kind: swin, image_size: 32, patch_size: 4, window_size: 4, width: 8, depths: [1, 1], num_heads: [1, 1]}"
+        )
+    config = tmp_path / "config.yaml"
+    config.write_text(re.sub(r"image: \{.*?\}", f"image: {tower}", tiny_config.read_text(), flags=re.DOTALL))
+    settings = ("train.steps=4", "optim.name=sgd", "optim.lr=0.1", "optim.warmup_share=0")
+
+    def weights(drop_path: float, num_ranks: int = 1, micro_batches: int = 1) -> dict[str, torch.Tensor]:
+        out = tmp_path / f"{drop_path}-{num_ranks}-{micro_batches}" / "run"
+        how = [sys.executable] if num_ranks == 1 else launcher(num_ranks, "--multi_gpu")
+        own = (f"model.image.drop_path={drop_path}", f"train.micro_batches={micro_batches}")
+        return load_file(finish(pretrain(config, out, how, *settings, *own), out) / "model" / "model.safetensors")
+
+    def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+        return max((one[name] - other[name]).abs().max().item() for name in one)
+
+    whole = weights(0.6)
+    found = {split: distance(whole, weights(0.6, *split)) for split in ((1, 2), (1, 4), (2, 1), (2, 2))}
+    print("largest differences:", found)
+    assert max(found.values()) <= 3e-6
+    assert distance(whole, weights(0.0)) > 1e-3
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])

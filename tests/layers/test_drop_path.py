@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mmvit.layers.block import Block
-from mmvit.layers.drop_path import DropPath, drop_path_rates
+from mmvit.layers.drop_path import DrawKey, DropPath, drawing, drop_path_rates
 from mmvit.train.run import step_seed
 
 
@@ -30,6 +31,32 @@ def test_the_draw_is_torchs():
     assert not torch.equal(layer(x), first)
     torch.manual_seed(1)
     assert torch.equal(layer(x), first)
+
+
+def test_draws_by_position_are_the_same_for_every_split():
+    model, x = nn.Sequential(DropPath(0.3), DropPath(0.6)), torch.ones(4000, 1)
+    positions = torch.randperm(10**6, generator=torch.Generator().manual_seed(0))[:4000]
+
+    def kept(rows: slice, seed: int = 5) -> Tensor:
+        with drawing(model, DrawKey(positions[rows], seed)):
+            return torch.cat([layer(x[rows], branch) > 0 for layer in model for branch in range(3)], dim=1)
+
+    before = torch.get_rng_state()
+    whole = kept(slice(None))
+    assert torch.equal(whole, torch.cat([kept(slice(start, start + 500)) for start in range(0, 4000, 500)]))
+    assert torch.equal(torch.get_rng_state(), before)
+    shares = torch.tensor([0.7, 0.7, 0.7, 0.4, 0.4, 0.4])
+    assert (whole.float().mean(dim=0) - shares).abs().max() < 0.03
+    assert whole.T.float().corrcoef().triu(1).abs().max() < 0.07  # layers and branches draw for themselves
+    assert (whole != kept(slice(None), seed=6)).float().mean() > 0.3
+
+
+def test_draws_end_with_their_block():
+    model = nn.Sequential(DropPath(0.5))
+    with pytest.raises(KeyError), drawing(model, DrawKey(torch.arange(4), 0)):
+        raise KeyError
+    assert model[0].draws is None
+    assert len(model(torch.ones(7, 1))) == 7
 
 
 def test_a_dropped_block_is_the_identity_with_no_gradient():

@@ -5,8 +5,9 @@
 
 The formulas are written term by term and computed in float64 on one rank with all rows. Ours are computed in float32
 on real ranks with a part of the rows each; their values and gradients are averaged as in data-parallel training.
-An error is the largest difference of any element over all scales, divided by max(1, scale, largest element). Tiles are
-5 x 7 and divide nothing; the layout "auto" keeps its own.
+An error is the largest difference of any element over all scales, divided by max(1, scale, largest element); for a
+solved batch, whose loss is 1e-8 or less, by the largest element. Tiles are 5 x 7 and divide nothing; the layout "auto"
+keeps its own.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from mmvit.losses.masked import captioning_loss, masked_patch_loss
 from mmvit.losses.sigmoid import sigmoid_loss
 from mmvit.losses.token_classification import count_captions, token_classification_loss, token_weights
 
-TOLERANCE = 1e-6
+TOLERANCE, SOLVED_TOLERANCE = 1e-6, 1e-3
 PROCESSES = (4, 2, 1)
 SCALES = (1.0, 14.3, 100.0)
 LAYOUTS = get_args(pairs.Layout)
@@ -46,18 +47,26 @@ Rows = dict[str, Tensor]
 
 
 def softmax(r: Rows) -> Tensor:
-    """Mean over images and over texts of -log softmax, averaged over the positives of each."""
+    """Mean over images and over texts of the mean over its own partners of -log softmax.
+
+    The partners of image i are the rows V i to V i + V - 1; others of its group are in no denominator.
+    """
     logits = r["logit_scale"] * r["image"] @ r["text"].T
+    owner = [j // (len(r["text"]) // len(r["image"])) for j in range(len(r["text"]))]
+    groups = r["image_groups"][:, None] != r["text_groups"]
 
-    def one_way(logits: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    def one_way(logits: Tensor, own: Callable[[int, int], bool], differ: Tensor) -> Tensor:
         terms = []
-        for i in range(len(own)):
-            positives = [j for j in range(len(other)) if own[i] == other[j]]
-            terms.append(sum(logits[i].exp().sum().log() - logits[i, j] for j in positives) / len(positives))
-        return sum(terms) / len(terms)
+        for i in range(len(logits)):
+            partners = [j for j in range(logits.shape[1]) if own(i, j)]
+            compared = [j for j in range(logits.shape[1]) if differ[i, j] or own(i, j)]
+            for j in partners:  # log(1 + sum of exp(other - own)), which keeps its digits near 0
+                others = torch.stack([logits[i, k] - logits[i, j] for k in compared if k != j])
+                terms.append(torch.log1p(others.exp().sum()) / len(partners))
+        return sum(terms) / len(logits)
 
-    images, texts = r["image_groups"], r["text_groups"]
-    return (one_way(logits, images, texts) + one_way(logits.T, texts, images)) / 2
+    by_image = one_way(logits, lambda i, j: owner[j] == i, groups)
+    return (by_image + one_way(logits.T, lambda j, i: owner[j] == i, groups.T)) / 2
 
 
 def sigmoid(r: Rows) -> Tensor:
@@ -155,6 +164,7 @@ class Case(NamedTuple):
     ours: Callable[[Rows, str], Tensor]
     layouts: tuple[str, ...] = LAYOUTS
     scales: tuple[float, ...] = SCALES
+    tolerance: float = TOLERANCE
 
 
 def cases() -> list[Case]:
@@ -169,7 +179,12 @@ def cases() -> list[Case]:
     of_images = torch.cat([torch.arange(10), torch.arange(6)])[torch.randperm(16, generator=random)]
     of_texts = torch.cat([torch.arange(10), torch.arange(10), torch.arange(4)])[torch.randperm(24, generator=random)]
     several = {"image": unit_rows(16), "text": unit_rows(24), "image_groups": of_images, "text_groups": of_texts}
+    joint = {"image": unit_rows(12), "text": unit_rows(24), "image_groups": of_images[:12] % 9}
+    joint["text_groups"] = joint["image_groups"].repeat_interleave(2)
     same = {"image": unit_rows(24), "text": unit_rows(24), "image_groups": of_texts, "text_groups": of_texts}
+    near = F.normalize(unit_rows(24, 32) + 0.1 * unit_rows(24, 32), dim=1)
+    solved = plain | {"image": near, "text": F.normalize(near + 0.1 * unit_rows(24, 32), dim=1)}
+    solved_same = same | {name: solved[name][of_texts] for name in ("image", "text")}
     teacher = {"teacher_image": unit_rows(24, 7), "teacher_text": unit_rows(24, 7)}
     grouped, bias = {"grouped": torch.tensor(True)}, {"logit_bias": torch.tensor(-3.0)}
 
@@ -183,9 +198,30 @@ def cases() -> list[Case]:
     return [
         Case("softmax", plain, {}, softmax, our_softmax),
         Case("softmax, equal captions", same, grouped, softmax, our_softmax),
-        Case("softmax, several captions", several, grouped, softmax, our_softmax),
+        Case("softmax, several captions", joint, grouped, softmax, our_softmax),
+        Case("softmax, solved", solved, {}, softmax, our_softmax, LAYOUTS, (50.0, 70.0), SOLVED_TOLERANCE),
+        Case(
+            "softmax, solved, equal captions",
+            solved_same,
+            grouped,
+            softmax,
+            our_softmax,
+            LAYOUTS,
+            (70.0,),
+            SOLVED_TOLERANCE,
+        ),
         Case("sigmoid", plain, bias, sigmoid, our_sigmoid),
         Case("sigmoid, several captions", several, bias | grouped, sigmoid, our_sigmoid),
+        Case(
+            "sigmoid, solved",
+            solved,
+            {"logit_bias": torch.tensor(-50.0)},
+            sigmoid,
+            our_sigmoid,
+            LAYOUTS,
+            (75.0,),
+            SOLVED_TOLERANCE,
+        ),
         Case("distillation", plain | teacher, {"teacher_scale": torch.tensor(20.0)}, distillation, our_distillation),
         Case("captioning", places, {}, masked, our_captioning, ("-",), (1.0,)),
         Case("masked patches", places, {}, masked, our_masked_patches, ("-",), (1.0,)),
@@ -229,7 +265,8 @@ def errors(case: Case, layout: str, references: dict[tuple[str, float], Rows]) -
             if (case.loss, scale) not in references:
                 references[case.loss, scale] = expected(case, scale)
             for name, reference in references[case.loss, scale].items():
-                size = max(1.0, scale, reference.abs().max().item())
+                size = reference.abs().max().item()
+                size = max(1.0, scale, size) if case.tolerance == TOLERANCE else size
                 error = (ours[name] - reference).abs().max().item() / size
                 largest[name] = max(largest.get(name, 0.0), error if error == error else float("inf"))
     return largest
@@ -258,7 +295,7 @@ def work(rank: int, folder: Path) -> None:
             for layout in case.layouts:
                 with nullcontext() if layout == "auto" else patch.object(pairs, "CPU_TILE", (5, 7)):
                     row = {"loss": case.loss, "layout": layout, "processes": size}
-                    table.append(row | {"errors": errors(case, layout, references)})
+                    table.append(row | {"errors": errors(case, layout, references), "allowed": case.tolerance})
         for broken, breaking in BROKEN.items() if size > 1 else ():
             with breaking():
                 row = {"loss": broken, "layout": "tiles", "processes": size, "broken": True}
@@ -291,10 +328,10 @@ def measure() -> list[dict[str, Any]]:
 
 def as_text(table: list[dict[str, Any]]) -> str:
     columns = ("value", *LEAVES)
-    lines = [f"{'loss':26} {'layout':7} {'processes':9}" + "".join(f"{name:>13}" for name in columns)]
+    lines = [f"{'loss':32} {'layout':7} {'processes':9}" + "".join(f"{name:>13}" for name in columns)]
     for row in table:
         cells = [f"{row['errors'][name]:13.1e}" if name in row["errors"] else f"{'-':>13}" for name in columns]
-        lines.append(f"{row['loss']:26} {row['layout']:7} {row['processes']:9}" + "".join(cells))
+        lines.append(f"{row['loss']:32} {row['layout']:7} {row['processes']:9}" + "".join(cells))
     return "\n".join(lines)
 
 
@@ -311,10 +348,12 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(table))
     kept = sorted((row for row in table if "broken" not in row), key=lambda row: (row["loss"], row["layout"]))
-    worst = max(error for row in kept for error in row["errors"].values())
     print(as_text(kept))
-    print(f"\nlargest error {worst:.1e}, allowed {TOLERANCE:.0e}")
-    sys.exit(worst > TOLERANCE)
+    worst = dict.fromkeys((TOLERANCE, SOLVED_TOLERANCE), 0.0)
+    for row in kept:
+        worst[row["allowed"]] = max(worst[row["allowed"]], *row["errors"].values())
+    print("\n" + "\n".join(f"largest error {error:.1e}, allowed {allowed:.0e}" for allowed, error in worst.items()))
+    sys.exit(any(error > allowed for allowed, error in worst.items()))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ SCALE = 14.3
 BIAS = -3.0
 
 
-def unit_rows(seed: int, rows: int = NUM_ROWS) -> Tensor:
-    return F.normalize(torch.randn(rows, 12, generator=torch.Generator().manual_seed(seed)), dim=1)
+def unit_rows(seed: int, rows: int = NUM_ROWS, width: int = 12) -> Tensor:
+    return F.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
 def with_gradients(loss: Callable[..., Tensor], image: Tensor, text: Tensor, *scalars: float) -> list[Tensor]:
@@ -125,6 +125,58 @@ def test_rows_without_a_partner_are_refused(loss, open_clip_loss, scalars):
         loss(unit_rows(0), unit_rows(1, 32), *scalars, torch.arange(16))
     with pytest.raises(ValueError, match="pass the groups of both"):
         loss(unit_rows(0), unit_rows(1), *scalars, None, torch.arange(16))
+
+
+def test_texts_of_other_images_are_refused():
+    groups = torch.arange(8)
+    for text_groups in (groups.repeat(2), groups.repeat_interleave(2)[:15], groups.flip(0)):
+        with pytest.raises(ValueError, match="the texts of an image must be next to each other"):
+            contrastive_loss(unit_rows(0, 8), unit_rows(1, len(text_groups)), torch.tensor(SCALE), groups, text_groups)
+
+
+@every_loss
+@pytest.mark.parametrize("scale", [20.0, 50.0, 80.0])
+def test_gradients_of_a_solved_batch_keep_their_digits(loss, open_clip_loss, scalars, scale):
+    """The losses are 1e-5 to 1e-26; a normaliser minus a positive, or a probability minus 1, is rounding there."""
+    image, text = unit_rows(0, 8, 64), unit_rows(0, 8, 64)
+    scalars = (scale, -0.6 * scale)[: len(scalars)]
+    own = torch.eye(8, dtype=torch.bool)
+
+    def formula(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        logits = scale * image @ text.T
+        if bias is not None:
+            return torch.where(own, -logits - bias, logits + bias).exp().log1p().sum() / 8
+        others = (logits - logits.diagonal()[:, None]).exp(), (logits - logits.diagonal()).T.exp()
+        return sum(other.masked_fill(own, 0).sum(dim=1).log1p().mean() for other in others) / 2
+
+    expected = with_gradients(lambda *r: formula(*(x.double() for x in r)), image, text, *scalars)
+    for found, wanted in zip(with_gradients(loss, image, text, *scalars), expected, strict=True):
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    if loss is contrastive_loss:  # with cross_entropy in float32 it is rounding
+        rounding = with_gradients(open_clip_loss, image, text, *scalars)[1] - expected[1]
+        assert rounding.abs().max() > 1e-3 * expected[1].abs().max()
+
+
+def test_equal_captions_are_no_negatives():
+    groups = torch.tensor([5, 1, 2, 5, 3, 2, 9, 5, 7, 3, 8, 2, 5, 6, 4, 0])
+    image, text, scale = unit_rows(0), unit_rows(1)[groups], torch.tensor(SCALE)
+    logits = scale * image @ text.T
+    terms = []
+    for i in range(NUM_ROWS):
+        differ = groups != groups[i]
+        by_image = torch.cat([logits[i, differ], logits[i, i, None]])
+        by_text = torch.cat([logits[differ, i], logits[i, i, None]])
+        terms.append((by_image.logsumexp(0) + by_text.logsumexp(0)) / 2 - logits[i, i])
+    value = contrastive_loss(image, text, scale, groups)
+    assert value.item() == pytest.approx(torch.stack(terms).mean().item(), abs=TOLERANCE)
+    assert contrastive_loss(image, text, scale).item() > value.item() + 0.02
+
+
+def test_a_batch_without_negatives_has_no_loss():
+    same = with_gradients(
+        lambda *r: contrastive_loss(*r, torch.zeros(NUM_ROWS, dtype=torch.long)), unit_rows(0), unit_rows(1), SCALE
+    )
+    assert [tensor.abs().max().item() for tensor in same] == [0, 0, 0, 0]
 
 
 def test_identical_rows_give_log_n():

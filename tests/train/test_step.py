@@ -12,10 +12,12 @@ from data_tools.make.tokenizer import train_tokenizer
 from mmvit.config import LossConfig
 from mmvit.data.batches import Batch
 from mmvit.data.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
+from mmvit.layers.drop_path import DrawKey, DropPath
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.losses.contrastive import contrastive_loss
 from mmvit.models.build import build_dual_encoder
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.towers.swin import SwinConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train import gradcache
@@ -39,6 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def build(tokenizer: Tokenizer, **options: Any) -> DualEncoder:
     torch.manual_seed(0)
     image = ViTConfig(image_size=16, patch_size=4, width=16, depth=1, num_heads=2)
+    image = options.pop("image", image)
     text = TextConfig(tokenizer.vocab_size, 12, tokenizer.end_of_text, width=16, depth=1, num_heads=2)
     return build_dual_encoder(DualEncoderConfig(embed_dim=8, image=image, text=text, **options))
 
@@ -90,7 +93,8 @@ def step(
 
     def part(each: Batch) -> Part:
         keep = kept_patches(each.positions, 16, drop, 0) if drop else None
-        return Part((each.images, each.ids, keep), objective.targets(each, torch.device("cpu")))
+        draws = DrawKey(each.positions, 0)
+        return Part((each.images, each.ids, keep), objective.targets(each, torch.device("cpu")), draws)
 
     parts = [part(each) for each in split(batch, num_parts, tokenizer.end_of_text)]
     refuse = Guard(None).refuse
@@ -158,6 +162,30 @@ def test_micro_batches_give_losses_and_gradients_of_the_batch(
     assert parts.losses == pytest.approx(whole.losses, rel=TOLERANCE)
     assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=TOLERANCE)
     assert farthest(found, expected) <= TOLERANCE
+
+
+TOWERS = {
+    "vit": ViTConfig(image_size=16, patch_size=4, width=16, depth=2, num_heads=2, drop_path=0.6),
+    "swin": SwinConfig(
+        image_size=16, patch_size=2, window_size=2, width=8, depths=[1, 1], num_heads=[2, 2], drop_path=0.6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_micro_batches_drop_the_paths_of_the_batch(tokenizer: Tokenizer, batch: Batch, name: str):
+    model = build(tokenizer, image=TOWERS[name])
+    whole, expected = step(model, tokenizer, batch)
+    for num_parts in (2, 4):
+        parts, found = step(model, tokenizer, batch, num_parts=num_parts)
+        assert parts.losses == pytest.approx(whole.losses, rel=TOLERANCE)
+        assert farthest(found, expected) <= TOLERANCE
+    others = step(model, tokenizer, batch._replace(positions=batch.positions + NUM_IMAGES))[0]
+    assert abs(others.loss - whole.loss) > 1e-3
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.rate = 0.0
+    assert abs(step(model, tokenizer, batch)[0].loss - whole.loss) > 1e-3
 
 
 def test_plain_accumulation_is_another_loss(tokenizer: Tokenizer, batch: Batch):

@@ -16,6 +16,7 @@ from mmvit.data.curriculum import stage_at
 from mmvit.data.labels import Labelled, check_same_classes, open_labelled
 from mmvit.data.mixing import mix_pairs
 from mmvit.eval.classify import evaluate_classifier
+from mmvit.layers.drop_path import DrawKey
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.layers.patch_embedding import patch_grid
 from mmvit.losses.classification import soft_targets
@@ -72,7 +73,8 @@ class ClassInputs:
         if config.mix.mixup or config.mix.cutmix:
             images, shares = mix_pairs(images, shares, batch.positions, config.mix, config.seed)
         teacher = self.teacher.logits(images) if self.teacher else None
-        return Part((images, self._keep(step, images, batch.positions)), ClassTargets(shares, teacher))
+        draws = DrawKey(batch.positions.to(self.device), config.seed)
+        return Part((images, self._keep(step, images, batch.positions)), ClassTargets(shares, teacher), draws)
 
     def flop_inputs(self, step: int, batch: Batch) -> FlopInputs:
         """Return images and the patches to keep of the first sample."""

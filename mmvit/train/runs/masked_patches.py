@@ -18,6 +18,7 @@ from mmvit.checkpoint import save_tower
 from mmvit.config import FinetuneConfig
 from mmvit.data.batches import Batch
 from mmvit.data.shards import IndexedShards
+from mmvit.layers.drop_path import DrawKey
 from mmvit.layers.patch_corruption import Corruption, corrupted_patches
 from mmvit.layers.patch_embedding import patchify
 from mmvit.losses.masked import BITS, masked_patch_loss, mean_colour_classes
@@ -99,5 +100,6 @@ def _part(batch: Batch, patch_size: int, seed: int, device: torch.device) -> Par
     assert isinstance(batch.images, Tensor)
     images = batch.images.to(device, non_blocking=True)
     colours = mean_colour_classes(patchify(images, patch_size))
-    corruption = corrupted_patches(batch.positions.to(device), colours.shape[1], seed)
-    return Part((images, corruption), PatchTargets(colours, corruption))
+    draws = DrawKey(batch.positions.to(device), seed)
+    corruption = corrupted_patches(draws.positions, colours.shape[1], seed)
+    return Part((images, corruption), PatchTargets(colours, corruption), draws)

@@ -21,6 +21,7 @@ from mmvit.data.streaming import open_shards
 from mmvit.data.tokenizers import Tokenizer, build_tokenizer, tokenizer_file
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import evaluate_zero_shot
+from mmvit.layers.drop_path import DrawKey
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.layers.patch_embedding import Patches
 from mmvit.models.build import build_dual_encoder
@@ -81,7 +82,8 @@ class PairInputs:
             moved = images.to(self.device, non_blocking=True)
         ids = batch.ids.to(self.device, non_blocking=True)
         keep = self._keep(step, batch.images, batch.positions)
-        return Part((moved, ids, keep), self.losses.targets(batch, self.device))
+        draws = DrawKey(batch.positions.to(self.device), self.config.seed)
+        return Part((moved, ids, keep), self.losses.targets(batch, self.device), draws)
 
     def flop_inputs(self, step: int, batch: Batch) -> FlopInputs:
         """Return images, token ids and the patches to keep of the first sample."""

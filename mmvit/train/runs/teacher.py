@@ -35,7 +35,9 @@ class Teacher:
         """Return the image embeddings and the text embeddings."""
         if self.model is None:
             assert batch.teacher is not None
-            return batch.teacher.image.to(device), batch.teacher.text.to(device)
+            # Stored in float16, they are of unit length up to the rounding only.
+            image, text = (F.normalize(rows.to(device), dim=1) for rows in batch.teacher)
+            return image, text
         size = self.model.config.image.image_size
         assert isinstance(batch.images, Tensor)
         images = batch.images.to(device)

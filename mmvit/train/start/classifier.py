@@ -31,7 +31,7 @@ from mmvit.models.build import build_classifier
 from mmvit.models.classifier import ImageClassifier
 from mmvit.train.device.memory import checkpoint_activations
 from mmvit.train.device.parallel import make_shardable
-from mmvit.train.start.batch_norm import check_batch_norm
+from mmvit.train.start.batch_norm import check_batch_norm, train_mode
 from mmvit.train.start.dual_encoder import check_curriculum, image_differences, image_weights, refuse_other_settings
 from mmvit.train.start.freeze import freeze
 from mmvit.train.start.lora import add_adapters
@@ -63,6 +63,7 @@ def build_start(config: FinetuneConfig, class_names: Sequence[str], accelerator:
     add_adapters(model, config.lora, config.train.freeze)
     checkpoint_activations(model, config.train.checkpointing)
     make_shardable(accelerator, model)
+    train_mode(model)
     return model.to(accelerator.device)
 
 

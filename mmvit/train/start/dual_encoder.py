@@ -22,7 +22,7 @@ from mmvit.towers.contract import Tower, TowerConfig
 from mmvit.towers.timm_tower import TimmConfig
 from mmvit.train.device.memory import checkpoint_activations
 from mmvit.train.device.parallel import make_shardable
-from mmvit.train.start.batch_norm import check_batch_norm
+from mmvit.train.start.batch_norm import check_batch_norm, train_mode
 from mmvit.train.start.freeze import fitting, freeze
 from mmvit.train.start.lora import add_adapters
 
@@ -51,6 +51,7 @@ def build_start(config: PretrainConfig, accelerator: Accelerator) -> DualEncoder
     add_adapters(model, config.lora, config.train.freeze)
     checkpoint_activations(model, config.train.checkpointing)
     make_shardable(accelerator, model)
+    train_mode(model)
     return model.to(accelerator.device)
 
 
