@@ -29,6 +29,7 @@ import numpy as np
 from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.core.files import write_atomic
 from data_tools.core.output_folder import SOMETHING_ELSE, atomic_folder, is_free, occupied
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.demo.emoji_groups import GROUPS, emoji_group
 from data_tools.tar.writer import ShardWriter
@@ -103,7 +104,7 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
     classes = [classes[label] for label in drawn]
     renumbered = {label: new for new, label in enumerate(drawn)}
     drawings = [drawing._replace(label=renumbered[drawing.label]) for drawing in drawings]
-    with atomic_folder(folder) as temporary:
+    with owned(folder, replaced=True), atomic_folder(folder) as temporary:
         counts = _write_splits(temporary, drawings, classes, options)
         _write_names(temporary, classes, options.labels)
         manifest = {
