@@ -60,7 +60,7 @@ class TrainConfig:
         "auto", "precision; auto: bf16 if the machine has hardware units for it"
     )
     same_caption_positives: bool = key(True, "equal captions in a batch are positives, not negatives")
-    init: str = key("", "model folder to start from", "logged")
+    init: str = key("", "model folder to start from", "logged", path=True)
     init_only: list[str] = key([], "patterns of the parameters to load from it, such as image_*; empty: all", "logged")
     freeze: list[str] = key([], "patterns of the parameters that are not trained, such as image_tower.*")
     checkpointing: Literal["none", "selective", "full"] = key(
@@ -91,7 +91,7 @@ class TrainConfig:
 class RunConfig:
     """The config keys of all runs."""
 
-    out: str = key("", "run folder", "free")
+    out: str = key("", "run folder", "free", path=True)
     seed: int = key(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -36,7 +36,7 @@ class TokenizerConfig:
     kind: Literal["clip", "file"] = key(
         "clip", "clip: CLIP's byte-pair encoding; file: a tokenizer of the tokenizers library"
     )
-    path: str = key("", "of kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free")
+    path: str = key("", "of kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free", path=True)
     start: str | None = key(None, 'token before each text; "" for none; null: as found')
     end: str | None = key(None, "token after each text; null: as found")
     pad: str | None = key(None, "padding token; null: as found, otherwise the end token")

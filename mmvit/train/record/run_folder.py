@@ -9,10 +9,8 @@ from typing import Any
 from data_tools.core.errors import UsageError
 from data_tools.core.files import make_folder, remove_leftovers, write_atomic
 from data_tools.core.output_folder import check_free
-from mmvit.config import RunConfig, load_config, to_yaml
+from mmvit.config import CONFIG, RunConfig, load_config, to_yaml
 from mmvit.keys import declared
-
-CONFIG = "config.yaml"
 
 logger = logging.getLogger(__name__)
 
