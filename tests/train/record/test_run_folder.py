@@ -13,6 +13,7 @@ from mmvit.data.curriculum import Stage
 from mmvit.keys import declared
 from mmvit.towers.swin import SwinConfig
 from mmvit.train.record.run_folder import check_run_folder, open_run_folder, settings
+from mmvit.train.record.run_log import read_log
 
 KEYS = {**declared(PretrainConfig()), **declared(FinetuneConfig())}
 
@@ -97,17 +98,23 @@ def test_free_settings_change_silently(begun: Path, caplog: pytest.LogCaptureFix
 
 def test_changed_settings_are_logged(begun: Path, caplog: pytest.LogCaptureFixture):
     config = changed(begun, train__steps=20_000, train__micro_batches=4, train__log_every=1)
-    assert check_run_folder(begun, config).count("\n") == 1
+    assert check_run_folder(begun, config) == {"train.steps": (10_000, 20_000), "train.micro_batches": (1, 4)}
     assert (
         load_config(PretrainConfig, begun / "config.yaml", complete=False).train.steps == 10_000
     )  # looking writes nothing
-    open_run_folder(begun, config)
+    open_run_folder(begun, config, step=60)
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.splitlines() == [
         "the run resumes with changed settings:",
         "    train.steps: 10000 -> 20000",
         "    train.micro_batches: 1 -> 4",
+        "    learning rate: 5.99e-05 (warm-up) at step 60 -> 3.05e-05 (warm-up) at step 61",
+        "  note: the schedule is now that of a run of 20000 steps from its start",
     ]
+    assert read_log(begun / "log.jsonl")[-1] == {
+        **{"step": 60, "time_s": 0.0},
+        "changed": {"train.steps": [10_000, 20_000], "train.micro_batches": [1, 4]},
+    }
     assert load_config(PretrainConfig, begun / "config.yaml", complete=False) == config
 
 
