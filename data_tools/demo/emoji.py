@@ -97,6 +97,11 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
     finished = _finished_manifest(folder, options)
     if finished is not None:
         return EmojiReport(folder, finished, was_there=True)
+    with owned(folder, replaced=True):
+        return _write_folder(folder, options)
+
+
+def _write_folder(folder: Path, options: EmojiOptions) -> EmojiReport:
     root = _drawings_folder()
     classes = _load_classes(options)
     drawings = _list_drawings(root, options, classes)
@@ -104,7 +109,7 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
     classes = [classes[label] for label in drawn]
     renumbered = {label: new for new, label in enumerate(drawn)}
     drawings = [drawing._replace(label=renumbered[drawing.label]) for drawing in drawings]
-    with owned(folder, replaced=True), atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         counts = _write_splits(temporary, drawings, classes, options)
         _write_names(temporary, classes, options.labels)
         manifest = {

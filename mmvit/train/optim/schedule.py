@@ -11,7 +11,7 @@ def schedule_factor(step: int, num_steps: int, config: OptimConfig) -> float:
     Linear warm-up over `warmup_share`, flat, then a decay over `decay_share` to 0 at `num_steps`: "cosine", "linear",
     or "sqrt", the cooldown 1 - sqrt(x) (Haegele et al. 2024, section 3). A `decay_share` of 0 keeps the rate constant.
     "inverse_sqrt" falls with the square root of the steps after the warm-up (Vaswani et al. 2017, section 5.3), never
-    to 0. Its decay depends on neither `num_steps` nor `decay_share`, so that a run can be made longer.
+    to 0. Its decay depends on `num_steps` only through the warm-up, and not on `decay_share`.
     """
     warmup = config.warmup_share * num_steps
     rise = min(1.0, (step + 1) / (warmup + 1))

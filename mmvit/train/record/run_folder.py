@@ -1,7 +1,10 @@
 """The folder of a run: created by a new run, or reused when the run resumes."""
 
 import contextlib
+import copy
+import functools
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +20,7 @@ from mmvit.train.record.changes import Changes, describe_changes, table
 from mmvit.train.record.run_log import log_changes
 
 LOG = "log.jsonl"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # of a URL, or of a command
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ def open_run_folder(folder: Path, config: RunConfig, step: int = 0) -> None:
     remove_leftovers(folder, "*")
     if changes:
         log_changes(folder / LOG, step, changes)
-    write_atomic(folder / CONFIG, to_yaml(config).encode())
+    write_atomic(folder / CONFIG, to_yaml(anchored(config)).encode())
 
 
 def check_run_folder(folder: Path, config: RunConfig) -> Changes:
@@ -71,13 +75,37 @@ def check_run_folder(folder: Path, config: RunConfig) -> Changes:
     return {}
 
 
+def anchored(config: RunConfig) -> RunConfig:
+    """Return the config with absolute paths, except `out`: it means the same in any working directory.
+
+    Names that are no files, such as those of prompt templates and of other libraries' models, stay what they are.
+    """
+    config = copy.deepcopy(config)
+    for name, found in declared(config).items():
+        *outer, last = name.split(".")
+        part = functools.reduce(getattr, outer, config)
+        value = getattr(part, last)
+        if found.path and isinstance(value, list):
+            setattr(part, last, [_absolute(each) for each in value])
+        elif found.path and name != "out" and value and Path(value).exists():
+            setattr(part, last, _absolute(value))
+    return config
+
+
+def _absolute(path: str) -> str:
+    return path if _SCHEME.match(path) else str(Path.cwd() / path)
+
+
 def settings(config: RunConfig) -> dict[str, Any]:
     """Return all settings by dotted key; a list is one setting."""
     return _flat(asdict(config))
 
 
 def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int) -> Changes:
-    old, new = settings(saved), settings(now)  # keys that the saved config lacks have their defaults
+    old, new = (
+        settings(anchored(saved)),
+        settings(anchored(now)),
+    )  # keys that the saved config lacks have their defaults
     keys = declared(saved) | declared(now)  # image towers of other kinds have other keys
     changed = {
         key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key) and keys[key].resume != "free"

@@ -167,3 +167,22 @@ def test_what_dead_processes_left_is_removed(begun: Path):
     (begun / ".config.yaml.tmp-1-0123abcd").write_text("half a conf")
     open_run_folder(begun, changed(begun))
     assert sorted(path.name for path in begun.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_saved_config_means_the_same_in_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    config = PretrainConfig(out="run")
+    config.data.train, config.train.init = ["shards/{0..3}.tar", "s3://bucket/a.tar", "pipe:cat a.tar", "/a"], "model"
+    config.loss.teacher, config.zero_shot.data = "timm:resnet18", ["val"]
+    open_run_folder(tmp_path / "run", config)
+    (tmp_path / "run" / "checkpoints" / "step-00000060").mkdir(parents=True)
+    saved = load_config(PretrainConfig, tmp_path / "run" / "config.yaml", complete=False)
+    assert saved.data.train == [f"{tmp_path}/shards/{{0..3}}.tar", "s3://bucket/a.tar", "pipe:cat a.tar", "/a"]
+    assert (saved.train.init, saved.zero_shot.data) == (f"{tmp_path}/model", [f"{tmp_path}/val"])
+    assert (saved.loss.teacher, saved.zero_shot.templates, saved.out) == ("timm:resnet18", "simple", "run")
+    assert check_run_folder(tmp_path / "run", config) == {}  # the same model, named otherwise
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert check_run_folder(tmp_path / "run", saved) == {}
+    assert check_run_folder(tmp_path / "run", config)["train.init"] == (f"{tmp_path}/model", "model")
