@@ -126,6 +126,23 @@ def test_folder_without_content_is_removed_at_the_end(tmp_path: Path):
     assert (tmp_path / "empty").is_dir()
 
 
+def test_owner_that_ends_between_opening_and_locking_leaves_no_lock_on_a_removed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lock, calls = fcntl.flock, []
+
+    def locked(fd: int, how: int) -> None:
+        if not calls:
+            (tmp_path / OWNER).unlink()  # the end of the other owner
+        calls.append(fd)
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with owned(tmp_path):
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+    assert len(calls) == 2
+
+
 def test_many_writers_never_meet(tmp_path: Path):
     inside, met, turns = [0], [0], [0]
 
