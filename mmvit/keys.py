@@ -50,6 +50,7 @@ class Key:
     lt: Number | None = None
     min_length: int | None = None
     max_length: int | None = None
+    path: bool = False  # a leading ~ is the user's home folder
 
     @property
     def bounds(self) -> str:
@@ -87,16 +88,17 @@ class Key:
         )
 
 
-def key(default: Any, help: str, resume: Resume = "same", **bounds: Number) -> Any:
+def key(default: Any, help: str, resume: Resume = "same", *, path: bool = False, **bounds: Number) -> Any:
     """Declare a config key as the default of its dataclass field.
 
     Args:
         default: the default; each config gets its own list or dict.
         help: what the key means, one line, with its unit.
         resume: the effect of a changed value on a run that resumes.
+        path: the value is a file or folder, or several of them.
         bounds: of `Key`: `ge`, `gt`, `le`, `lt` for numbers, `min_length` and `max_length` for lists.
     """
-    metadata = {_METADATA: Key(help, resume, **bounds)}  # type: ignore[arg-type]  # lengths are whole numbers
+    metadata = {_METADATA: Key(help, resume, path=path, **bounds)}  # type: ignore[arg-type]  # lengths are whole numbers
     if isinstance(default, list | dict):
         return field(default_factory=partial(copy.deepcopy, default), metadata=metadata)
     return field(default=default, metadata=metadata)

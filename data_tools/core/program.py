@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import termios
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     import typer
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.EIO)
+# From a user, from a batch system at its time limit, the advance warning that some batch systems send, and from a
+# terminal that is closed.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -37,8 +42,9 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
         if user_error is None or debug:
             raise
         if user_error.exit_code == 128 + signal.SIGTERM:  # it is stopping on request; ignore further signals
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
+        leave_closed_terminal()
         print(f"{name}: {user_error}", file=sys.stderr)
         sys.exit(user_error.exit_code)
 
@@ -51,6 +57,18 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def leave_closed_terminal() -> None:
+    """Send what is printed from now on nowhere, if the terminal it went to was closed: writing there is an error."""
+    for fd in (1, 2):
+        try:
+            termios.tcgetattr(fd)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, fd)
+                os.close(nowhere)
 
 
 def print_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from data_tools.core.errors import UsageError
 from data_tools.core.files import write_atomic
 from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.ownership import owned
 from data_tools.tar.writer import ShardWriter
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -38,22 +39,23 @@ def write_digits(out: str | os.PathLike[str], seed: int = 0) -> dict[str, Any]:
     except ImportError:
         raise UsageError("the package scikit-learn is not installed", hint="pip install 'mmvit[data]'") from None
     folder, plan = Path(out), {"verb": "digits", "seed": seed}
-    report = open_output(folder, plan)
-    if report is not None:
-        return {**report, "was_there": True}
-    for left in [*folder.glob("train-*.tar*"), *folder.glob("val-*.tar*")]:
-        left.unlink()
-    data = load_digits()
-    in_val = val_rows(data.target, seed)
-    counts = {}
-    for split, rows in (("train", np.flatnonzero(~in_val)), ("val", np.flatnonzero(in_val))):
-        with ShardWriter(folder, split, max_samples=500) as writer:
-            for row in rows.tolist():
-                writer.write(f"digit-{row:04d}", {"png": _png(data.images[row]), "cls": int(data.target[row])})
-        counts[split] = len(rows)
-    write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in NAMES).encode())
-    close_output(folder, plan, counts)
-    return {**counts, "was_there": False}
+    with owned(folder):
+        report = open_output(folder, plan)
+        if report is not None:
+            return {**report, "was_there": True}
+        for left in [*folder.glob("train-*.tar*"), *folder.glob("val-*.tar*")]:
+            left.unlink()
+        data = load_digits()
+        in_val = val_rows(data.target, seed)
+        counts = {}
+        for split, rows in (("train", np.flatnonzero(~in_val)), ("val", np.flatnonzero(in_val))):
+            with ShardWriter(folder, split, max_samples=500) as writer:
+                for row in rows.tolist():
+                    writer.write(f"digit-{row:04d}", {"png": _png(data.images[row]), "cls": int(data.target[row])})
+            counts[split] = len(rows)
+        write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in NAMES).encode())
+        close_output(folder, plan, counts)
+        return {**counts, "was_there": False}
 
 
 def val_rows(labels: np.ndarray, seed: int) -> np.ndarray:

@@ -29,6 +29,7 @@ import numpy as np
 from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.core.files import write_atomic
 from data_tools.core.output_folder import SOMETHING_ELSE, atomic_folder, is_free, occupied
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.demo.emoji_groups import GROUPS, emoji_group
 from data_tools.tar.writer import ShardWriter
@@ -96,6 +97,11 @@ def write_emoji(out: str | os.PathLike[str], options: EmojiOptions) -> EmojiRepo
     finished = _finished_manifest(folder, options)
     if finished is not None:
         return EmojiReport(folder, finished, was_there=True)
+    with owned(folder, replaced=True):
+        return _write_folder(folder, options)
+
+
+def _write_folder(folder: Path, options: EmojiOptions) -> EmojiReport:
     root = _drawings_folder()
     classes = _load_classes(options)
     drawings = _list_drawings(root, options, classes)

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data_tools.core.errors import UsageError
 from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.index import open_index
@@ -139,16 +140,17 @@ def write_synthetic(
         )
     folder = Path(out)
     plan = {"verb": "synthetic", **photos._asdict(), "shards": num_shards, "samples": num_samples}
-    report = open_output(folder, plan)
-    if report is not None:
-        return report | {"was_there": True}
-    ends = [(number + 1) * num_samples // num_shards for number in range(num_shards)]
-    tasks = list(zip(range(num_shards), [0, *ends[:-1]], ends, strict=True))
-    function = functools.partial(_write_shard, folder, photos)
-    done = track(run_tasks(function, tasks, num_workers=num_workers, engine=engine), num_shards, "writing shards")
-    report = {"samples": num_samples, "shards": num_shards, "bytes": sum(size for _, size in done)}
-    close_output(folder, plan, report)
-    return report | {"was_there": False}
+    with owned(folder):
+        report = open_output(folder, plan)
+        if report is not None:
+            return report | {"was_there": True}
+        ends = [(number + 1) * num_samples // num_shards for number in range(num_shards)]
+        tasks = list(zip(range(num_shards), [0, *ends[:-1]], ends, strict=True))
+        function = functools.partial(_write_shard, folder, photos)
+        done = track(run_tasks(function, tasks, num_workers=num_workers, engine=engine), num_shards, "writing shards")
+        report = {"samples": num_samples, "shards": num_shards, "bytes": sum(size for _, size in done)}
+        close_output(folder, plan, report)
+        return report | {"was_there": False}
 
 
 def _write_shard(folder: Path, photos: SyntheticPhotos, task: tuple[int, int, int]) -> int:

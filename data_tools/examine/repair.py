@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.files import write_atomic
 from data_tools.core.output_folder import atomic_folder, check_apart
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.examine.check import Inspection, inspect_shard
@@ -103,7 +104,7 @@ def repair_shards(
             hint = "repair each folder by itself"
             raise UsageError(f"{count} shards are named {name}, in different folders", where=name, hint=hint)
     check_apart(Path(out), (tar.path for tar in locations if not tar.is_remote))
-    with atomic_folder(out) as folder:
+    with owned(out, replaced=True), atomic_folder(out) as folder:
         tasks = [_Task(tar, folder) for tar in locations]
         work = run_tasks(_repair_one, tasks, num_workers=num_workers, engine=engine)
         done = dict(track(work, len(tars), "repairing"))

@@ -13,9 +13,7 @@ Equal sources and options give equal bytes, whatever the number of workers (an i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -24,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from data_tools.core.errors import CAUSES, DataError, UsageError
 from data_tools.core.files import fsync_file, rename_synced, temporary_name, write_atomic
 from data_tools.core.folders import describe_skipped
 from data_tools.core.output_folder import close_output, open_output
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.make.guess import command, tables_near
@@ -120,8 +119,7 @@ def make_shards(
     folder, source, out = str(out), source.absolute(), out.absolute()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError("the output folder is inside the source", where=folder, hint="choose a folder next to it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
+    with owned(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as planning:
         opened = open_source(source, options, Path(planning, "rows.jsonl"))
         rules, seed = _rules(opened, options, source), _seed(opened, options)
         _say(opened, seed, rules)
@@ -129,21 +127,21 @@ def make_shards(
         there = open_output(out, plan)
         if there is not None:
             return MakeReport(folder, **there)
-        with _alone(out / WORK):
-            if isinstance(opened.rows, ListedRows):
-                opened.rows = opened.rows.moved_to(out / WORK)  # so that a killed run leaves nothing next to the folder
-            start = time.monotonic()
-            jobs = plan_shards(order_rows(opened.rows.num_rows, seed), options.shard_size)
-            _forget_rejected(out, jobs, max_bad * opened.rows.num_rows)
-            waiting = [job for job in jobs if read_record(out, job.number) is None]
-            tasks = list(group_shards(waiting, opened.group_rows, options.shard_size))
-            write = functools.partial(write_shards, Settings(out, opened.rows, rules))
-            results = run_tasks(write, tasks, num_workers=num_workers, engine=engine)
-            made = sum(num_samples for _, num_samples in track(results, len(tasks), "shards"))
-            report = _finish(out, opened, rules, len(jobs))
-            if _is_success(report, max_bad):
-                close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
-                shutil.rmtree(out / WORK)
+        (out / WORK).mkdir(exist_ok=True)
+        if isinstance(opened.rows, ListedRows):
+            opened.rows = opened.rows.moved_to(out / WORK)  # so that a killed run leaves nothing next to the folder
+        start = time.monotonic()
+        jobs = plan_shards(order_rows(opened.rows.num_rows, seed), options.shard_size)
+        _forget_rejected(out, jobs, max_bad * opened.rows.num_rows)
+        waiting = [job for job in jobs if read_record(out, job.number) is None]
+        tasks = list(group_shards(waiting, opened.group_rows, options.shard_size))
+        write = functools.partial(write_shards, Settings(out, opened.rows, rules))
+        results = run_tasks(write, tasks, num_workers=num_workers, engine=engine)
+        made = sum(num_samples for _, num_samples in track(results, len(tasks), "shards"))
+        report = _finish(out, opened, rules, len(jobs))
+        if _is_success(report, max_bad):
+            close_output(out, plan, {name: value for name, value in vars(report).items() if name != "folder"})
+            shutil.rmtree(out / WORK)
     report.folder, report.num_made, report.seconds = folder, made, time.monotonic() - start
     return report
 
@@ -253,19 +251,6 @@ def _say(source: Source, seed: int | None, rules: SampleRules) -> None:
         notes.append(skipped)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Create the folder, and refuse a second process that writes it at the same time."""
-    work.mkdir(exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            hint = "wait until it is done, or stop it first"
-            raise UsageError("another process is making this folder", where=str(work.parent), hint=hint) from None
-        yield
 
 
 def _plan(path: Path, source: Source, options: MakeOptions, rules: SampleRules) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from data_tools.core.workers import run_tasks
 from data_tools.sample.content import find_image
 from data_tools.sample.decode import decode_image
 from data_tools.sample.table import shard_metadata
-from data_tools.select.write import Int64s, OutputOptions, SampleTable, WriteReport, write_samples
+from data_tools.select.write import Int64s, OutputOptions, SampleTable, WriteReport, owned_output, write_samples
 from data_tools.tar.index import ShardIndex, open_indexes
 from data_tools.tar.location import LocationLike
 from data_tools.tar.reader import ShardReader
@@ -105,25 +105,26 @@ def dedup_shards(
     """
     if threshold is not None and not 0 <= threshold <= MAX_THRESHOLD:
         raise UsageError(f"the threshold must be 0 .. {MAX_THRESHOLD} bits, got {threshold}")
-    table = SampleTable(open_indexes(tars))
-    first = _first_with_these_bytes(table)
-    near: dict[int, tuple[int, int]] = {}  # sample -> (kept sample, bits)
-    if threshold is not None:
-        near = _near_copies(table, tars, first, threshold, num_workers, engine)
-    copies = []
-    for sample, original in enumerate(first.tolist()):
-        if original in near:
-            copies.append(Copy(sample, *near[original]))
-        elif original != sample:
-            copies.append(Copy(sample, original, None))
-    found = DedupReport(len(table), copies, table, None)
-    lines = [json.dumps(group, ensure_ascii=False) for group in found.groups()]
-    if report is not None:
-        write_atomic(report, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
-    if output is None:
-        return found
-    chosen = np.setdiff1d(np.arange(len(table)), [copy.sample for copy in copies])
-    return found._replace(written=write_samples(table, chosen, output, verb="dedup", lists={DUPLICATES: lines}))
+    with owned_output(output):
+        table = SampleTable(open_indexes(tars))
+        first = _first_with_these_bytes(table)
+        near: dict[int, tuple[int, int]] = {}  # sample -> (kept sample, bits)
+        if threshold is not None:
+            near = _near_copies(table, tars, first, threshold, num_workers, engine)
+        copies = []
+        for sample, original in enumerate(first.tolist()):
+            if original in near:
+                copies.append(Copy(sample, *near[original]))
+            elif original != sample:
+                copies.append(Copy(sample, original, None))
+        found = DedupReport(len(table), copies, table, None)
+        lines = [json.dumps(group, ensure_ascii=False) for group in found.groups()]
+        if report is not None:
+            write_atomic(report, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+        if output is None:
+            return found
+        chosen = np.setdiff1d(np.arange(len(table)), [copy.sample for copy in copies])
+        return found._replace(written=write_samples(table, chosen, output, verb="dedup", lists={DUPLICATES: lines}))
 
 
 def describe(report: DedupReport) -> str:

@@ -18,7 +18,7 @@ from data_tools.core.mapped import open_mapped
 from data_tools.core.names import as_text
 from data_tools.sample.table import SCHEMA, shard_metadata
 from data_tools.select.expression import Expression
-from data_tools.select.write import OutputOptions, SampleTable, WriteReport, write_samples
+from data_tools.select.write import OutputOptions, SampleTable, WriteReport, owned_output, write_samples
 from data_tools.tar.index import open_indexes
 from data_tools.tar.location import LocationLike
 
@@ -81,34 +81,35 @@ def filter_samples(
     given = None if scores is None else _read_scores(scores, expression)
     empty = SCHEMA.empty_table().select(_COLUMNS)
     expression.mask(empty if given is None else _joined(empty, given, empty["key"])[0])
-    table = SampleTable(open_indexes(tars))
-    mask, scored = [], 0
-    failed: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
-    for first in range(0, len(tars), _SHARDS_AT_ONCE):
-        some = slice(first, first + _SHARDS_AT_ONCE)
-        metadata = shard_metadata(tars[some], num_workers=num_workers, engine=engine)
-        if given is not None:
-            sizes = [len(index) for index in table.indexes[some]]
-            shards = pa.array(map(as_text, np.repeat(table.names[some], sizes).tolist()), pa.string())
-            full_keys = pc.binary_join_element_wise(shards, metadata["key"], "/")
-            metadata, num = _joined(metadata, given, full_keys)
-            scored += num
-        mask.append(expression.mask(metadata))
-        for condition, num_failed, num_unknown in expression.count_failed(metadata):
-            failed[condition] += num_failed
-            unknown[condition] += num_unknown
-    if given is not None and not scored:
-        hint = f"keys look like {table.full_key(0)!r} or {table.key(0)!r}"
-        raise DataError("no score matches a sample of the shards", where=str(scores), hint=hint)
-    kept = np.concatenate(mask)
-    return FilterReport(
-        kept=int(np.count_nonzero(kept)),
-        dropped=int(np.count_nonzero(~kept)),
-        failed=dict(failed),
-        unknown=dict(unknown),
-        written=None if output is None else _write(table, kept, where, output),
-    )
+    with owned_output(output):
+        table = SampleTable(open_indexes(tars))
+        mask, scored = [], 0
+        failed: Counter[str] = Counter()
+        unknown: Counter[str] = Counter()
+        for first in range(0, len(tars), _SHARDS_AT_ONCE):
+            some = slice(first, first + _SHARDS_AT_ONCE)
+            metadata = shard_metadata(tars[some], num_workers=num_workers, engine=engine)
+            if given is not None:
+                sizes = [len(index) for index in table.indexes[some]]
+                shards = pa.array(map(as_text, np.repeat(table.names[some], sizes).tolist()), pa.string())
+                full_keys = pc.binary_join_element_wise(shards, metadata["key"], "/")
+                metadata, num = _joined(metadata, given, full_keys)
+                scored += num
+            mask.append(expression.mask(metadata))
+            for condition, num_failed, num_unknown in expression.count_failed(metadata):
+                failed[condition] += num_failed
+                unknown[condition] += num_unknown
+        if given is not None and not scored:
+            hint = f"keys look like {table.full_key(0)!r} or {table.key(0)!r}"
+            raise DataError("no score matches a sample of the shards", where=str(scores), hint=hint)
+        kept = np.concatenate(mask)
+        return FilterReport(
+            kept=int(np.count_nonzero(kept)),
+            dropped=int(np.count_nonzero(~kept)),
+            failed=dict(failed),
+            unknown=dict(unknown),
+            written=None if output is None else _write(table, kept, where, output),
+        )
 
 
 def _write(table: SampleTable, kept: NDArray[np.bool_], where: str, output: OutputOptions) -> WriteReport:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.select.find import find_samples
-from data_tools.select.write import OutputOptions, SampleTable, WriteReport, write_samples
+from data_tools.select.write import OutputOptions, SampleTable, WriteReport, owned_output, write_samples
 from data_tools.tar.index import open_indexes
 from data_tools.tar.location import LocationLike
 
@@ -29,8 +29,9 @@ def reshard(
         DataError: the list matches no sample, or none of the samples can be read.
         UsageError: options are invalid, the folder contains something else, or the list cannot be read.
     """
-    table = SampleTable(open_indexes(tars))
-    if keys is None:
-        return write_samples(table, np.arange(len(table)), output, verb="reshard"), None
-    named = find_samples(table, keys, num_workers=output.num_workers, engine=output.engine)
-    return write_samples(table, named.chosen, output, verb="reshard", lists={UNKNOWN: named.unknown}), named.unknown
+    with owned_output(output):
+        table = SampleTable(open_indexes(tars))
+        if keys is None:
+            return write_samples(table, np.arange(len(table)), output, verb="reshard"), None
+        named = find_samples(table, keys, num_workers=output.num_workers, engine=output.engine)
+        return write_samples(table, named.chosen, output, verb="reshard", lists={UNKNOWN: named.unknown}), named.unknown

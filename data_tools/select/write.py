@@ -7,6 +7,7 @@ samples have the same key, the first in the order of the input keeps it and one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from data_tools.core.errors import CAUSES, DataError, SampleError, UsageError
 from data_tools.core.files import write_atomic
 from data_tools.core.output_folder import check_apart, close_output, open_output
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.index import ShardIndex, open_index
@@ -119,6 +121,11 @@ class SampleTable:
         return f"{self.names[shard]}/{self.indexes[shard].key(i)}"
 
 
+def owned_output(options: OutputOptions | None) -> contextlib.AbstractContextManager[None]:
+    """Own the output folder, if there is one, for a verb that selects samples before it writes them."""
+    return contextlib.nullcontext() if options is None else owned(options.folder)
+
+
 def write_samples(
     table: SampleTable, chosen: Int64s, options: OutputOptions, *, verb: str, lists: Mapping[str, Iterable[str]] = {}
 ) -> WriteReport:
@@ -147,34 +154,35 @@ def write_samples(
         "shard_size": options.shard_size,
         "shuffle": options.shuffle,
     }
-    report = open_output(options.folder, plan)
-    if report is not None:
-        return WriteReport(**report | {"folder": str(options.folder), "was_there": True})
-    renamed = _new_keys(table, chosen)
-    tasks = list(_tasks(_ordered(chosen, options.shuffle), options.shard_size, renamed))
-    function = functools.partial(_write_shard, options.folder, ShardReader(table.indexes, verify=True), table)
-    work = run_tasks(function, tasks, num_workers=options.num_workers, engine=options.engine)
-    done = dict(track(work, len(tasks), "writing shards"))
-    rejected = [*_lost_before(table), *(entry for number in range(len(tasks)) for entry in done[number].rejected)]
-    written = WriteReport(
-        folder=str(options.folder),
-        samples=sum(shard.samples for shard in done.values()),
-        shards=sum(shard.samples > 0 for shard in done.values()),
-        bytes=sum(shard.bytes for shard in done.values()),
-        rejected=dict(sorted(Counter(entry["cause"] for entry in rejected).items())),
-        renamed=len(renamed),
-        not_copied=sum(sum(index.ignored.values()) for index in table.indexes),
-    )
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in rejected]
-    for name, texts in {REJECTED: lines, **lists}.items():
-        write_atomic(options.folder / name, "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace"))
-    if not written.samples:
-        where = str(options.folder / REJECTED)
-        raise DataError(
-            "none of the selected samples can be read", where=where, hint="for the reasons run: mmvit-data check SHARDS"
+    with owned(options.folder):
+        report = open_output(options.folder, plan)
+        if report is not None:
+            return WriteReport(**report | {"folder": str(options.folder), "was_there": True})
+        renamed = _new_keys(table, chosen)
+        tasks = list(_tasks(_ordered(chosen, options.shuffle), options.shard_size, renamed))
+        function = functools.partial(_write_shard, options.folder, ShardReader(table.indexes, verify=True), table)
+        work = run_tasks(function, tasks, num_workers=options.num_workers, engine=options.engine)
+        done = dict(track(work, len(tasks), "writing shards"))
+        rejected = [*_lost_before(table), *(entry for number in range(len(tasks)) for entry in done[number].rejected)]
+        written = WriteReport(
+            folder=str(options.folder),
+            samples=sum(shard.samples for shard in done.values()),
+            shards=sum(shard.samples > 0 for shard in done.values()),
+            bytes=sum(shard.bytes for shard in done.values()),
+            rejected=dict(sorted(Counter(entry["cause"] for entry in rejected).items())),
+            renamed=len(renamed),
+            not_copied=sum(sum(index.ignored.values()) for index in table.indexes),
         )
-    close_output(options.folder, plan, written._asdict())
-    return written
+        lines = [json.dumps(entry, ensure_ascii=False) for entry in rejected]
+        for name, texts in {REJECTED: lines, **lists}.items():
+            data = "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace")
+            write_atomic(options.folder / name, data)
+        if not written.samples:
+            where = str(options.folder / REJECTED)
+            hint = "for the reasons run: mmvit-data check SHARDS"
+            raise DataError("none of the selected samples can be read", where=where, hint=hint)
+        close_output(options.folder, plan, written._asdict())
+        return written
 
 
 def _check(table: SampleTable, chosen: Int64s, options: OutputOptions) -> None:

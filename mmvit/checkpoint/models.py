@@ -209,7 +209,20 @@ def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], fi
             fsync_tree(building)
             sealed = {"format_version": FORMAT_VERSION} | description | {"files": digests_of(building)}
             write_sealed(building / DESCRIPTION, sealed)
-        _replace_folder(fresh, folder)
+        if _equal(fresh, folder):
+            remove_folder(fresh)
+        else:
+            _replace_folder(fresh, folder)
+
+
+def _equal(fresh: Path, folder: Path) -> bool:
+    """Return whether a model folder is whole and has the content of the fresh one."""
+    try:
+        description = _description(folder)
+        verify_files(folder, description["files"], WEIGHTS)
+    except CheckpointError:
+        return False
+    return description == _description(fresh)
 
 
 def _open_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:

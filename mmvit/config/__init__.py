@@ -1,11 +1,21 @@
 """One run's configuration: composed from the dataclasses next to the code, loaded, overridden, validated, saved."""
 
 from mmvit.config.finetune import ClassLossConfig, FinetuneConfig, ValidationConfig
-from mmvit.config.load import config_place, find_config, from_tree, load_config, read_tree, to_yaml
+from mmvit.config.load import (
+    CONFIG,
+    config_place,
+    find_config,
+    from_tree,
+    in_run_folder,
+    load_config,
+    read_tree,
+    to_yaml,
+)
 from mmvit.config.pretrain import LossConfig, PretrainConfig, ZeroShotConfig
 from mmvit.config.run import LoraConfig, OptimConfig, RunConfig, TrainConfig
 
 __all__ = [
+    "CONFIG",
     "ClassLossConfig",
     "FinetuneConfig",
     "LoraConfig",
@@ -19,6 +29,7 @@ __all__ = [
     "config_place",
     "find_config",
     "from_tree",
+    "in_run_folder",
     "load_config",
     "read_tree",
     "to_yaml",

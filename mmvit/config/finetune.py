@@ -19,7 +19,7 @@ class ClassLossConfig:
         "labels", "task; masked_patches: predict the mean colour of hidden patches, without labels"
     )
     label_smoothing: float = key(0.0, "label smoothing", ge=0, le=1)
-    teacher: str = key("", "classifier of the same classes: model folder, timm:NAME or hf:NAME", "free")
+    teacher: str = key("", "classifier of the same classes: model folder, timm:NAME or hf:NAME", "free", path=True)
     distillation: Literal["hard", "soft"] = key("hard", "hard: the teacher's best class; soft: its probabilities")
     weight: float = key(0.5, "weight of the teacher; that of the labels is 1 minus it", ge=0, le=1)
     temperature: float = key(3.0, "temperature of soft distillation", ge=1e-3)
@@ -30,7 +30,7 @@ class ClassLossConfig:
 class ValidationConfig:
     """Labelled images to measure accuracy on during training; nothing is measured if `data` is empty."""
 
-    data: list[str] = key([], "labelled shards or folders of classes", "free")
+    data: list[str] = key([], "labelled shards or folders of classes", "free", path=True)
     every: int = key(500, "steps between two evaluations", "free", ge=1)
     limit: int | None = key(
         None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1
@@ -41,11 +41,15 @@ class ValidationConfig:
 class FinetuneConfig(RunConfig):
     """The config of `mmvit finetune`."""
 
-    out: str = key("runs/finetune", "run folder", "free")
+    out: str = key("runs/finetune", "run folder", "free", path=True)
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    classes: str = key("", "file of the class names, or names separated by commas; empty: taken from the data", "free")
+    classes: str = key(
+        "", "file of the class names, or names separated by commas; empty: taken from the data", "free", path=True
+    )
     templates: str = key(
-        "", "prompt templates of the zero-shot head to start with, made by train.init; empty: a head of zeros"
+        "",
+        "prompt templates of the zero-shot head to start with, made by train.init; empty: a head of zeros",
+        path=True,
     )
     wise_ft: float | None = key(
         None, "fraction of the trained weights in the exported model, the rest being those of train.init", ge=0, le=1

@@ -13,10 +13,14 @@ from yaml import YAMLError
 
 from data_tools.core.errors import UsageError, did_you_mean
 from mmvit.config.validate import refuse, validate
+from mmvit.config.written import keep_text, read_written, written_override
 from mmvit.data.prompts import configs_folder
 from mmvit.keys import Problem
 
 Config = TypeVar("Config")
+
+CONFIG = "config.yaml"
+RUN_FILES = ("log.jsonl", "checkpoints", "model")  # what else lies in the folder of a run
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +32,35 @@ def load_config(
 
     Args:
         cls: the class of the config.
-        source: the YAML file.
+        source: the YAML file; the one in the folder of a run means that folder.
         overrides: they override the file; if a key is given several times, the last one wins.
-        complete: apply the rules between keys too; False for a recipe with open keys that the caller fills in later.
+        complete: apply the rules between keys too; False for a recipe with open keys that the caller fills in later,
+            among them the folder.
 
     Raises:
         UsageError: with all problems of the config at once.
     """
     tree = read_tree(source, overrides, cls)
+    if complete:
+        tree = in_run_folder(tree, source, overrides)
     return from_tree(cls, tree, where=config_place(source, overrides), complete=complete)
+
+
+def in_run_folder(tree: Any, source: str | Path, overrides: Sequence[str]) -> Any:
+    """Return the values of a config; one that lies in the folder of a run means that folder, wherever it is now.
+
+    An `out=` argument overrides it.
+    """
+    path = find_config(source).absolute()
+    named = any(override.partition("=")[0] == "out" for override in overrides)
+    if not isinstance(tree, dict) or path.name != CONFIG or named:
+        return tree
+    folder, before = path.parent, str(tree.get("out", ""))
+    if not any((folder / name).exists() for name in RUN_FILES):
+        return tree
+    if Path(before).expanduser().resolve() != folder.resolve():
+        logger.info("the config lies in the folder of its run: out=%s, where it says %s", folder, before)
+    return tree | {"out": str(folder)}
 
 
 def config_place(source: str | Path, overrides: Sequence[str]) -> str:
@@ -52,6 +76,7 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     path = find_config(source)
     try:
         tree = OmegaConf.load(path)
+        written = OmegaConf.create(read_written(path.read_text("utf-8")) or {})
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
     counts = Counter(override.partition("=")[0] for override in overrides)
@@ -61,10 +86,12 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     for override in overrides:
         try:
             tree = _override(tree, override)
+            written = _override(written, written_override(override))
         except UsageError as error:
             problems.append(Problem(error.where or override, error.what, error.hint))
     refuse(problems, "the command line")
-    return _resolved(tree, cls, str(path))
+    values = _resolved(tree, cls, str(path))
+    return values if cls is None else keep_text(cls(), values, _resolved(written, cls, str(path)))
 
 
 def _override(tree: Any, override: str) -> Any:

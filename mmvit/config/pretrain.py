@@ -28,16 +28,18 @@ class LossConfig:
         0.0, "weight of the token classification loss (SuperClass); needs model.token_head", ge=0
     )
     distillation: float = key(0.0, "weight of the distillation of the teacher's similarities", ge=0)
-    teacher: str = key("", "model folder, or folder that `mmvit embed` made of the training data", "free")
+    teacher: str = key("", "model folder, or folder that `mmvit embed` made of the training data", "free", path=True)
 
 
 @dataclass
 class ZeroShotConfig:
     """Zero-shot classification of labelled shards during training; nothing is evaluated if `data` is empty."""
 
-    data: list[str] = key([], "labelled shards", "free")
-    class_names: str = key("", "file with one class name per line; line n, counted from 0, is label n", "free")
-    templates: str = key("simple", "prompt templates: name of a built-in set, or a file", "free")
+    data: list[str] = key([], "labelled shards", "free", path=True)
+    class_names: str = key(
+        "", "file with one class name per line; line n, counted from 0, is label n", "free", path=True
+    )
+    templates: str = key("simple", "prompt templates: name of a built-in set, or a file", "free", path=True)
     every: int = key(500, "steps between two evaluations", "free", ge=1)
     limit: int | None = key(
         None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1
@@ -48,7 +50,7 @@ class ZeroShotConfig:
 class PretrainConfig(RunConfig):
     """The config of `mmvit pretrain`."""
 
-    out: str = key("runs/pretrain", "run folder", "free")
+    out: str = key("runs/pretrain", "run folder", "free", path=True)
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

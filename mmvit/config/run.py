@@ -62,7 +62,7 @@ class TrainConfig:
     same_caption_positives: bool = key(
         True, "equal captions in a batch are not negatives: softmax leaves them out, sigmoid takes them for positives"
     )
-    init: str = key("", "model folder to start from", "logged")
+    init: str = key("", "model folder to start from", "logged", path=True)
     init_only: list[str] = key([], "patterns of parameters to load from train.init; empty: all", "logged")
     freeze: list[str] = key([], "patterns of the parameters that are not trained, such as image_tower.*")
     checkpointing: Literal["none", "selective", "full"] = key(
@@ -96,7 +96,7 @@ class TrainConfig:
 class RunConfig:
     """The config keys of all runs."""
 
-    out: str = key("", "run folder", "free")
+    out: str = key("", "run folder", "free", path=True)
     seed: int = key(0, "seed of weights, order and augmentation", ge=0, le=2**32 - 1)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,6 +1,7 @@
 """Validation of configs: unknown keys, types, bounds and the rules between keys, all problems at once."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
@@ -96,7 +97,13 @@ class _Fit:
         if declared and not problems:
             problems = list(declared.problems(name, found))
         self.problems += problems
+        if declared and declared.path and not problems:
+            return [_at_home(each) for each in found] if isinstance(found, list) else _at_home(found)
         return default if problems else found
+
+
+def _at_home(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - a Path would shorten the // of a URL
 
 
 @cache

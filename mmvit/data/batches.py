@@ -33,7 +33,7 @@ from mmvit.layers.patch_embedding import Patches
 class DataConfig:
     """Training data: shards, captions and augmentation."""
 
-    train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free")
+    train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free", path=True)
     weights: list[float] = key([], "relative use of a sample, for each entry of train; empty: one data set")
     repeats: int = key(
         1, "copies of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1
@@ -57,7 +57,9 @@ class DataConfig:
     patch_budget: int | None = key(
         None, "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square", ge=1
     )
-    image_embeddings: str = key("", "folder that `mmvit embed` made of the training data, instead of images", "free")
+    image_embeddings: str = key(
+        "", "folder that `mmvit embed` made of the training data, instead of images", "free", path=True
+    )
     # With a cache all images are decoded exactly, which is why it changes the pixels.
     cache_mb: int = key(0, "cache of decoded images, MB per worker; for small data sets", ge=0)
 

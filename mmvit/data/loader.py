@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.core.errors import MmvitError, ResourceError
+from data_tools.core.program import STOP_SIGNALS
 from mmvit.data.batches import Batch, TrainBatches
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -185,7 +186,8 @@ class Loader:
                 worker_init_fn=_begin_worker,
             )
         )
-        signal.signal(signal.SIGCHLD, handler)  # torch's own would raise in the middle of a step when a worker dies
+        if threading.current_thread() is threading.main_thread():  # others set no handler, and neither does torch there
+            signal.signal(signal.SIGCHLD, handler)  # torch's own would raise in the middle of a step when a worker dies
         workers = [child for child in multiprocessing.active_children() if child not in others]
         try:
             for _ in self.numbers:
@@ -259,7 +261,7 @@ def _broken(what: str, where: str, hint: str) -> ResourceError:
 
 def _begin_worker(worker_id: int) -> None:
     """Ignore signals to the process group, which the main process handles, and end with the main process."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere a worker may outlive a main process that is killed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -37,7 +37,7 @@ class TokenizerConfig:
     kind: Literal["clip", "file"] = key(
         "clip", "clip: CLIP's byte-pair encoding; file: a tokenizer of the tokenizers library"
     )
-    path: str = key("", "for kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free")
+    path: str = key("", "for kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free", path=True)
     start: str | None = key(None, 'token before each text; "" for none; null: detected')
     end: str | None = key(None, "token after each text; null: detected")
     pad: str | None = key(None, "padding token; null: detected, otherwise the end token")

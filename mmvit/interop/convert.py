@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.core.errors import CheckpointError, MmvitError, UsageError, did_you_mean
+from data_tools.core.ownership import owned
 from mmvit.checkpoint import (
     CLASSIFIER,
     DESCRIPTION,
@@ -91,6 +92,11 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
     check_place(out)
     if (out / DESCRIPTION).is_file():
         raise UsageError("the output folder already holds a model", where=str(out), hint="remove it, or choose another")
+    with owned(out, replaced=True):
+        return _import(library, name, source, out, class_names)
+
+
+def _import(library: str, name: str, source: str, out: Path, class_names: Sequence[str] | None) -> ImportedModel:
     logger.info("opening %s", source)
     candidates = LIBRARIES[library](name)
     for imported in candidates:

@@ -12,6 +12,7 @@ from typing import Any
 from data_tools.core.errors import UsageError
 from data_tools.core.files import write_atomic
 from data_tools.core.output_folder import check_free
+from data_tools.core.ownership import owned
 from data_tools.demo.emoji import EmojiOptions, write_emoji
 from data_tools.make.tokenizer import train_tokenizer
 from data_tools.tar.expand import expand_shards
@@ -50,6 +51,11 @@ def run_quickstart(out: Path, minutes: float, seed: int) -> dict[str, Any]:
         UsageError: the folder is not empty and not a quickstart, or the extra packages are missing.
     """
     _check_extra()
+    with owned(out):
+        return _run(out, minutes, seed)
+
+
+def _run(out: Path, minutes: float, seed: int) -> dict[str, Any]:
     _claim(out, {"minutes": minutes, "seed": seed})
     if (out / "report.json").exists():
         report = json.loads((out / "report.json").read_text())

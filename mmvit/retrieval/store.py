@@ -17,6 +17,7 @@ from data_tools.core.files import write_atomic
 from data_tools.core.mapped import open_mapped
 from data_tools.core.names import as_text
 from data_tools.core.output_folder import check_free
+from data_tools.core.ownership import owned
 from data_tools.core.progress import track
 from data_tools.sample.decode import decode_image
 from mmvit.data.stored import (
@@ -86,6 +87,14 @@ def embed_source(
         "source_sha256": hashlib.sha256(source.fingerprint().encode()).hexdigest(),
         "num_items": len(source),
     }
+    with owned(out):
+        return _embed(encoder, model, source, out, job, kinds)
+
+
+def _embed(
+    encoder: Encoder, model: Path, source: Source, out: Path, job: dict[str, Any], kinds: Sequence[str]
+) -> EmbedSummary:
+    """Write the parts that are missing, then the manifest."""
     _open_folder(out, job)
     starts = range(0, len(source), PART_SIZE)
     digits = len(str(max(len(starts) - 1, 0)))

@@ -23,15 +23,17 @@ from mmvit.train.contract import StepResult, TaskParts
 from mmvit.train.device.precision import choose_precision
 from mmvit.train.meters import Meters, finite
 from mmvit.train.record.bad_samples import BadSamples
+from mmvit.train.record.changes import Changes, describe_changes
 from mmvit.train.record.figures import parameter_norm
-from mmvit.train.record.run_folder import check_run_folder, open_run_folder, settings
+from mmvit.train.record.run_folder import LOG, check_run_folder, open_run_folder, own_run_folder, settings
 from mmvit.train.record.run_log import RunLog
 from mmvit.train.record.trackers import Trackers
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.runs.finetuning import build_finetuning
 from mmvit.train.runs.masked_patches import build_masked_patches
 from mmvit.train.runs.pretraining import build_pretraining
-from mmvit.train.safety.agree import check_agreement, gather_errors, leaving_group, on_all
+from mmvit.train.safety.agree import check_agreement, gather_errors, leaving_group, on_all, on_main
+from mmvit.train.safety.alone import alone_in_process
 from mmvit.train.safety.guard import MAX_IN_A_ROW
 from mmvit.train.safety.stop import StopFlag, Stopped
 from mmvit.train.safety.watch import Watch
@@ -65,26 +67,32 @@ def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
     Under `accelerate launch` every rank calls this. The result does not depend on how often the run was interrupted.
 
     Raises:
-        UsageError: an invalid config, or the folder of another run.
+        UsageError: an invalid config, the folder of another run or of one in progress, another run in this process.
         CheckpointError: changed data, or checkpoints that do not fit.
         DivergedError: three steps in a row were skipped.
         ResourceError: a full disk, a stalled reader, a lost rank.
         Stopped: a signal requested a stop; the state is saved.
     """
     config.check()
-    with contextlib.ExitStack() as ending, leaving_group():
+    with alone_in_process(), contextlib.ExitStack() as ending, leaving_group():
         accelerator = open_accelerator(config)
         _warn_about_single_rank(accelerator)
         with Watch(config.train.timeout_s) as watch, watch.explaining():
+            with watch.patient("looking at the folder"):
+                # Before the data are opened, which may take long; until the end.
+                on_main(accelerator, lambda: ending.enter_context(own_run_folder(Path(config.out), config)))
             run = open_run(config, accelerator, watch)
-            run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
+            changes = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
             with watch.patient("reading the checkpoint"):
                 step = on_all(accelerator, run.resume)
             check_agreement(accelerator, run.facts(step))
-            run.on_main("opening the folder", lambda: open_run_folder(run.folder, config))
+            if step == config.train.steps:
+                _announce_finished(run, changes or {})
+                return run.export()
+            run.on_main("opening the folder", lambda: open_run_folder(run.folder, config, step))
             trackers = run.on_main("opening trackers", lambda: Trackers(accelerator, run.folder, settings(config)))
             log = RunLog(
-                run.folder / "log.jsonl",
+                run.folder / LOG,
                 num_steps=config.train.steps,
                 start_step=step,
                 active=accelerator.is_main_process,
@@ -108,6 +116,7 @@ def open_run(config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, 
     return Run(config, accelerator, watch, TASKS[config.loss.kind](config, accelerator, watch))
 
 
+@alone_in_process()
 @leaving_group()
 def check(config: PretrainConfig | FinetuneConfig) -> str:
     """Build everything that the run needs without training, and return a description of it.
@@ -120,9 +129,11 @@ def check(config: PretrainConfig | FinetuneConfig) -> str:
     run = open_run(config, accelerator, Watch(config.train.timeout_s))
     changes = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
     step = on_all(accelerator, run.resume)
-    return "".join([_description(run, step), f"\n{changes}" if changes else ""])
+    lines = [_description(run, step), describe_changes(changes or {}, config, step)]
+    return "\n".join(line for line in lines if line)
 
 
+@alone_in_process()
 def measure_step_time(config: PretrainConfig | FinetuneConfig, num_steps: int = 8) -> float:
     """Return the mean seconds of a step, including reading, measured on weights that are discarded.
 
@@ -293,6 +304,14 @@ def _warn_about_single_rank(accelerator: Accelerator) -> None:
 def _announce(run: Run, step: int) -> None:
     if run.accelerator.is_main_process:
         logger.info("%s", _description(run, step))
+
+
+def _announce_finished(run: Run, changes: Changes) -> None:
+    """Say that there is nothing to train; the export then only writes a model that is missing or damaged."""
+    if run.accelerator.is_main_process:
+        unused = f"; these settings have no effect: {', '.join(changes)}" if changes else ""
+        steps = run.config.train.steps
+        logger.info("%s: the run has already finished its %d steps, nothing was changed%s", run.folder, steps, unused)
 
 
 def _description(run: Run, step: int) -> str:

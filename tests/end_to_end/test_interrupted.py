@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support import processes
 
+from data_tools.core.ownership import owned
 from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 
 STEPS = 60
@@ -139,6 +140,7 @@ def test_stopped_run_saves_its_state_and_goes_on(start: Start, undisturbed: Path
     wait_until(lambda: num_steps(run) >= 10, process)
     os.killpg(process.pid, signal.SIGTERM)  # as a batch system does: the loader process gets it too
     os.killpg(process.pid, signal.SIGINT)  # a second one does no damage
+    os.killpg(process.pid, signal.SIGHUP)
     assert process.wait(LIMIT_S) == 143
     stopped_at = num_steps(run)
     assert 10 <= stopped_at < STEPS
@@ -146,3 +148,35 @@ def test_stopped_run_saves_its_state_and_goes_on(start: Start, undisturbed: Path
     assert f"stopped at step {stopped_at} with the state saved" in (tmp_path / "errors.txt").read_text()
     assert start(run).wait(LIMIT_S) == 0
     assert_equal_runs(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_run_whose_terminal_is_closed_saves_its_state(tiny_config: Path, tmp_path: Path):
+    main, terminal = os.openpty()
+    command = [sys.executable, "-m", "mmvit", "pretrain", str(tiny_config), f"out={tmp_path / 'run'}", *SETTINGS]
+    session = "import os, sys, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY)"
+    begin = f"{session}; os.execv(sys.argv[1], sys.argv[1:])"  # with the terminal as that of the session
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    process = subprocess.Popen([sys.executable, "-c", begin, *command, "data.num_workers=2"], **streams)
+    os.close(terminal)
+    shown = b""
+    while b"step 10/" not in shown.replace(b"\x1b[0m", b"") and num_steps(tmp_path / "run") < 10:
+        shown += os.read(main, 1 << 16)
+    os.close(main)  # the kernel sends SIGHUP to all processes of the session, and writing to the terminal fails
+    assert process.wait(LIMIT_S) == 143
+    stopped_at = num_steps(tmp_path / "run")
+    assert 10 <= stopped_at < STEPS
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped_at:08d}").exists()
+
+
+@pytest.mark.slow
+def test_all_ranks_of_a_second_start_are_refused(tiny_config: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    program = ["-m", "mmvit", "pretrain", str(tiny_config), f"out={run}"]
+    with owned(run):
+        before = {path: path.read_bytes() for path in run.iterdir()}
+        ranks = processes.launch(2, program, lambda rank: tmp_path / f"output-{rank}.txt")
+        assert [rank.wait(LIMIT_S) for rank in ranks] == [2, 2]
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+    for rank in range(2):
+        assert f"written by process {os.getpid()}" in (tmp_path / f"output-{rank}.txt").read_text()

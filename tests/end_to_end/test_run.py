@@ -1,16 +1,29 @@
 """A run as a user starts it: what it leaves behind, what it says, and when it refuses."""
 
+import contextlib
 import json
+import logging
+import os
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 import mmvit
+from data_tools.core.errors import UsageError
+from data_tools.core.ownership import owned
 from mmvit.config import PretrainConfig, load_config
+from mmvit.data.batches import Batch
 from mmvit.data.shards import IndexedShards
+from mmvit.train.contract import StepResult
+from mmvit.train.loop import pretrain
 from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
+from mmvit.train.run import Run
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -47,16 +60,80 @@ def test_log_has_one_json_line_a_logged_step(finished_run: Path):
     assert lines[-1]["lr"] < lines[0]["lr"] <= 2e-3
 
 
-def test_finished_run_is_left_alone(run_cli: RunCli, finished_run: Path, tmp_path: Path):
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    before = contents(run)
-    # The folder was moved with its config, so `out` is named anew; the saved config starts the run as it is.
-    code, out, err = run_cli("pretrain", run / "config.yaml", f"out={run}")
+def test_finished_run_is_left_alone(
+    run_cli: RunCli,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level(logging.INFO)
+    run = shutil.copytree(finished_run, tmp_path / "renamed")  # its config still says the old folder
+    before, times = contents(run), modified(run)
+    monkeypatch.chdir(run)
+    code, out, err = run_cli("pretrain", "config.yaml", "optim.clip_norm=0.5", "train.keep_last=1")
     assert code == 0, err
-    assert "step " not in out  # no line of progress: nothing was trained
+    assert "step " not in err  # no line of progress: nothing was trained
     assert out.strip() == f"model: {run / 'model'}"
-    changed = {name for name, data in contents(run).items() if before.get(name) != data}
-    assert changed == {"config.yaml"}  # its `out`
+    said = f"{run}: the run has already finished its 20 steps, nothing was changed"
+    assert f"{said}; these settings have no effect: optim.clip_norm\n" in caplog.text
+    assert (contents(run), modified(run)) == (before, times)
+
+
+def modified(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_run_goes_on_with_more_steps_or_from_its_model(
+    run_cli: RunCli,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    model = load_file(run / "model" / "model.safetensors")
+    take_step = Run.step
+
+    def step_beside_another_run(self: Run, step: int, parts: Sequence[Batch]) -> StepResult:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(UsageError, match="another run is in progress") as error:
+            pool.submit(pretrain, load_config(PretrainConfig, run / "config.yaml", ["out=other"])).result()
+        assert error.value.exit_code == 2
+        return take_step(self, step, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", step_beside_another_run)
+        code, _, err = run_cli("pretrain", run / "config.yaml", "train.steps=22", "train.log_every=1")
+    assert code == 0, err
+    # Cosine after the warm-up: (1 + cos(pi * 17 / 18)) / 2 of 2e-3, then (1 + cos(pi * 17.8 / 19.8)) / 2.
+    assert "learning rate: 1.52e-05 (decay) at step 20 -> 4.99e-05 (decay) at step 21" in caplog.text
+    lines = read_log(run / "log.jsonl")
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 20, 21, 22]
+    assert lines[4]["changed"] == {"train.steps": [20, 22]}
+    assert lines[5]["lr"] == pytest.approx(4.99e-5, rel=0.01)
+
+    # A new schedule: a new run from that model. Without a rate it ends with the weights that it began with.
+    shutil.rmtree(run / "model")
+    shutil.copytree(finished_run / "model", run / "model")
+    new = ("optim.lr=0", "optim.muon_lr=0", "train.steps=1", f"train.init={run / 'model'}", f"out={tmp_path / 'new'}")
+    code, _, err = run_cli("pretrain", run / "config.yaml", *new)
+    assert code == 0, err
+    weights = load_file(tmp_path / "new" / "model" / "model.safetensors")
+    assert weights.keys() == model.keys()
+    assert all(torch.equal(weights[name], model[name]) for name in model)
+    assert [line["step"] for line in read_log(tmp_path / "new" / "log.jsonl")] == [1]
+
+
+def test_folder_of_a_run_in_progress_is_refused(run_cli: RunCli, finished_run: Path, tiny_config: Path, tmp_path: Path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    with contextlib.ExitStack() as first, ThreadPoolExecutor(1) as pool:
+        pool.submit(first.enter_context, owned(run)).result()
+        before = contents(run)
+        code, out, err = run_cli("pretrain", tiny_config, f"out={run}", "train.steps=30")
+        assert (code, out) == (2, "")
+        assert f"the folder is being written by process {os.getpid()} on {socket.gethostname()}" in err
+        assert contents(run) == before
+        pool.submit(first.close).result()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from kills import LIMIT_S, MOMENTS, assert_equal_ends, start, wait_for_moment, write_config
 
 from data_tools.core.errors import ResourceError
+from data_tools.core.program import STOP_SIGNALS
 from mmvit.checkpoint import latest_checkpoint
 from mmvit.train.record.run_log import read_log
-from mmvit.train.safety.stop import SIGNALS
 
 GONE_S = 30.0
 JOINING_S = 30.0  # the train.timeout_s of the run
@@ -37,7 +37,7 @@ def stop(processes: list["subprocess.Popen[bytes]"], chance: random.Random, told
     began = time.monotonic()
     for delay in (0, 0.05)[: chance.randint(1, 2) if told else 1]:
         time.sleep(delay)
-        target, number = chance.choice(processes), chance.choice(SIGNALS)
+        target, number = chance.choice(processes), chance.choice(STOP_SIGNALS)
         if target.poll() is None:
             chance.choice((os.kill, os.killpg))(target.pid, number)
     codes = [process.wait(LIMIT_S) for process in processes]
@@ -68,7 +68,7 @@ def stop_often(
             assert set(codes) == {STOPPED}, (codes, *outputs)
             assert saved == _last_step(run), f"step {saved} is saved of {_last_step(run)}"
         else:
-            assert set(codes) <= {STOPPED, 130, ResourceError.exit_code, *(-number for number in SIGNALS)}, codes
+            assert set(codes) <= {STOPPED, 130, ResourceError.exit_code, *(-number for number in STOP_SIGNALS)}, codes
             assert saved >= before, f"step {saved} is saved of {before}"
         # A process whose partner is gone before they met waits for it as long as train.timeout_s says.
         assert seconds <= (GONE_S if training else GONE_S + JOINING_S), (seconds, *outputs)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from data_tools.core.errors import CheckpointError, UsageError
 from data_tools.core.files import make_folder, write_atomic
 from mmvit.config import read_tree
-from mmvit.train.record.run_log import read_log
+from mmvit.train.record.run_log import CHANGED, read_log
 
 Numbers = Float[np.ndarray, " n"]
 
@@ -91,7 +91,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _read(path: Path, name: str, x: str) -> Curves:
     log = path if path.is_file() else path / "log.jsonl"
     try:
-        lines = read_log(log)
+        lines = [line for line in read_log(log) if CHANGED not in line]
         steps = np.array([line["step"] for line in lines], float)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"the log is damaged: {error}", where=str(log)) from error

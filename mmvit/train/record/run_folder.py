@@ -1,7 +1,11 @@
 """The folder of a run: created by a new run, or reused when the run resumes."""
 
+import contextlib
+import copy
+import functools
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,31 +13,44 @@ from typing import Any
 from data_tools.core.errors import UsageError
 from data_tools.core.files import make_folder, remove_leftovers, write_atomic
 from data_tools.core.output_folder import check_free
-from data_tools.core.secrets import hide_secrets
-from mmvit.config import RunConfig, load_config, to_yaml
+from data_tools.core.ownership import owned
+from mmvit.config import CONFIG, RunConfig, load_config, to_yaml
 from mmvit.keys import declared
+from mmvit.train.record.changes import Changes, describe_changes, table
+from mmvit.train.record.run_log import log_changes
 
-CONFIG = "config.yaml"
+LOG = "log.jsonl"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # of a URL, or of a command
 
 logger = logging.getLogger(__name__)
 
 
-def open_run_folder(folder: Path, config: RunConfig) -> None:
-    """Create the folder of a new run, or check that it belongs to this run, and write `config.yaml`.
+@contextlib.contextmanager
+def own_run_folder(folder: Path, config: RunConfig) -> Iterator[None]:
+    """Own the folder of a run within the block; raises UsageError if another process or another run has it."""
+    check_run_folder(folder, config)  # first: what is no run folder is not touched
+    with owned(folder):
+        yield
+
+
+def open_run_folder(folder: Path, config: RunConfig, step: int = 0) -> None:
+    """Check that the folder belongs to this run and write `config.yaml`; changed settings are logged with the step.
 
     Raises:
         UsageError: the folder contains another run or other files.
     """
     changes = check_run_folder(folder, config)
     if changes:
-        logger.warning("the run resumes with changed settings:\n%s", changes)
+        logger.warning("the run resumes with changed settings:\n%s", describe_changes(changes, config, step))
     make_folder(folder)
     remove_leftovers(folder, "*")
-    write_atomic(folder / CONFIG, to_yaml(config).encode())
+    if changes:
+        log_changes(folder / LOG, step, changes)
+    write_atomic(folder / CONFIG, to_yaml(anchored(config)).encode())
 
 
-def check_run_folder(folder: Path, config: RunConfig) -> str:
-    """Return the changed settings with which the run resumes, one per line; nothing is written.
+def check_run_folder(folder: Path, config: RunConfig) -> Changes:
+    """Return the changed settings with which the run resumes; nothing is written.
 
     All settings may change while the run has neither a checkpoint nor a model.
 
@@ -55,7 +72,28 @@ def check_run_folder(folder: Path, config: RunConfig) -> str:
             return _differences(folder, load_config(type(config), path, complete=False), config, num_steps)
     else:
         check_free(folder, "the output folder is not empty and not a run folder", hint="choose another out=FOLDER")
-    return ""
+    return {}
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """Return the config with absolute paths, except `out`: it means the same in any working directory.
+
+    Names that are no files, such as those of prompt templates and of other libraries' models, stay what they are.
+    """
+    config = copy.deepcopy(config)
+    for name, found in declared(config).items():
+        *outer, last = name.split(".")
+        part = functools.reduce(getattr, outer, config)
+        value = getattr(part, last)
+        if found.path and isinstance(value, list):
+            setattr(part, last, [_absolute(each) for each in value])
+        elif found.path and name != "out" and value and Path(value).exists():
+            setattr(part, last, _absolute(value))
+    return config
+
+
+def _absolute(path: str) -> str:
+    return path if _SCHEME.match(path) else str(Path.cwd() / path)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -63,14 +101,19 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return _flat(asdict(config))
 
 
-def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int) -> str:
-    old, new = settings(saved), settings(now)  # keys that the saved config lacks have their defaults
+def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int) -> Changes:
+    old, new = (
+        settings(anchored(saved)),
+        settings(anchored(now)),
+    )  # keys that the saved config lacks have their defaults
     keys = declared(saved) | declared(now)  # image towers of other kinds have other keys
-    changed = [key for key in keys if old.get(key) != new.get(key) and keys[key].resume != "free"]
-    refused = [key for key in changed if keys[key].resume == "same"]
+    changed = {
+        key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key) and keys[key].resume != "free"
+    }
+    refused = {key: values for key, values in changed.items() if keys[key].resume == "same"}
     if refused:
         raise UsageError(
-            f"the folder contains another run; these settings differ:\n{_table(refused, old, new)}",
+            "\n".join(["the folder contains another run; these settings differ:", *table(refused)]),
             where=str(folder),
             note="resuming would mix two runs; nothing was changed",
             hint="use the old settings, or start a new run with another out=FOLDER",
@@ -82,11 +125,7 @@ def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int)
             note="nothing was changed",
             hint=f"use train.steps={num_steps} or more",
         )
-    return _table(changed, old, new)
-
-
-def _table(keys: Sequence[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    return hide_secrets("\n".join(f"    {key}: {old.get(key)} -> {new.get(key)}" for key in keys))
+    return changed
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

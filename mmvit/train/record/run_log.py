@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_tools.core.errors import ResourceError
 from data_tools.core.files import write_atomic
+from data_tools.core.program import leave_closed_terminal
 from mmvit.train.record.trackers import Trackers
 
 logger = logging.getLogger(__name__)
+
+CHANGED = "changed"  # in a line of its own: the settings with which the run resumed
 
 # Values that depend on the machine: they differ between runs with identical results.
 OF_THE_MACHINE = ("time_s", "samples_per_s", "data_wait", "memory_mib", "tflops", "mfu")
@@ -37,7 +41,7 @@ class RunLog:
         if not active:
             return
         lines = read_whole_lines(path)
-        kept = [line for line in lines if line["step"] <= start_step]
+        kept = _until(lines, start_step)
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.trackers = trackers
         self.tracked = lines[-1]["step"] if lines else 0
@@ -65,19 +69,26 @@ class RunLog:
         now = self.latest if self.progress else {k: n for k, n in self.latest.items() if k not in MEASURED} | numbers
         shown = [form.format(now[name]) for name, form in SHOWN.items() if now.get(name) is not None]
         text = "  ".join([*shown, f"{left // 60}:{left % 60:02d} left"])
-        if self.progress:
-            self.progress.update(self.task, completed=step, numbers=text)
-        else:
-            print(f"step {step}/{self.num_steps}  {text}", file=sys.stderr, flush=True)
+        self._show(step, text)
 
     def close(self) -> None:
         """Restore the terminal and close the file."""
         if self.active:
             if self.progress:
+                leave_closed_terminal()
                 self.progress.stop()
             if self.trackers:
                 self.trackers.close()
             self.file.close()
+
+    def _show(self, step: int, text: str) -> None:
+        try:
+            if self.progress:
+                self.progress.update(self.task, completed=step, numbers=text)
+            else:
+                print(f"step {step}/{self.num_steps}  {text}", file=sys.stderr, flush=True)
+        except OSError:  # the terminal was closed, which stops the run or, under nohup, does not
+            leave_closed_terminal()
 
     def _append(self, line: dict[str, Any]) -> None:
         data = json.dumps(line).encode() + b"\n"
@@ -105,6 +116,22 @@ SHOWN = {
 }
 
 MEASURED = ("zero_shot_acc1", "val_acc1")  # shown only at the steps that measured them
+
+
+def log_changes(path: Path, step: int, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Add a line with the settings that changed when the run resumed at `step`: old and new value by key."""
+    lines = _until(read_whole_lines(path), step)
+    line = {"step": step, "time_s": lines[-1].get("time_s", 0.0) if lines else 0.0, CHANGED: dict(changes)}
+    line = json.loads(json.dumps(line))  # tuples as lists
+    if not lines or lines[-1] != line:  # else the run was killed before it wrote its config
+        write_atomic(path, "".join(json.dumps(each) + "\n" for each in [*lines, line]).encode())
+
+
+def _until(lines: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Return the lines up to a step; changed settings of later lines hold from this step on."""
+    kept = [line for line in lines if line["step"] <= step]
+    time_s = {name: kept[-1][name] for name in ("time_s",) if kept and name in kept[-1]}
+    return kept + [line | {"step": step} | time_s for line in lines if line["step"] > step and CHANGED in line]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import signal
+import threading
 from types import FrameType
 
 from data_tools.core.errors import MmvitError
-
-# From a user, from a batch system at its time limit, and the advance warning that some batch systems send.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from data_tools.core.program import STOP_SIGNALS, leave_closed_terminal
 
 
 class Stopped(MmvitError):  # noqa: N818 - it reports a state, not an error
@@ -21,10 +20,12 @@ class Stopped(MmvitError):  # noqa: N818 - it reports a state, not an error
 
 
 class StopFlag:
-    """Records SIGTERM, SIGINT and SIGUSR1 within a `with` block as a stop request.
+    """Records SIGTERM, SIGINT, SIGUSR1 and SIGHUP within a `with` block as a stop request.
 
-    A second signal has no further effect. The previous handlers are restored after the block. One or several ranks may
-    receive the signals: `gather_errors` passes the request to all, and all stop after the same step.
+    A second signal has no further effect. SIGHUP stays ignored where it was ignored before, as under nohup. Only the
+    main thread receives signals: in another one the block changes nothing. The previous handlers are restored after
+    it. One or several ranks may receive the signals: `gather_errors` passes the request to all, and all stop after the
+    same step.
 
     Under `accelerate launch` a SIGTERM or SIGINT to the launcher reaches all ranks; it kills them after 30 s, in which
     a step and a save have to complete. The launcher exits with code 1 and a traceback of its own, whatever the exit
@@ -36,7 +37,10 @@ class StopFlag:
         self.requested = False
 
     def __enter__(self) -> "StopFlag":
-        self.before = {number: signal.signal(number, self._request) for number in SIGNALS}
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+            self.before = {n: signal.signal(n, self._request) for n in STOP_SIGNALS if n not in ignored}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -45,5 +49,6 @@ class StopFlag:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        with contextlib.suppress(OSError):  # the terminal may be gone
+        leave_closed_terminal()
+        with contextlib.suppress(OSError):  # it may be closed just now
             os.write(2, b"\nstopping after this step\n")  # no logging: a handler may interrupt the logger itself

@@ -6,8 +6,7 @@ from typing import Any
 
 from data_tools.core.errors import UsageError
 from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, image_settings
-from mmvit.config import FinetuneConfig, config_place, from_tree, read_tree
-from mmvit.train.record.run_folder import CONFIG
+from mmvit.config import CONFIG, FinetuneConfig, config_place, from_tree, in_run_folder, read_tree
 
 EMBEDDING = ("embed_dim", "image_projection")
 
@@ -23,7 +22,7 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         UsageError: as `load_config`; or neither the model nor the run folder exists.
         CheckpointError: `train.init` is not a model folder.
     """
-    tree = read_tree(source, overrides, FinetuneConfig)
+    tree = in_run_folder(read_tree(source, overrides, FinetuneConfig), source, overrides)
     init = _at(tree, "train").get("init")
     if isinstance(init, str) and init:
         found = _settings(init, Path(str(tree.get("out", FinetuneConfig.out))))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -405,10 +406,11 @@ def test_two_processes_do_not_make_one_folder(tmp_path: Path, make: Make, monkey
     source = pairs(tmp_path / "in", 3)
 
     def second(*_: object) -> None:
-        make(source)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(make, source).result()
 
     monkeypatch.setattr("data_tools.make.run._finish", second)
-    with pytest.raises(UsageError, match="another process"):
+    with pytest.raises(UsageError, match=f"written by process {os.getpid()}"):
         make(source)
 
 

@@ -13,6 +13,7 @@ from mmvit.data.curriculum import Stage
 from mmvit.keys import declared
 from mmvit.towers.swin import SwinConfig
 from mmvit.train.record.run_folder import check_run_folder, open_run_folder, settings
+from mmvit.train.record.run_log import read_log
 
 KEYS = {**declared(PretrainConfig()), **declared(FinetuneConfig())}
 
@@ -97,17 +98,23 @@ def test_free_settings_change_silently(begun: Path, caplog: pytest.LogCaptureFix
 
 def test_changed_settings_are_logged(begun: Path, caplog: pytest.LogCaptureFixture):
     config = changed(begun, train__steps=20_000, train__micro_batches=4, train__log_every=1)
-    assert check_run_folder(begun, config).count("\n") == 1
+    assert check_run_folder(begun, config) == {"train.steps": (10_000, 20_000), "train.micro_batches": (1, 4)}
     assert (
         load_config(PretrainConfig, begun / "config.yaml", complete=False).train.steps == 10_000
     )  # looking writes nothing
-    open_run_folder(begun, config)
+    open_run_folder(begun, config, step=60)
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.splitlines() == [
         "the run resumes with changed settings:",
         "    train.steps: 10000 -> 20000",
         "    train.micro_batches: 1 -> 4",
+        "    learning rate: 5.99e-05 (warm-up) at step 60 -> 3.05e-05 (warm-up) at step 61",
+        "  note: the schedule is now that of a run of 20000 steps from its start",
     ]
+    assert read_log(begun / "log.jsonl")[-1] == {
+        **{"step": 60, "time_s": 0.0},
+        "changed": {"train.steps": [10_000, 20_000], "train.micro_batches": [1, 4]},
+    }
     assert load_config(PretrainConfig, begun / "config.yaml", complete=False) == config
 
 
@@ -160,3 +167,22 @@ def test_what_dead_processes_left_is_removed(begun: Path):
     (begun / ".config.yaml.tmp-1-0123abcd").write_text("half a conf")
     open_run_folder(begun, changed(begun))
     assert sorted(path.name for path in begun.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_saved_config_means_the_same_in_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    config = PretrainConfig(out="run")
+    config.data.train, config.train.init = ["shards/{0..3}.tar", "s3://bucket/a.tar", "pipe:cat a.tar", "/a"], "model"
+    config.loss.teacher, config.zero_shot.data = "timm:resnet18", ["val"]
+    open_run_folder(tmp_path / "run", config)
+    (tmp_path / "run" / "checkpoints" / "step-00000060").mkdir(parents=True)
+    saved = load_config(PretrainConfig, tmp_path / "run" / "config.yaml", complete=False)
+    assert saved.data.train == [f"{tmp_path}/shards/{{0..3}}.tar", "s3://bucket/a.tar", "pipe:cat a.tar", "/a"]
+    assert (saved.train.init, saved.zero_shot.data) == (f"{tmp_path}/model", [f"{tmp_path}/val"])
+    assert (saved.loss.teacher, saved.zero_shot.templates, saved.out) == ("timm:resnet18", "simple", "run")
+    assert check_run_folder(tmp_path / "run", config) == {}  # the same model, named otherwise
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert check_run_folder(tmp_path / "run", saved) == {}
+    assert check_run_folder(tmp_path / "run", config)["train.init"] == (f"{tmp_path}/model", "model")
