@@ -413,7 +413,7 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     ),
     "sigmoid without bias": (2, ("loss.kind=sigmoid",), "model.initial_logit_bias"),
     "batch beyond the data": (2, ("train.batch_size=301",), "larger than the data set of 300"),
-    "parts that do not divide": (2, ("train.micro_batches=3",), "does not divide"),
+    "parts that do not divide": (2, ("train.micro_batches=3",), "is not divisible"),
     "sizes of stored images": (2, (*LOCKED, STAGES), "exclude each other"),
     "captions of stored images": (
         *(2, (*LOCKED, "model.caption_depth=1", "loss.captioning=1"), "data.image_embeddings"),

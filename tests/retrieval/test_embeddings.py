@@ -229,7 +229,7 @@ def test_folder_of_other_embeddings_is_refused(
     (tmp_path / "full" / "thesis.doc").write_text("precious")
     code, _, err = run_cli("embed", model, tiny_data, "--out", tmp_path / "full")
     assert code == 2
-    assert "something else" in err
+    assert "contains other files" in err
 
 
 def test_start_killed_while_it_claimed_its_folder_does_not_lock_it(
