@@ -3,10 +3,13 @@
 import sys
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
+from mmvit.layers.drop_path import DrawKey, DropPath, drawing
 from mmvit.layers.patch_embedding import Patches
+from mmvit.towers import timm_tower
 from mmvit.towers.timm_tower import TimmConfig, TimmTower
 
 FAMILIES = {  # name: image size, shape of the tokens
@@ -96,3 +99,13 @@ def test_timm_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match="pip install timm"):
         TimmTower("resnet18", 64)
+
+
+def test_paths_are_dropped_by_our_layer():
+    """timm's Swin drops paths by default, from the random state of a rank."""
+    model = nn.Sequential(timm.layers.DropPath(0.1), nn.Sequential(timm.layers.DropPath(0.3), nn.Identity()))
+    timm_tower._replace_drop_path(model)
+    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.1, 0.3])
+    with drawing(model, DrawKey(torch.arange(2), 0)):
+        assert model(torch.ones(6, 1)).flatten(0).unflatten(0, (2, 3)).std(dim=1).max() == 0  # three rows a sample

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -16,13 +17,13 @@ from mmvit.layers.drop_path import DrawKey, DropPath
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.losses.contrastive import contrastive_loss
 from mmvit.models.build import build_dual_encoder
-from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
+from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig, Embeddings
 from mmvit.towers.swin import SwinConfig
 from mmvit.towers.text import TextConfig
 from mmvit.towers.vit import ViTConfig
 from mmvit.train import gradcache
 from mmvit.train.contract import Part, StepResult
-from mmvit.train.runs.pretraining_loss import PretrainObjective
+from mmvit.train.runs.pretraining_loss import PretrainObjective, Targets
 from mmvit.train.safety.guard import Guard
 from mmvit.train.step import train_step
 
@@ -195,6 +196,37 @@ def test_plain_accumulation_is_another_loss(tokenizer: Tokenizer, batch: Batch):
     separate = [step(model, tokenizer, part)[1] for part in split(batch, 2, tokenizer.end_of_text)]
     mean = {name: (separate[0][name] + separate[1][name]) / 2 for name in expected}
     assert farthest(mean, expected) > 1e-2
+
+
+class Solved(nn.Module):
+    """Rows that are learned as they are: image and text of a pair are nearly equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = torch.randn(NUM_IMAGES, 32, generator=torch.Generator().manual_seed(1))
+        self.image, self.text = nn.Parameter(rows), nn.Parameter(rows + 0.1)
+        self.logit_scale = nn.Parameter(torch.tensor(32.0))
+
+    def forward(self, rows: Tensor, ids: Tensor, keep: None = None, heads: bool = True) -> Embeddings:
+        image, text = (F.normalize(each[rows], dim=1) for each in (self.image, self.text))
+        return Embeddings(image, text[:, None], self.logit_scale.sum())
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_a_solved_batch_has_the_gradients_of_float64(tokenizer: Tokenizer, num_parts: int):
+    model, exact, rows = Solved(), Solved().double(), torch.arange(NUM_IMAGES)
+    image, text, scale = exact(rows, rows)[:3]
+    logits = scale * image @ text[:, 0].T
+    apart = [(each - each.diagonal()[:, None]).fill_diagonal_(-math.inf).exp() for each in (logits, logits.T)]
+    value = sum(each.sum(dim=1).log1p().mean() for each in apart) / 2
+    value.backward()
+    objective = PretrainObjective(SOFTMAX, None, same_caption_positives=True, tokenizer=tokenizer)
+    parts = [Part((part, part, None), Targets(part[:, None])) for part in rows.chunk(num_parts)]
+    losses = gradcache.backward_cached(Accelerator(cpu=True), model, objective, parts, objective.totals(parts))
+    assert losses["contrastive"].item() == pytest.approx(value.item(), rel=1e-4)
+    assert 1e-10 < value.item() < 1e-6
+    for found, wanted in zip(model.parameters(), exact.parameters(), strict=True):
+        assert (found.grad - wanted.grad).abs().max() <= 1e-4 * wanted.grad.abs().max()
 
 
 def test_the_second_pass_draws_what_the_first_drew(tokenizer: Tokenizer, batch: Batch, monkeypatch: pytest.MonkeyPatch):
