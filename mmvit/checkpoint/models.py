@@ -209,10 +209,7 @@ def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], fi
             fsync_tree(building)
             sealed = {"format_version": FORMAT_VERSION} | description | {"files": digests_of(building)}
             write_sealed(building / DESCRIPTION, sealed)
-        if _equal(fresh, folder):
-            remove_folder(fresh)
-        else:
-            _replace_folder(fresh, folder)
+        _replace_folder(fresh, folder)
 
 
 def _equal(fresh: Path, folder: Path) -> bool:
@@ -268,10 +265,13 @@ def _successor(folder: Path) -> Path:
 def _replace_folder(fresh: Path, final: Path) -> None:
     """Replace `final` by `fresh`, which is not possible in one rename if `final` is not empty.
 
-    In between only `fresh` exists, where `load_model` and the next `save_model` find it.
+    In between only `fresh` exists, where `load_model` and the next `save_model` find it. An equal `final` stays.
     """
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
+    if _equal(fresh, final):
+        remove_folder(fresh)
+        return
     if final.exists():
         final.rename(old)
     rename_synced(fresh, final)

@@ -102,10 +102,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _differences(folder: Path, saved: RunConfig, now: RunConfig, num_steps: int) -> Changes:
-    old, new = (
-        settings(anchored(saved)),
-        settings(anchored(now)),
-    )  # keys that the saved config lacks have their defaults
+    # Keys that the saved config lacks have their defaults.
+    old, new = settings(anchored(saved)), settings(anchored(now))
     keys = declared(saved) | declared(now)  # image towers of other kinds have other keys
     changed = {
         key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key) and keys[key].resume != "free"
