@@ -80,7 +80,7 @@ def embed_source(
         DataError: more items than allowed cannot be read, or none can.
     """
     modality = modality or source.modality
-    kinds = _kinds(source, modality)
+    _kinds(source, modality)  # refuses what the source lacks
     job = {
         "model_sha256": encoder.fingerprint,
         "modality": modality,
@@ -88,14 +88,15 @@ def embed_source(
         "num_items": len(source),
     }
     with owned(out):
-        return _embed(encoder, model, source, out, job, kinds)
+        _open_folder(out, job)
+        return _embed(encoder, model, source, out, job, max_bad)
 
 
 def _embed(
-    encoder: Encoder, model: Path, source: Source, out: Path, job: dict[str, Any], kinds: Sequence[str]
+    encoder: Encoder, model: Path, source: Source, out: Path, job: dict[str, Any], max_bad: float | None
 ) -> EmbedSummary:
     """Write the parts that are missing, then the manifest."""
-    _open_folder(out, job)
+    kinds = _kinds(source, job["modality"])
     starts = range(0, len(source), PART_SIZE)
     digits = len(str(max(len(starts) - 1, 0)))
     for part, start in enumerate(starts):
