@@ -17,19 +17,21 @@ class OptimConfig:
     """Optimizer and schedule. Muon updates the hidden matrices, AdamW the rest; the others update everything."""
 
     name: Literal["adamw", "stable_adamw", "muon", "lamb", "sgd"] = key("adamw", "optimizer")
-    lr: float = key(5e-4, "peak learning rate at the global batch size; with muon that of AdamW", ge=0)
+    lr: float = key(5e-4, "peak learning rate at the global batch size; with muon that of AdamW", ge=1e-12, le=100)
     betas: list[float] = key(
         [0.9, 0.98], "Adam's betas; sgd uses the first as momentum", ge=0, le=0.999999, min_length=2, max_length=2
     )
-    eps: float = key(1e-6, "Adam's epsilon", ge=0)
-    weight_decay: float = key(0.2, "weight decay; not on norms, biases, positions, tokens and logit scale", ge=0)
-    muon_lr: float = key(0.02, "peak learning rate of Muon", ge=0)
+    eps: float = key(1e-6, "Adam's epsilon", ge=1e-16, le=1)
+    weight_decay: float = key(
+        0.2, "weight decay; not on norms, biases, positions, tokens and logit scale", ge=0, le=100
+    )
+    muon_lr: float = key(0.02, "peak learning rate of Muon", ge=1e-12, le=100)
     muon_momentum: float = key(0.95, "momentum of Muon", ge=0, le=0.9999999)
-    muon_weight_decay: float = key(0.01, "weight decay of Muon", ge=0)
+    muon_weight_decay: float = key(0.01, "weight decay of Muon", ge=0, le=100)
     layer_decay: float | None = key(
         None, "learning rate of a block / that of the block above it; null: the same for all", ge=1e-6, le=1
     )
-    clip_norm: float | None = key(1.0, "maximum gradient norm; null: no clipping", "logged", ge=1e-6)
+    clip_norm: float | None = key(1.0, "maximum gradient norm; null: no clipping", "logged", ge=1e-6, le=1e9)
     warmup_share: float = key(0.05, "fraction of the steps over which the learning rate rises", ge=0, le=1)
     decay: Literal["cosine", "linear", "sqrt", "inverse_sqrt"] = key("cosine", "shape of the learning rate decay")
     decay_share: float = key(
@@ -39,13 +41,23 @@ class OptimConfig:
         None, "decay of the EMA weights, which are evaluated and exported; null: no EMA", ge=0, le=0.9999999
     )
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield a weight decay that would overshoot: each update multiplies the weights by 1 - lr * weight decay."""
+        pairs = [("lr", self.lr, "weight_decay", self.weight_decay)]
+        if self.name == "muon":
+            pairs.append(("muon_lr", self.muon_lr, "muon_weight_decay", self.muon_weight_decay))
+        for lr_name, lr, name, decay in pairs:
+            if lr * decay >= 1:
+                what = f"{name} is {decay}; with {lr_name}={lr} it must be below {1 / lr:g}"
+                yield Problem(name, what, "the weights would grow or change sign in each step", (lr_name,))
+
 
 @dataclass
 class LoraConfig:
     """Low-rank adapters, trained in place of the matrices that they adapt and merged into the exported model."""
 
-    rank: int = key(0, "rank of the adapters; 0: no adapters", ge=0)
-    alpha: float = key(16.0, "the adapters are scaled by alpha / rank", ge=0)
+    rank: int = key(0, "rank of the adapters; 0: no adapters", ge=0, le=65536)
+    alpha: float = key(16.0, "the adapters are scaled by alpha / rank", ge=1e-3, le=1e6)
     targets: list[Literal["q", "k", "v", "out", "up", "down"]] = key(["q", "v"], "matrices to adapt", min_length=1)
 
 
@@ -53,9 +65,11 @@ class LoraConfig:
 class TrainConfig:
     """Length, size and bookkeeping of a run."""
 
-    steps: int = key(10_000, "number of steps", "logged", ge=1)
-    batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1)
-    micro_batches: int = key(1, "micro-batches of each rank, with the same result as one (GradCache)", "logged", ge=1)
+    steps: int = key(10_000, "number of steps", "logged", ge=1, le=10**9)
+    batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1, le=2**24)
+    micro_batches: int = key(
+        1, "micro-batches of each rank, with the same result as one (GradCache)", "logged", ge=1, le=2**24
+    )
     precision: Literal["auto", "bf16", "bf16_params", "fp32"] = key(
         "auto", "precision; auto: bf16 if the machine has hardware units for it"
     )
@@ -68,22 +82,27 @@ class TrainConfig:
     )
     compile: bool = key(False, "compile each block", "free")
     spike_factor: float | None = key(
-        20.0, "skip a step whose loss or gradient norm is this many times the usual one; null: never", "logged", ge=1.5
+        20.0,
+        "skip a step whose loss or gradient norm is this many times the usual one; null: never",
+        "logged",
+        ge=1.5,
+        le=1e9,
     )
-    log_every: int = key(10, "steps between two lines of the log", "free", ge=1)
+    log_every: int = key(10, "steps between two lines of the log", "free", ge=1, le=10**9)
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = key(
         [], "experiment trackers, in addition to log.jsonl", "free"
     )
-    save_every: int = key(500, "steps between two checkpoints", "free", ge=1)
-    keep_last: int = key(2, "number of newest checkpoints to keep", "free", ge=1)
+    save_every: int = key(500, "steps between two checkpoints", "free", ge=1, le=10**9)
+    keep_last: int = key(2, "number of newest checkpoints to keep", "free", ge=1, le=10**9)
     keep_every: int | None = key(
-        None, "keep the checkpoints at multiples of this many steps; null: only the newest", "free", ge=1
+        None, "keep the checkpoints at multiples of this many steps; null: only the newest", "free", ge=1, le=10**9
     )
     timeout_s: float = key(
         330.0,
         "end the run when a rank makes no progress for this many seconds; above data.stall_timeout_s",
         "free",
         ge=1,
+        le=10**6,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from data_tools.core.errors import DataError, SampleError, UsageError
-from data_tools.sample.content import Label
+from data_tools.sample.content import FaultError, Label
 from data_tools.sample.decode import decode_image
 from data_tools.tar.expand import expand_shards
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
@@ -34,9 +34,9 @@ class DataConfig:
     """Training data: shards, the texts to take from them, random changes."""
 
     train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free")
-    weights: list[float] = key([], "for each entry of train: uses of a sample; empty: one data set")
+    weights: list[float] = key([], "for each entry of train: uses of a sample; empty: one data set", gt=0, le=10**6)
     repeats: int = key(
-        1, "uses of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1
+        1, "uses of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1, le=1000
     )
     captions: list[CaptionConfig] = key([CaptionConfig()], "texts of each sample", min_length=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -51,15 +51,18 @@ class DataConfig:
         ge=0,
         le=1,
     )
-    num_workers: int = key(1, "loader workers of each rank; 0 loads between the steps", "free", ge=0)
-    prefetch_mb: int = key(2048, "memory for batches prepared ahead, MB of each rank", "free", ge=1)
-    stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1)
+    num_workers: int = key(1, "loader workers of each rank; 0 loads between the steps", "free", ge=0, le=1024)
+    prefetch_mb: int = key(2048, "memory for batches prepared ahead, MB of each rank", "free", ge=1, le=2**24)
+    stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1, le=10**6)
     patch_budget: int | None = key(
-        None, "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square", ge=1
+        None,
+        "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square",
+        ge=1,
+        le=2**16,
     )
     image_embeddings: str = key("", "folder that `mmvit embed` made of the training data, instead of images", "free")
     # With a cache all images are decoded exactly, which is why it changes the pixels.
-    cache_mb: int = key(0, "decoded images kept in memory, MB of each worker; for small data sets", ge=0)
+    cache_mb: int = key(0, "decoded images kept in memory, MB of each worker; for small data sets", ge=0, le=2**24)
 
 
 Vector = Float32[np.ndarray, "E"]
@@ -176,7 +179,7 @@ class TrainBatches(Dataset[Batch]):
         self.teacher = teacher
         self._check_sides()
         self._check_samples()
-        order = _order(source.shard_sizes, config, seed)
+        order = _order(source.shard_sizes, config, seed, batch_size)
         self.order = RepeatedOrder(order, config.repeats, batch_size) if config.repeats > 1 else order
         self.cache: dict[int, Decoded] = {}
         self.cache_room = config.cache_mb * 2**20 if source.num_samples else 0  # bytes; a stream brings each once
@@ -314,6 +317,8 @@ class TrainBatches(Dataset[Batch]):
                 image = self.stored_images.image(self.stored_images.row(sample.key))
             else:
                 image = self._pixels(sample_id, sample, decoded, size, rng)
+        except FaultError as error:
+            raise self.source.error(*error.fault, sample_id) from error
         except DataError as error:
             raise self.source.error(getattr(error, "cause", "bad-image"), error.what, sample_id) from error
         drawn = [draw_caption(*choice, rng) for choice in zip(candidates, self.captions, strict=True)]
@@ -339,12 +344,15 @@ class TrainBatches(Dataset[Batch]):
         return decoded
 
 
-def _order(shard_sizes: Sequence[int], config: DataConfig, seed: int) -> SampleOrder | MixedOrder:
+def _order(shard_sizes: Sequence[int], config: DataConfig, seed: int, batch_size: int) -> SampleOrder | MixedOrder:
     """Return the order of one data set, or of several whose shards follow each other."""
     if len(config.weights) < 2:
         return SampleOrder(sum(shard_sizes), seed, shard_sizes)
     sizes = iter(shard_sizes)
-    return MixedOrder([list(islice(sizes, len(expand_shards(spec)))) for spec in config.train], config.weights, seed)
+    of_each = [list(islice(sizes, len(expand_shards(spec)))) for spec in config.train]
+    order = MixedOrder(of_each, config.weights, seed)
+    order.check_batch(batch_size)
+    return order
 
 
 def _labels(samples: Sequence[Drawn]) -> Tensor | None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.core.errors import SampleError, UsageError
-from data_tools.sample.content import find_texts
+from data_tools.core.errors import UsageError
+from data_tools.sample.content import FaultError, find_texts
 from mmvit.data.prompts import check_template, fill
 from mmvit.data.source import RawSample
 from mmvit.keys import Problem, key
@@ -24,7 +24,9 @@ class CaptionConfig:
 
     source: str = key("txt", "txt, or a path into the sample's JSON such as names.ko")
     templates: list[str] = key([], "templates with one {}, of which one is drawn at random; empty: the text as it is")
-    weights: dict[str, float] = key({}, "language: relative frequency; empty: all languages equally often")
+    weights: dict[str, float] = key(
+        {}, "language: relative frequency; empty: all languages equally often", ge=0, le=10**9
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Yield templates and weights that no caption can have."""
@@ -58,7 +60,7 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
     """Return the texts that may be drawn; a language's weight is shared equally among its texts.
 
     Raises:
-        SampleError: there is none ("no-caption"), or all are blank ("empty-caption").
+        FaultError: there is none ("no-caption"), or all are blank ("empty-caption").
     """
     found = find_texts(config.source, sample.caption, sample.meta)
     by_language = config.weights and "" not in found
@@ -69,8 +71,7 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
     if not candidates:
         cause, what = ("empty-caption", "empty") if wanted else ("no-caption", "missing")
         languages = f" in {', '.join(weights)}" if by_language else ""
-        shard, _, name = sample.key.partition("/")
-        raise SampleError(cause, f"caption {config.source!r} is {what}{languages}", shard=shard, key=name)
+        raise FaultError(cause, f"caption {config.source!r} is {what}{languages}")
     return candidates
 
 

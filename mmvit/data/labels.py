@@ -44,6 +44,7 @@ class LabelledShards(SampleSource):
         self.shards = shards
         self.num_samples: int = shards.num_samples
         self.shard_sizes = shards.shard_sizes
+        self.names = shards.names
         found, missing = self._look_up()
         if not found:
             hint = "mmvit-data make writes .cls from folders of classes and from tables"
@@ -74,7 +75,7 @@ class LabelledShards(SampleSource):
         return sample._replace(label=self._number_of[label])
 
     def key(self, i: SupportsIndex) -> str:
-        """Return "shard.tar/key" of sample `i`."""
+        """Return the key of sample `i` in the shards."""
         return self.shards.key(i)
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:

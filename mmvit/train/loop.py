@@ -192,7 +192,8 @@ def _bad_samples(run: Run, start: int) -> BadSamples:
     # The number of samples of a stream is unknown.
     num_samples = run.task.source.num_samples or config.train.steps * config.train.batch_size
     limit = max(1, int(config.data.max_bad_fraction * num_samples))
-    return BadSamples(run.folder, start_step=start, limit=limit, active=run.accelerator.is_main_process)
+    names, active = run.task.source.names, run.accelerator.is_main_process
+    return BadSamples(run.folder, names, start_step=start, limit=limit, active=active)
 
 
 def _agreed(
