@@ -96,6 +96,9 @@ class LabelledFiles(SampleSource):
         """Return an error that names file `i`."""
         return SampleError(cause, what, shard=str(self.root), key=self.key(i))
 
+    def check_labels(self) -> None:
+        """Do nothing: all labels are known."""
+
     def _content(self, i: SupportsIndex) -> bytes:
         try:
             path = Path(os.path.realpath(self._real_root / self.key(i)))

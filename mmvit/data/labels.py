@@ -10,6 +10,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
+from data_tools.core.progress import track
 from data_tools.sample.content import Label
 from data_tools.tar.expand import expand_shards
 from mmvit.data.folders import LabelledFiles, LabelledNames, list_class_folders, list_json_labels
@@ -93,6 +94,28 @@ class LabelledShards(SampleSource):
     def lost(self) -> list[SampleError]:
         """Return what the shards have lost."""
         return self.shards.lost()
+
+    def check_labels(self) -> None:
+        """Read all labels that were not read when this was made.
+
+        Raises:
+            DataError: a label is no class.
+        """
+        rest = [i for i, label in enumerate(self.labels) if label == _NOT_READ]
+        missing: list[SampleError] = []
+        for i in track(rest, len(rest), "reading labels"):
+            try:
+                label = self._labelled(self.shards.label(i), i)
+            except SampleError as error:
+                missing.append(error)
+                continue
+            if label not in self._number_of:
+                places = [str(self.error("bad-label", "", i).where)]
+                name_classes([label], self.class_names, places.__getitem__)
+            self.labels[i] = self._number_of[label]
+        if missing and len(rest) > len(missing):  # otherwise they were reported when this was made
+            what = "%d of %d samples have no valid label and are left out, such as %s"
+            logger.warning(what, len(missing), self.num_samples, missing[0].where)
 
     def _look_up(self) -> tuple[dict[int, Label], list[SampleError]]:
         """Return the labels of samples by number, and the errors of those that have none."""
@@ -195,6 +218,44 @@ def name_classes(labels: Sequence[Label], class_names: Sequence[str] | None, whe
             f"the label {label} is out of range: the classes go from 0 to {last}", where=where(place), hint=_HINT
         )
     return list(class_names)
+
+
+def check_class_names(shards: IndexedShards, class_names: Sequence[str], where: str) -> None:
+    """Read all labels of shards; raise an error that names the first sample whose label has no class name.
+
+    Args:
+        shards: labelled samples.
+        class_names: of the labels.
+        where: the file of the class names.
+
+    Raises:
+        UsageError: a label has no name.
+        DataError: a sample has no label.
+    """
+    known: set[Label] = {*range(len(class_names)), *class_names}
+    missing = 0
+    first: SampleError | None = None
+    for i in track(range(len(shards)), len(shards), "reading labels"):
+        try:
+            label = shards.label(i)
+        except SampleError as error:
+            label, first = None, first or error
+        if label is None:
+            first = first or shards.error("bad-label", "the sample has no label", i)
+            missing += 1
+        elif label not in known:
+            raise UsageError(
+                f"label {label} has no class name: the file has {len(class_names)}",
+                where=f"{where}; the label is that of {shards.error('bad-label', '', i).where}",
+                hint="name the file that belongs to zero_shot.data; line n, from 0, names label n",
+            )
+    if first is not None:
+        raise DataError(
+            f"{missing} of {len(shards)} samples of the evaluation have no valid label; the first: {first.what}",
+            where=first.where,
+            note="nothing was started: the evaluation at the end of the run would fail",
+            hint="write their labels, or evaluate on shards without them: mmvit-data filter",
+        )
 
 
 def class_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:

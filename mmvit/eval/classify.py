@@ -23,6 +23,7 @@ from mmvit.models.classifier import ImageClassifier
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
+_LOOK_UPS = 50
 
 
 class Accuracy(NamedTuple):
@@ -107,6 +108,20 @@ def evaluate_classifier(
     hits = found == target[:, None]
     acc1, acc5 = hits[:, 0].float().mean().item(), hits.any(dim=1).float().mean().item()
     return Accuracy(acc1, acc5, target, found, torch.tensor(samples), len(bad))
+
+
+def check_images(source: SampleSource) -> None:
+    """Raise DataError if none of some images, spread evenly over all, can be decoded; one that can is enough."""
+    assert source.num_samples is not None, "a stream has no end"
+    bad: list[DataError] = []
+    for i in range(0, source.num_samples, -(-source.num_samples // _LOOK_UPS)):
+        try:
+            decode_image(source.read(i).image)
+        except (SampleError, ImageError) as error:
+            bad.append(error)
+        else:
+            return
+    _report_bad(bad, len(bad))
 
 
 @torch.inference_mode()

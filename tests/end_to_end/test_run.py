@@ -92,7 +92,7 @@ def test_settings_that_no_run_can_have(run_cli: RunCli, tiny_config: Path, tmp_p
     cases = {
         "train.step=5": "did you mean 'steps'?",
         "optim.name=adam": "did you mean 'adamw'?",
-        "train.steps=0": "must be at least 1",
+        "train.steps=0": "must be from 1 to",
         "model.image.image_size=33": "not a multiple of patch_size",
         "model.text.width=33": "not divisible by num_heads",
         "model.text.vocab_size=9": "does not fit the tokenizer",

@@ -1,5 +1,6 @@
 """Fine-tuning: images and their classes."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from mmvit.data.batches import Batch
 from mmvit.data.curriculum import stage_at
 from mmvit.data.labels import Labelled, check_same_classes, open_labelled
 from mmvit.data.mixing import mix_pairs
-from mmvit.eval.classify import evaluate_classifier
+from mmvit.eval.classify import check_images, evaluate_classifier
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.layers.patch_embedding import patch_grid
 from mmvit.losses.classification import soft_targets
@@ -26,6 +27,7 @@ from mmvit.train.runs.batches import build_batches
 from mmvit.train.runs.class_teacher import ClassTeacher, load_class_teacher
 from mmvit.train.runs.finetuning_loss import ClassObjective, ClassTargets
 from mmvit.train.safety.agree import main_first
+from mmvit.train.safety.learning import Chance
 from mmvit.train.safety.watch import Watch
 from mmvit.train.start.classifier import build_start, interpolated
 
@@ -37,6 +39,11 @@ class AccuracyEvaluator:
         self.every = config.validation.every
         self.config = config
         self.data = data
+
+    def check(self) -> None:
+        """Read all labels and an image."""
+        self.data.samples.check_labels()
+        check_images(self.data.samples)
 
     def measure(self, model: ImageClassifier, last: bool, before_each_batch: Callable[[], None]) -> dict[str, float]:
         """Return top-1 and top-5 accuracy, of `validation.limit` images unless `last`."""
@@ -110,6 +117,7 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
         part=inputs.part,
         flop_inputs=inputs.flop_inputs,
         objective=ClassObjective(config.loss),
+        chance=None if class_teacher else Chance("classification", math.log(len(class_names)), "ln(classes)"),
         fresh_model=partial(build_classifier, config.model, class_names, *statistics),
         export=partial(_export, config),
         identity=_identity(config, class_names, class_teacher),
