@@ -128,6 +128,8 @@ class RunConfig:
     def problems(self) -> Iterator[Problem]:
         """Yield violations of the rules between keys; each key is valid by itself."""
         data, train = self.data, self.train
+        if not self.out:
+            yield Problem("out", "out is empty; it must name the run folder", "out=runs/NAME")
         if not data.train:
             yield Problem("data.train", "no training data is named", "data.train=[FOLDER or SHARDS]")
         if data.weights and len(data.weights) != len(data.train):

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_tools.core.errors import UsageError, did_you_mean
+from data_tools.core.text import text_fault
 from mmvit.keys import Problem, key_of
 from mmvit.models.image_towers import tower_config
 from mmvit.towers.contract import TowerConfig
@@ -91,6 +92,7 @@ class _Fit:
             problems: list[Problem] = []
         else:
             found, problems = _converted(entry.type, value, name, self.strict)
+            problems = problems or list(_text_problems(name, found))
         declared = key_of(entry)
         if declared and not problems:
             problems = list(declared.problems(name, found))
@@ -111,6 +113,13 @@ def _converted(kind: Any, value: Any, name: str, strict: bool) -> tuple[Any, lis
         return _adapter(kind).validate_python(value, strict=strict), []
     except ValidationError as error:
         return value, [_type_problem(kind, name, dict(each)) for each in error.errors(include_url=False)]
+
+
+def _text_problems(name: str, value: Any) -> Iterator[Problem]:
+    """Yield the texts of a value that no file and no tokenizer can hold."""
+    for text in value if isinstance(value, list | dict) else [value]:
+        if isinstance(text, str) and text_fault(text):
+            yield Problem(name, f"{name} is {text[:60]!a}; it {text_fault(text)}")
 
 
 def _type_problem(kind: Any, name: str, error: dict[str, Any]) -> Problem:

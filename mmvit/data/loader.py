@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data_tools.core.errors import MmvitError, ResourceError
+from data_tools.core.errors import MmvitError, ResourceError, UsageError
 from mmvit.data.batches import Batch, TrainBatches
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -59,7 +59,7 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
     """Return how far to read ahead within `data.prefetch_mb`, by fewer workers where it holds no batch for each.
 
     Raises:
-        ResourceError: shared memory has no room for it.
+        UsageError: shared memory has no room for it.
     """
     config = batches.config
     if not config.num_workers:
@@ -72,7 +72,7 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
     needed = (prefetch.size + item) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # with the batch in use
     free = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else needed
     if needed > free:
-        raise ResourceError(
+        raise UsageError(
             f"shared memory has {free / 2**20:.0f} MiB free, the loader needs {needed / 2**20:.0f} MiB",
             where=str(_SHARED_MEMORY),
             note="its workers would be killed; nothing was started",

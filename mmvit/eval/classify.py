@@ -18,6 +18,7 @@ from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image, read_image
 from mmvit.data.source import SampleSource
 from mmvit.data.transforms import Pixels, eval_pixels
+from mmvit.eval.encoder import refuse_zero
 from mmvit.models.classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def evaluate_classifier(
         DataError: a label without a class; or all samples are invalid.
     """
     assert source.num_samples is not None, "a stream has no end"
+    refuse_zero(batch_size=batch_size, limit=1 if limit is None else limit)
     classes: Mapping[Label, int] = (
         {i: i for i in range(len(model.class_names))} if class_of_label is None else class_of_label
     )
@@ -129,6 +131,7 @@ def classify_files(
     model: ImageClassifier, image_size: int, files: Sequence[Path], top: int, batch_size: int = BATCH_SIZE
 ) -> list[Prediction]:
     """Return the `top` best classes of image files; raise DataError naming the first that cannot be read."""
+    refuse_zero(batch_size=batch_size, top=top)
     predictions = []
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]

@@ -33,6 +33,7 @@ from mmvit.train.runs.batches import build_batches
 from mmvit.train.safety.agree import main_first
 from mmvit.train.safety.learning import Chance
 from mmvit.train.safety.watch import Watch
+from mmvit.train.start.size import check_size
 
 
 class PatchTargets(NamedTuple):
@@ -67,6 +68,7 @@ def build_masked_patches(config: FinetuneConfig, accelerator: Accelerator, watch
     with main_first(accelerator, watch, "indexing"):
         shards = IndexedShards(expand_shards(config.data.train), config.data.verify, require_caption=False)
     device = accelerator.device
+    check_size(partial(_build_model, config), config.model.image)
     torch.manual_seed(config.seed)
     model = _build_model(config)
     checkpoint_activations(model, config.train.checkpointing)
