@@ -76,8 +76,8 @@ def test_values_of_the_file_and_of_the_command_line(file: Path):
     assert load_config(PretrainConfig, file, ["zero_shot.limit=3"]).zero_shot.limit == 3
     converted = load_config(PretrainConfig, file, ["tokenizer.path=7", "train.steps=1e3", "optim.lr=1"])
     assert (converted.tokenizer.path, converted.train.steps, converted.optim.lr) == ("7", 1000, 1.0)
-    nothing = load_config(PretrainConfig, file, ["train.init=", "train.freeze=", "out="])
-    assert (nothing.train.init, nothing.train.freeze, nothing.out) == ("", [], "")
+    nothing = load_config(PretrainConfig, file, ["train.init=", "train.freeze="])
+    assert (nothing.train.init, nothing.train.freeze) == ("", [])
 
 
 def test_last_of_repeated_overrides_wins(file: Path, caplog: pytest.LogCaptureFixture):
@@ -167,6 +167,7 @@ def test_recipe_with_open_keys_loads_where_the_caller_fills_them_in(tmp_path: Pa
         ("data.captions=[{sources: txt}]", "data.captions[0].sources"),
         ("model.image.patch=5", "model.image.patch"),
         ("out=${nothing}", "out"),
+        ("zero_shot.data={}", "zero_shot.data"),  # a mapping over a list
     ],
 )
 def test_override_that_does_not_fit_is_named(file: Path, override: str, message: str):
@@ -357,6 +358,8 @@ BEYOND_BOUNDS = {
     "train.batch_size=1": "compares each pair with the others",
     "lora.alpha=0": "from 0.001",
     "loss.max_logit_scale=1e30": "from 1 to 10000",
+    "out=": "it must name the run folder",
+    'zero_shot.templates="a\\0"': "zero_shot.templates is 'a\\x00'; it contains a NUL",
 }
 
 

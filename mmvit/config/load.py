@@ -73,7 +73,7 @@ def _override(tree: Any, override: str) -> Any:
         raise UsageError(f"override {override!r} is not key=value", hint="for example train.batch_size=512")
     try:
         return OmegaConf.merge(tree, OmegaConf.from_dotlist([override if value else f"{key}=''"]))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         hint = "quote values with braces, brackets or colons as in YAML"
         raise UsageError(f"override {override!r} cannot be read: {reason}", where=key, hint=hint) from error

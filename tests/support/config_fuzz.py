@@ -33,13 +33,14 @@ from mmvit.data.captions import CaptionConfig
 from mmvit.data.curriculum import Stage
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.keys import Key, declared, key_of
-from mmvit.models.image_towers import TOWERS, tower_config
+from mmvit.models.image_towers import tower_config
 from mmvit.train import loop
 from mmvit.train.start import size
 from mmvit.train.start.config import load_finetune_config
 
 NUM_IMAGES, CLASSES = 24, ("red", "green", "blue")
-MEMORY = 2**28  # bytes that a model may take here, so that no trial is slow
+MEMORY = 2**26  # bytes that a model may take here, so that no trial is slow
+MAX_BATCH = 2**20  # bytes of the images of a batch that is trained on
 # Exit codes of paths that name nothing, or the wrong thing: bad data, and a bad model folder.
 OF_PATHS = (3, 4)
 PATHS = ("data.train", "data.image_embeddings", "zero_shot.data", "validation.data", "train.init", "loss.teacher")
@@ -50,7 +51,7 @@ data: {{train: ["{folder}/web", "{folder}/clean"], num_workers: 0, captions: [{{
 tokenizer: {{kind: file, path: "{folder}/tokenizer.json"}}
 model:
   embed_dim: 16
-  image: {{kind: vit, image_size: 16, patch_size: 8, width: 16, depth: 1, num_heads: 2}}
+  image: {image}
   text: {{vocab_size: {vocab}, end_of_text: {end}, context_length: 8, width: 16, depth: 1, num_heads: 2}}
 zero_shot: {{data: ["{folder}/web"], class_names: "{folder}/names.txt"}}
 train: {{steps: 20, batch_size: 8}}
@@ -58,10 +59,16 @@ train: {{steps: 20, batch_size: 8}}
 FINETUNE = """
 data: {{train: ["{folder}/web"], num_workers: 0}}
 classes: "{folder}/names.txt"
-model: {{image: {{kind: vit, image_size: 16, patch_size: 8, width: 16, depth: 1, num_heads: 2}}}}
+model: {{image: {image}}}
 validation: {{data: ["{folder}/clean"]}}
 train: {{steps: 20, batch_size: 8}}
 """
+IMAGES = {
+    "vit": "{kind: vit, image_size: 16, patch_size: 8, width: 16, depth: 1, num_heads: 2}",
+    "swin": "{kind: swin, image_size: 32, width: 8, depths: [1, 1], num_heads: [1, 2], window_size: 4}",
+    "cvt": "{kind: cvt, image_size: 32, widths: [8, 8, 8], depths: [1, 1, 1], num_heads: [1, 1, 1]}",
+    "resnet": "{kind: resnet, image_size: 32, width: 16, depths: [1, 1, 1, 1], stem_width: 8, num_heads: 4}",
+}
 CONFIGS: dict[str, type] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 LISTS = {"data.captions": CaptionConfig, "curriculum": Stage}  # keys of configs of their own
 TEXTS = (
@@ -90,7 +97,7 @@ class Outcome(NamedTuple):
 
 
 def make_data(folder: Path) -> None:
-    """Write two data sets whose shards and keys have equal names, a tokenizer, class names and a config for each verb."""
+    """Write two data sets whose shards and keys have equal names, a tokenizer, class names and the configs."""
     rng = np.random.default_rng(0)
     for name, number in (("web", NUM_IMAGES), ("clean", NUM_IMAGES // 2)):
         with ShardWriter(folder / name) as writer:
@@ -98,25 +105,23 @@ def make_data(folder: Path) -> None:
                 sink = io.BytesIO()
                 Image.fromarray(rng.integers(256, size=(20, 20, 3), dtype=np.uint8)).save(sink, "PNG")
                 text = f"a {CLASSES[i % 3]} thing number {i}"
-                meta = json.dumps({"names": {"en": text, "ko": text[::-1]}})
+                meta = {"names": {"en": text, "ko": text[::-1]}}
                 writer.write(f"key{i}", {"png": sink.getvalue(), "txt": text, "cls": str(i % 3), "json": meta})
     texts = [f"a {name} thing number {i}" for name in CLASSES for i in range(30)]
     train_tokenizer(iter(texts), folder / "tokenizer.json", vocab_size=300)
     (folder / "names.txt").write_text("\n".join(CLASSES) + "\n")
     tokenizer = build_tokenizer(TokenizerConfig("file", str(folder / "tokenizer.json")), 8)
     values = {"folder": folder, "vocab": tokenizer.vocab_size, "end": tokenizer.end_of_text}
-    (folder / "pretrain.yaml").write_text(PRETRAIN.format(**values))
-    (folder / "finetune.yaml").write_text(FINETUNE.format(**values))
+    for kind, image in IMAGES.items():
+        (folder / f"pretrain_{kind}.yaml").write_text(PRETRAIN.format(image=image, **values))
+        (folder / f"finetune_{kind}.yaml").write_text(FINETUNE.format(image=image, **values))
 
 
-def overrides(rng: random.Random, verb: str) -> list[str]:
-    """Draw one to four keys with values."""
-    config = CONFIGS[verb]()
-    kind = rng.choice(["vit", "vit", *TOWERS])
-    found = []
-    if kind != "vit":
-        config.model.image = tower_config(kind)
-        found.append(f"model.image.kind={kind}")
+def draw(rng: random.Random) -> tuple[str, str, list[str]]:
+    """Draw a verb, the name of its config, and one to four keys with values."""
+    verb, kind = rng.choice(sorted(CONFIGS)), rng.choice(["vit", "vit", "vit", *IMAGES])
+    config, found = CONFIGS[verb](), list[str]()
+    config.model.image = tower_config(kind)
     keys = declared(config)
     for name in rng.sample(sorted(keys), rng.choice([1, 1, 1, 2, 3, 4])):
         if name in LISTS:
@@ -124,15 +129,13 @@ def overrides(rng: random.Random, verb: str) -> list[str]:
             found.append(f"{name}=[{', '.join(items)}]")
         else:
             found.append(f"{name}={_value(rng, keys[name], _type_of(config, name))}")
-    return found
+    return verb, f"{verb}_{kind}.yaml", found
 
 
 def trial(folder: Path, seed: int, learn: bool = False) -> Outcome:
     """Try what a seed draws; `learn` also trains two steps of what is accepted."""
-    rng = random.Random(seed)
-    verb = rng.choice(sorted(CONFIGS))
-    drawn = overrides(rng, verb)
-    arguments = [str(folder / f"{verb}.yaml"), [f"out={folder}/run", *drawn]]
+    verb, name, drawn = draw(random.Random(seed))
+    arguments = [str(folder / name), [f"out={folder}/run", *drawn]]
     try:
         with _quiet():
             load: Any = load_finetune_config if verb == "finetune" else lambda *a: load_config(PretrainConfig, *a)
@@ -141,14 +144,14 @@ def trial(folder: Path, seed: int, learn: bool = False) -> Outcome:
     except Exception as error:
         user_error = as_user_error(error)
         if user_error is None:
-            return Outcome(1, f"{verb} {drawn}: {traceback.format_exc(limit=-4)}")
+            return Outcome(1, f"{name} {drawn}: {traceback.format_exc(limit=-4)}")
         allowed = [2, *(OF_PATHS if any(text.startswith(PATHS) for text in drawn) else ())]
-        fault = "" if user_error.exit_code in allowed else f"{verb} {drawn}: {user_error.exit_code} {user_error}"
+        fault = "" if user_error.exit_code in allowed else f"{name} {drawn}: {user_error.exit_code} {user_error}"
         return Outcome(user_error.exit_code, fault)
     cannot = cannot_learn(config)
     if not cannot and learn:
         cannot = _unmoved(config)
-    return Outcome(0, f"{verb} {drawn}: accepted, but {cannot}" if cannot else "")
+    return Outcome(0, f"{name} {drawn}: accepted, but {cannot}" if cannot else "")
 
 
 def cannot_learn(config: Any) -> str:
@@ -171,6 +174,8 @@ def _unmoved(config: Any) -> str:
     """Train two steps; return what went wrong."""
     with _quiet():
         run = loop.open_run(config, loop.open_accelerator(config), loop.Watch(config.train.timeout_s))
+        if run.task.batches.num_bytes > MAX_BATCH:
+            return ""
         before = [parameter.detach().clone() for parameter in run.model.parameters()]
         for step in range(2):
             micro = config.train.micro_batches
@@ -211,9 +216,8 @@ def _value(rng: random.Random, key: Key, kind: Any) -> str:
         length = rng.choice([key.min_length or rng.randint(0, 3), rng.randint(0, 5)])
         return f"[{', '.join(_value(rng, key, options[0]) for _ in range(length))}]"
     if get_origin(kind) is dict:
-        return (
-            f"{{{', '.join(f'{name}: {_value(rng, key, options[1])}' for name in rng.sample(['en', 'ko', 'fr'], 2))}}}"
-        )
+        items = [f"{name}: {_value(rng, key, options[1])}" for name in rng.sample(["en", "ko", "fr"], 2)]
+        return f"{{{', '.join(items)}}}"
     if kind is bool:
         return rng.choice(["true", "false"])
     if kind in (int, float):
@@ -222,30 +226,12 @@ def _value(rng: random.Random, key: Key, kind: Any) -> str:
 
 
 def _number(rng: random.Random, key: Key, kind: type) -> str:
-    low, high = (
-        next((bound for bound in pair if bound is not None), 0) for pair in ((key.ge, key.gt), (key.le, key.lt))
-    )
-    within = rng.uniform(low, min(high, low + 64))
-    values: list[float] = [
-        low,
-        high,
-        within,
-        within,
-        within,
-        low - 1,
-        high + 1,
-        0,
-        1,
-        2,
-        8,
-        16,
-        -1,
-        0.5,
-        1e-30,
-        1e30,
-        1e12,
-    ]
-    value = rng.choice(values)
+    low, high = key.ge if key.gt is None else key.gt, key.le if key.lt is None else key.lt
+    low, high = low or 0, high or 0
+    if rng.random() < 0.6:
+        value = rng.choice([rng.uniform(low, min(high, low + 2)), rng.uniform(low, min(high, low + 64)), 1, 2, 4, 8])
+    else:
+        value = rng.choice([low, high, low - 1, high + 1, 0, -1, 0.5, 1e-30, 1e30, 1e12, rng.uniform(low, high)])
     return str(int(value) if kind is int and rng.random() < 0.9 else value)
 
 
@@ -298,10 +284,8 @@ def main() -> None:
 
 def _program(folder: Path, seed: int, code: int) -> bool:
     """Return whether the program itself ends a trial with another exit code, or with a traceback."""
-    rng = random.Random(seed)
-    verb = rng.choice(sorted(CONFIGS))
-    command = [sys.executable, "-m", "mmvit", verb, str(folder / f"{verb}.yaml"), f"out={folder}/run"]
-    command += [*overrides(rng, verb), "--dry-run"]
+    verb, name, drawn = draw(random.Random(seed))
+    command = [sys.executable, "-m", "mmvit", verb, str(folder / name), f"out={folder}/run", *drawn, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     is_fault = done.returncode != code or "Traceback" in done.stderr
     if is_fault:
