@@ -67,6 +67,7 @@ class DataConfig:
 
 Vector = Float32[np.ndarray, "E"]
 _NO_TOKENS = Tokens(torch.empty(0, 0, dtype=torch.long), 0)
+_LOOK_UPS = 50  # samples that are tried before the first step
 MAX_BAD_IN_A_ROW = 100  # a sample and its replacements
 
 
@@ -235,6 +236,25 @@ class TrainBatches(Dataset[Batch]):
             tokens.num_cut,
             Teacher(*map(_stacked, zip(*rows, strict=True))) if rows else None,
             None if self.tokenizer else _labels(samples),
+        )
+
+    def check_samples(self) -> None:
+        """Raise DataError if none of some samples, spread evenly over all, can be used; one that can is enough."""
+        if self.source.num_samples is None:
+            return
+        size = self.budget or self.image_size
+        for i in range(0, self.source.num_samples, -(-self.source.num_samples // _LOOK_UPS)):
+            try:
+                self._draw(i, size, np.random.default_rng(self.seed))
+            except SampleError as error:
+                last = error
+            else:
+                return
+        raise DataError(
+            f"none of {_LOOK_UPS} samples can be used, the last one because {last.what}",
+            where=last.where,
+            note="nothing was started",
+            hint="check the shards: mmvit-data check SHARDS",
         )
 
     def _check_sides(self) -> None:

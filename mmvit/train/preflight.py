@@ -57,7 +57,18 @@ def check_evaluation(run: Run) -> None:
         run.task.evaluator.check()
 
 
-CHECKS: tuple[Callable[[Run], None], ...] = (check_folder, check_disk, check_trackers, check_evaluation)
+def check_training(run: Run) -> None:
+    """Raise DataError if the training samples cannot be used, such as for a caption that none of them has."""
+    run.task.batches.check_samples()
+
+
+CHECKS: tuple[Callable[[Run], None], ...] = (
+    check_folder,
+    check_disk,
+    check_trackers,
+    check_training,
+    check_evaluation,
+)
 
 
 def preflight(run: Run) -> None:

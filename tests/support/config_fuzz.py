@@ -150,7 +150,10 @@ def trial(folder: Path, seed: int, learn: bool = False) -> Outcome:
         return Outcome(user_error.exit_code, fault)
     cannot = cannot_learn(config)
     if not cannot and learn:
-        cannot = _unmoved(config)
+        try:
+            cannot = _unmoved(config)
+        except Exception as error:
+            cannot = f"two steps end with {error!r}: {traceback.format_exc(limit=-4)}"
     return Outcome(0, f"{name} {drawn}: accepted, but {cannot}" if cannot else "")
 
 
