@@ -29,6 +29,7 @@ from mmvit.train.runs.finetuning_loss import ClassObjective, ClassTargets
 from mmvit.train.safety.agree import main_first
 from mmvit.train.safety.learning import Chance
 from mmvit.train.safety.watch import Watch
+from mmvit.train.start.batch_norm import check_share
 from mmvit.train.start.classifier import build_start, interpolated
 
 
@@ -106,6 +107,8 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
             raise UsageError(what, where="data.train", hint="give the folder that contains the folders of all classes")
         validation = open_labelled(config.validation.data, known=class_names) if config.validation.data else None
     model = build_start(config, class_names, accelerator)
+    batches = build_batches(config, shards, accelerator)
+    check_share(model, batches.share)
     device, teacher = accelerator.device, config.loss.teacher
     class_teacher = load_class_teacher(teacher, class_names, device) if teacher else None
     inputs = ClassInputs(config, model, class_teacher, device)
@@ -113,7 +116,7 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
     return TaskParts(
         source=shards,
         model=model,
-        batches=build_batches(config, shards, accelerator),
+        batches=batches,
         part=inputs.part,
         flop_inputs=inputs.flop_inputs,
         objective=ClassObjective(config.loss),

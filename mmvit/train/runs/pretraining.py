@@ -35,6 +35,7 @@ from mmvit.train.runs.pretraining_loss import PretrainObjective, chance
 from mmvit.train.runs.teacher import Teacher, load_teacher
 from mmvit.train.safety.agree import main_first
 from mmvit.train.safety.watch import Watch
+from mmvit.train.start.batch_norm import check_share
 from mmvit.train.start.dual_encoder import build_start
 
 
@@ -118,6 +119,7 @@ def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: W
     same_captions = config.train.same_caption_positives
     objective = PretrainObjective(config.loss, teacher, same_caption_positives=same_captions, tokenizer=tokenizer)
     batches = build_batches(config, shards, accelerator, tokenizer, teacher.stored if teacher else None)
+    check_share(model, batches.share)
     identity = _identity(config, batches, teacher)
     inputs = PairInputs(config, model, objective, accelerator.device)
     return TaskParts(

@@ -31,3 +31,21 @@ def check_batch_norm(model: nn.Module, config: RunConfig) -> None:
                 note="its running statistics would be changed by mistake, or updated twice",
                 hint=f"remove {key.partition('=')[0]}, or choose a tower with LayerNorm or GroupNorm",
             )
+
+
+def check_share(model: nn.Module, share: int) -> None:
+    """Raise UsageError for a trained BatchNorm whose statistics would be those of a single image.
+
+    Args:
+        model: with its frozen parameters.
+        share: samples of a rank in a micro-batch.
+    """
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    trained = [name for name, module in norms if any(each.requires_grad for each in module.parameters())]
+    if share == 1 and trained:
+        raise UsageError(
+            f"the model has BatchNorm ({trained[0]}), and each rank has a single image in a micro-batch",
+            where="train.batch_size",
+            note="its statistics would be those of one image, and a map of one pixel has none",
+            hint="increase train.batch_size or decrease train.micro_batches",
+        )

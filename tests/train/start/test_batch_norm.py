@@ -9,7 +9,7 @@ from torch import nn
 from data_tools.core.errors import UsageError
 from mmvit.config import FinetuneConfig, PretrainConfig, load_config
 from mmvit.models.build import build_classifier, build_dual_encoder
-from mmvit.train.start.batch_norm import check_batch_norm
+from mmvit.train.start.batch_norm import check_batch_norm, check_share
 
 
 def build(config: PretrainConfig | FinetuneConfig) -> nn.Module:
@@ -42,3 +42,14 @@ def test_what_would_spoil_the_statistics_is_refused(tmp_path: Path, override: st
                 assert str(error.value.where).startswith(key)
             else:
                 check_batch_norm(build(config), config)
+
+
+def test_batch_norm_needs_two_images_of_a_micro_batch():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    check_share(model, 2)
+    with pytest.raises(UsageError, match=r"BatchNorm \(1\), and each rank has a single image") as error:
+        check_share(model, 1)
+    assert error.value.where == "train.batch_size"
+    model[1].requires_grad_(False)
+    check_share(model, 1)
+    check_share(torch.nn.LayerNorm(3), 1)
