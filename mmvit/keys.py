@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Key:
-    """The declaration of a field in addition to its type and default; bounds of a list apply to its items."""
+    """The declaration of a field in addition to its type and default; bounds apply to each item of a list."""
 
     help: str
     resume: Resume = "same"
@@ -73,8 +73,13 @@ class Key:
         if isinstance(value, list):
             if not (self.min_length or 0) <= len(value) <= (self.max_length or math.inf):
                 yield Problem(name, f"{name} has {len(value)} items; it must have {self.length}")
-            for i, item in enumerate(value):
-                yield from self.problems(f"{name}[{i}]", item)
+            found = [problem for i, item in enumerate(value) for problem in self.problems(f"{name}[{i}]", item)]
+            yield from found
+            if self.ascending and not found and sorted(value) != value:
+                yield Problem(name, f"{name} is {value}; it must go from the lower to the higher value")
+        elif isinstance(value, dict):
+            for item_name, item in value.items():
+                yield from self.problems(f"{name}.{item_name}", item)
         elif isinstance(value, int | float) and self.bounds and not self._holds(value):
             yield Problem(name, f"{name} is {value}; it must be {self.bounds}")
 

@@ -27,7 +27,10 @@ ROOMS = (
     *("mmvit.keys", "mmvit.layers", "mmvit.towers", "mmvit.models", "mmvit.losses", "mmvit.data", "mmvit.config"),
     *("mmvit.checkpoint", "mmvit.eval"),
     *(f"mmvit.train.{room}" for room in ("device", "optim", "safety", "record", "start")),
-    *(f"mmvit.train.{file}" for file in ("contract", "gradcache", "step", "run", "meters", "runs", "loop")),
+    *(
+        f"mmvit.train.{file}"
+        for file in ("contract", "gradcache", "step", "run", "preflight", "meters", "runs", "loop")
+    ),
     *("mmvit.train", "mmvit.retrieval", "mmvit.interop", "mmvit.terminal", "mmvit.doctor", "mmvit.quickstart", "mmvit"),
     *("mmvit.cli", "mmvit.__main__"),
 )

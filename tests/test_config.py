@@ -14,6 +14,7 @@ from mmvit.config import FinetuneConfig, PretrainConfig, RunConfig, find_config,
 from mmvit.data.captions import CaptionConfig
 from mmvit.data.prompts import configs_folder
 from mmvit.keys import Key, Resume, key_of
+from mmvit.keys import key as key_declared
 from mmvit.layers.feed_forward import ACTIVATIONS, Activation
 from mmvit.layers.pooling import POOLS
 from mmvit.layers.positions import POSITIONS
@@ -75,8 +76,8 @@ def test_values_of_the_file_and_of_the_command_line(file: Path):
     assert load_config(PretrainConfig, file, ["zero_shot.limit=3"]).zero_shot.limit == 3
     converted = load_config(PretrainConfig, file, ["tokenizer.path=7", "train.steps=1e3", "optim.lr=1"])
     assert (converted.tokenizer.path, converted.train.steps, converted.optim.lr) == ("7", 1000, 1.0)
-    nothing = load_config(PretrainConfig, file, ["train.init=", "train.freeze=", "out="])
-    assert (nothing.train.init, nothing.train.freeze, nothing.out) == ("", [], "")
+    nothing = load_config(PretrainConfig, file, ["train.init=", "train.freeze="])
+    assert (nothing.train.init, nothing.train.freeze) == ("", [])
 
 
 def test_last_of_repeated_overrides_wins(file: Path, caplog: pytest.LogCaptureFixture):
@@ -105,7 +106,7 @@ def test_all_errors_are_reported_at_once(file: Path):
         "  - train.steps is 'many'; it must be a valid integer, unable to parse string as an integer",
         "  - unknown config key trian",
         "      hint: did you mean 'train'?",
-        "  - optim.lr is -1.0; it must be at least 0",
+        "  - optim.lr is -1.0; it must be from 1e-12 to 100",
         "  - optim.betas[1] is 'a'; it must be a valid number, unable to parse string as a number",
         "  - loss.kind is 'sigmiod'; it must be 'softmax' or 'sigmoid'",
         "      hint: did you mean 'sigmoid'?",
@@ -167,6 +168,7 @@ def test_recipe_with_open_keys_loads_where_the_caller_fills_them_in(tmp_path: Pa
         ("data.captions=[{sources: txt}]", "data.captions[0].sources"),
         ("model.image.patch=5", "model.image.patch"),
         ("out=${nothing}", "out"),
+        ("zero_shot.data={}", "zero_shot.data"),  # a mapping over a list
     ],
 )
 def test_override_that_does_not_fit_is_named(file: Path, override: str, message: str):
@@ -258,7 +260,7 @@ def test_written_config_names_every_field():
             "curriculum=[{until: 1, text_tokens: 400}]",
             "curriculum[0].text_tokens is 400; it must be at most model.text",
         ),
-        ("zero_shot.every=0", "zero_shot.every is 0; it must be at least 1"),
+        ("zero_shot.every=0", "zero_shot.every is 0; it must be from 1 to 1000000000"),
         ("seed=-1", "seed is -1"),
         ("optim.warmup_share=2000", "optim.warmup_share is 2000.0; it must be from 0 to 1"),
         ("optim.betas=[0.9]", "optim.betas has 1 items; it must have exactly 2"),
@@ -290,7 +292,7 @@ def test_keys_of_another_kind_are_refused(tmp_path: Path):
     assert error.value.hint == "did you mean 'depths'?"
 
 
-def leaves(cls: type, seen: set[type]) -> Iterator[tuple[str, Key | None]]:
+def entries(cls: type, seen: set[type]) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
     """Yield every key of a config and of those in it, also of those that stand in lists and of each image tower."""
     if cls in seen:
         return
@@ -300,9 +302,13 @@ def leaves(cls: type, seen: set[type]) -> Iterator[tuple[str, Key | None]]:
         for kind in inner:
             kinds = [type(tower) for tower in TOWERS.values()] + [TimmConfig] if kind is TowerConfig else [kind]
             for each in kinds:
-                yield from leaves(each, seen)
+                yield from entries(each, seen)
         if not dataclasses.is_dataclass(entry.type):
-            yield f"{cls.__name__}.{entry.name}", key_of(entry)
+            yield cls.__name__, entry
+
+
+def leaves(cls: type, seen: set[type]) -> Iterator[tuple[str, Key | None]]:
+    return ((f"{owner}.{entry.name}", key_of(entry)) for owner, entry in entries(cls, seen))
 
 
 LEAVES = dict(leaf for seen in [set[type]()] for cls in (PretrainConfig, FinetuneConfig) for leaf in leaves(cls, seen))
@@ -313,6 +319,78 @@ def test_each_key_has_help_and_a_meaning_at_resume():
     assert [name for name, key in LEAVES.items() if key is None or key.resume not in get_args(Resume)] == []
     bad = [name for name, key in LEAVES.items() if not key or not 5 <= len(key.help) <= 110 or key.help.endswith(".")]
     assert bad == []
+
+
+def is_numeric(kind: Any) -> bool:
+    return kind in (int, float) or any(is_numeric(part) for part in get_args(kind))
+
+
+def unbounded(cls: type) -> list[str]:
+    """Return the numeric keys of a config that lack a lower or an upper bound."""
+    kinds = {f"{owner}.{entry.name}": entry.type for owner, entry in entries(cls, set())}
+    keys = dict(leaves(cls, set()))
+    return [
+        name
+        for name, kind in kinds.items()
+        if is_numeric(kind) and (key := keys[name]) and (key.ge is key.gt is None or key.le is key.lt is None)
+    ]
+
+
+def test_each_number_has_bounds_on_both_sides():
+    assert unbounded(PretrainConfig) == unbounded(FinetuneConfig) == []
+
+
+def test_number_without_a_bound_is_found():
+    @dataclasses.dataclass
+    class Open:
+        fine: float = key_declared(1.0, "a fraction", ge=0, le=1)
+        steps: int | None = key_declared(None, "number of steps", ge=1)
+        rates: list[float] = key_declared([], "rates", lt=1)
+        weights: dict[str, float] = key_declared({}, "weights")
+
+    assert unbounded(Open) == ["Open.steps", "Open.rates", "Open.weights"]
+
+
+BEYOND_BOUNDS = {
+    "data.augment.shift=4": "at least 0 and below 1",
+    "data.augment.crop_area=[50,100]": "above 0 and at most 1",
+    "data.augment.crop_area=[0.9,0.5]": "from the lower to the higher value",
+    "data.augment.zoom=[2,1]": "from the lower to the higher value",
+    "data.augment.rotate=400": "from 0 to 180",
+    "data.augment.hue=1": "from 0 to 0.5",
+    "data.augment.brightness=3": "from 0 to 1",
+    "data.weights=[-1]": "above 0",
+    "data.captions=[{source: t, weights: {en: -1}}]": "data.captions[0].weights.en",
+    "preprocess.std=[-1,1,1]": "preprocess.std[0] is -1.0; it must be from 0.001",
+    "preprocess.mean=[123.7,116,103]": "from 0 to 1",
+    "model.embed_dim=0": "from 1 to",
+    "model.text.width=1000000000000": "from 1 to",
+    "optim.eps=0": "from 1e-16 to 1",
+    "optim.lr=0": "from 1e-12 to 100",
+    "optim.weight_decay=.inf": "optim.weight_decay",
+    "train.batch_size=1": "compares each pair with the others",
+    "lora.alpha=0": "from 0.001",
+    "loss.max_logit_scale=1e30": "from 1 to 10000",
+    "out=": "it must name the run folder",
+    'zero_shot.templates="a\\0"': "zero_shot.templates is 'a\\x00'; it contains a NUL",
+}
+
+
+def test_values_beyond_bounds_are_all_named_at_once(file: Path):
+    for override, bounds in BEYOND_BOUNDS.items():
+        text = refused(file, override)
+        assert bounds in text, override
+        assert override.partition("=")[0] in text
+    together = dict(override.split("=", 1) for override in BEYOND_BOUNDS)  # the last one of each key
+    text = refused(file, *(f"{key}={value}" for key, value in together.items()))
+    assert [key for key in together if key not in text] == []
+    assert "optim.weight_decay is 1.0; with lr=2.0" in refused(file, "optim.weight_decay=1", "optim.lr=2")
+
+
+def refused(file: Path, *overrides: str) -> str:
+    with pytest.raises(UsageError) as error:
+        load_config(PretrainConfig, file, overrides)
+    return str(error.value)
 
 
 def test_key_without_declaration_is_found():

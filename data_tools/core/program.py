@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_tools.core.errors import MmvitError, ResourceError, UsageError
+from data_tools.core.text import text_fault
 
 if TYPE_CHECKING:
     import typer
@@ -37,6 +38,12 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
         app(args=arguments, prog_name=name)
     except KeyboardInterrupt:  # while the program starts; later typer exits the same way
         sys.exit(130)
+    except UnicodeEncodeError:
+        bad = [argument for argument in arguments if text_fault(argument)]
+        if not bad or debug:
+            raise
+        print(f"{name}: {UsageError(f'the argument {bad[0][:60]!a} is not valid UTF-8')}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
     except (MmvitError, OSError, MemoryError) as error:
         user_error = as_user_error(error)
         if user_error is None or debug:

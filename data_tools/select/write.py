@@ -28,6 +28,7 @@ from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.tar.index import ShardIndex, open_index
 from data_tools.tar.reader import ShardReader
+from data_tools.tar.shard_names import ShardNames
 from data_tools.tar.writer import ShardWriter
 
 REJECTED = "rejected.jsonl"
@@ -99,8 +100,7 @@ class SampleTable:
     def __init__(self, indexes: Sequence[ShardIndex]):
         self.indexes = list(indexes)
         self.starts = np.cumsum([0, *(len(index) for index in indexes)])
-        names = Counter(index.tar.name for index in indexes)
-        self.names = [name if names[name := index.tar.name] == 1 else str(index.tar) for index in indexes]
+        self.names = ShardNames([index.tar for index in indexes])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -116,7 +116,7 @@ class SampleTable:
         return self.indexes[shard].key(i)
 
     def full_key(self, sample: int) -> str:
-        """Return `shard.tar/key`, with the full path of the shard if two have the same name."""
+        """Return `shard.tar/key`, with as much of the path as tells it from other shards of the same name."""
         shard, i = self.place(sample)
         return f"{self.names[shard]}/{self.indexes[shard].key(i)}"
 

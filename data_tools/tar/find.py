@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from data_tools.tar.index import ShardIndex
+from data_tools.tar.shard_names import ShardNames
 
 
 class FoundSamples(NamedTuple):
@@ -19,8 +20,9 @@ def find_keys(indexes: Sequence[ShardIndex], names: Iterable[str]) -> FoundSampl
     """Return the samples that `names` match; a key that occurs in several shards selects all of them."""
     is_found = dict.fromkeys(names, False)
     places = []
+    shard_names = ShardNames([index.tar for index in indexes])
     for shard, index in enumerate(indexes):
-        prefixes = {"", f"{index.tar.name}/", f"{index.tar}/"}
+        prefixes = {"", f"{index.tar.name}/", f"{shard_names[shard]}/", f"{index.tar}/"}
         for i, key in enumerate(index.keys()):
             of_sample = [name for prefix in prefixes if (name := prefix + key) in is_found]
             if of_sample:

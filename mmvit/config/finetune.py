@@ -22,7 +22,7 @@ class ClassLossConfig:
     teacher: str = key("", "classifier of the same classes: model folder, timm:NAME or hf:NAME", "free", path=True)
     distillation: Literal["hard", "soft"] = key("hard", "hard: the teacher's best class; soft: its probabilities")
     weight: float = key(0.5, "weight of the teacher; that of the labels is 1 minus it", ge=0, le=1)
-    temperature: float = key(3.0, "temperature of soft distillation", ge=1e-3)
+    temperature: float = key(3.0, "temperature of soft distillation", ge=1e-3, le=1000)
     reduction: Literal["batch", "element"] = key("batch", "what the soft divergence is divided by")
 
 

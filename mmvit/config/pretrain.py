@@ -22,10 +22,10 @@ class LossConfig:
         False, "all captions of an image in one softmax; images of equal first captions are not negatives"
     )
     learn_logit_scale: bool = key(True, "train the logit scale")
-    max_logit_scale: float | None = key(100.0, "maximum logit scale; null: no maximum", ge=1)
-    captioning: float = key(0.0, "weight of the captioning loss (CoCa); needs model.caption_depth", ge=0)
+    max_logit_scale: float | None = key(100.0, "maximum logit scale; null: no maximum", ge=1, le=10**4)
+    captioning: float = key(0.0, "weight of the captioning loss (CoCa); needs model.caption_depth", ge=0, le=1000)
     token_classification: float = key(
-        0.0, "weight of the token classification loss (SuperClass); needs model.token_head", ge=0
+        0.0, "weight of the token classification loss (SuperClass); needs model.token_head", ge=0, le=1000
     )
     distillation: float = key(0.0, "weight of the distillation of the teacher's similarities", ge=0)
     teacher: str = key("", "model folder, or folder that `mmvit embed` made of the training data", "free", path=True)
@@ -78,6 +78,9 @@ class PretrainConfig(RunConfig):
     def _loss_problems(self) -> Iterator[Problem]:
         """Yield losses whose part of the model is missing, and parts that no loss trains."""
         loss, model = self.loss, self.model
+        if self.train.batch_size == 1:
+            what = "train.batch_size is 1; a contrastive loss compares each pair with the others of its batch"
+            yield Problem("train.batch_size", what, "train.batch_size=2 or more")
         pairs = (
             ("loss.captioning", bool(loss.captioning), "model.caption_depth", bool(model.caption_depth)),
             ("loss.token_classification", bool(loss.token_classification), "model.token_head", model.token_head),

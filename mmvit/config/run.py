@@ -17,19 +17,21 @@ class OptimConfig:
     """Optimizer and schedule. Muon updates the hidden matrices, AdamW the rest; the others update everything."""
 
     name: Literal["adamw", "stable_adamw", "muon", "lamb", "sgd"] = key("adamw", "optimizer")
-    lr: float = key(5e-4, "peak learning rate at the global batch size; with muon that of AdamW", ge=0)
+    lr: float = key(5e-4, "peak learning rate at the global batch size; with muon that of AdamW", ge=1e-12, le=100)
     betas: list[float] = key(
         [0.9, 0.98], "Adam's betas; sgd uses the first as momentum", ge=0, le=0.999999, min_length=2, max_length=2
     )
-    eps: float = key(1e-6, "Adam's epsilon", ge=0)
-    weight_decay: float = key(0.2, "weight decay; not on norms, biases, positions, tokens and logit scale", ge=0)
-    muon_lr: float = key(0.02, "peak learning rate of Muon", ge=0)
+    eps: float = key(1e-6, "Adam's epsilon", ge=1e-16, le=1)
+    weight_decay: float = key(
+        0.2, "weight decay; not on norms, biases, positions, tokens and logit scale", ge=0, le=100
+    )
+    muon_lr: float = key(0.02, "peak learning rate of Muon", ge=1e-12, le=100)
     muon_momentum: float = key(0.95, "momentum of Muon", ge=0, le=0.9999999)
-    muon_weight_decay: float = key(0.01, "weight decay of Muon", ge=0)
+    muon_weight_decay: float = key(0.01, "weight decay of Muon", ge=0, le=100)
     layer_decay: float | None = key(
         None, "ratio of a block's learning rate to the next block's; null: no decay", ge=1e-6, le=1
     )
-    clip_norm: float | None = key(1.0, "maximum gradient norm; null: no clipping", "logged", ge=1e-6)
+    clip_norm: float | None = key(1.0, "maximum gradient norm; null: no clipping", "logged", ge=1e-6, le=1e9)
     warmup_share: float = key(0.05, "fraction of the steps over which the learning rate rises", ge=0, le=1)
     decay: Literal["cosine", "linear", "sqrt", "inverse_sqrt"] = key("cosine", "shape of the learning rate decay")
     decay_share: float = key(
@@ -39,13 +41,23 @@ class OptimConfig:
         None, "decay of the EMA weights, which are evaluated and exported; null: no EMA", ge=0, le=0.9999999
     )
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield a weight decay that would overshoot: each update multiplies the weights by 1 - lr * weight decay."""
+        pairs = [("lr", self.lr, "weight_decay", self.weight_decay)]
+        if self.name == "muon":
+            pairs.append(("muon_lr", self.muon_lr, "muon_weight_decay", self.muon_weight_decay))
+        for lr_name, lr, name, decay in pairs:
+            if lr * decay >= 1:
+                what = f"{name} is {decay}; with {lr_name}={lr} it must be below {1 / lr:g}"
+                yield Problem(name, what, "the weights would grow or change sign in each step", (lr_name,))
+
 
 @dataclass
 class LoraConfig:
     """Low-rank adapters, trained in place of the matrices that they adapt and merged into the exported model."""
 
-    rank: int = key(0, "rank of the adapters; 0: no adapters", ge=0)
-    alpha: float = key(16.0, "the adapters are scaled by alpha / rank", ge=0)
+    rank: int = key(0, "rank of the adapters; 0: no adapters", ge=0, le=65536)
+    alpha: float = key(16.0, "the adapters are scaled by alpha / rank", ge=1e-3, le=1e6)
     targets: list[Literal["q", "k", "v", "out", "up", "down"]] = key(["q", "v"], "matrices to adapt", min_length=1)
 
 
@@ -75,20 +87,21 @@ class TrainConfig:
         "logged",
         ge=1.5,
     )
-    log_every: int = key(10, "steps between two lines of the log", "free", ge=1)
+    log_every: int = key(10, "steps between two lines of the log", "free", ge=1, le=10**9)
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = key(
         [], "experiment trackers, in addition to log.jsonl", "free"
     )
-    save_every: int = key(500, "steps between two checkpoints", "free", ge=1)
-    keep_last: int = key(2, "number of newest checkpoints to keep", "free", ge=1)
+    save_every: int = key(500, "steps between two checkpoints", "free", ge=1, le=10**9)
+    keep_last: int = key(2, "number of newest checkpoints to keep", "free", ge=1, le=10**9)
     keep_every: int | None = key(
-        None, "keep the checkpoints at multiples of this many steps; null: only the newest", "free", ge=1
+        None, "keep the checkpoints at multiples of this many steps; null: only the newest", "free", ge=1, le=10**9
     )
     timeout_s: float = key(
         330.0,
         "end the run when a rank makes no progress for this many seconds; must exceed data.stall_timeout_s",
         "free",
         ge=1,
+        le=10**6,
     )
 
 
@@ -114,6 +127,8 @@ class RunConfig:
     def problems(self) -> Iterator[Problem]:
         """Yield violations of the rules between keys; each key is valid by itself."""
         data, train = self.data, self.train
+        if not self.out:
+            yield Problem("out", "out is empty; it must name the run folder", "out=runs/NAME")
         if not data.train:
             yield Problem("data.train", "no training data is given", "data.train=[FOLDER or SHARDS]")
         if data.weights and len(data.weights) != len(data.train):

@@ -93,6 +93,7 @@ class _Fit:
             problems: list[Problem] = []
         else:
             found, problems = _converted(entry.type, value, name, self.strict)
+            problems = problems or list(_text_problems(name, found))
         declared = key_of(entry)
         if declared and not problems:
             problems = list(declared.problems(name, found))
@@ -119,6 +120,13 @@ def _converted(kind: Any, value: Any, name: str, strict: bool) -> tuple[Any, lis
         return _adapter(kind).validate_python(value, strict=strict), []
     except ValidationError as error:
         return value, [_type_problem(kind, name, dict(each)) for each in error.errors(include_url=False)]
+
+
+def _text_problems(name: str, value: Any) -> Iterator[Problem]:
+    """Yield the texts of a value that no file and no tokenizer can hold."""
+    for text in value if isinstance(value, list | dict) else [value]:
+        if isinstance(text, str) and text_fault(text):
+            yield Problem(name, f"{name} is {text[:60]!a}; it {text_fault(text)}")
 
 
 def _type_problem(kind: Any, name: str, error: dict[str, Any]) -> Problem:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from data_tools.core.errors import DataError, SampleError, UsageError
-from data_tools.sample.content import Label
+from data_tools.sample.content import FaultError, Label
 from data_tools.sample.decode import decode_image
 from data_tools.tar.expand import expand_shards
 from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
@@ -55,7 +55,10 @@ class DataConfig:
     prefetch_mb: int = key(2048, "memory for prefetched batches, MB per rank", "free", ge=1)
     stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1)
     patch_budget: int | None = key(
-        None, "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square", ge=1
+        None,
+        "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square",
+        ge=1,
+        le=2**16,
     )
     image_embeddings: str = key(
         "", "folder that `mmvit embed` made of the training data, instead of images", "free", path=True
@@ -66,6 +69,7 @@ class DataConfig:
 
 Vector = Float32[np.ndarray, "E"]
 _NO_TOKENS = Tokens(torch.empty(0, 0, dtype=torch.long), 0)
+_LOOK_UPS = 50  # samples that are tried before the first step
 MAX_BAD_IN_A_ROW = 100  # a sample and its replacements
 
 
@@ -178,7 +182,7 @@ class TrainBatches(Dataset[Batch]):
         self.teacher = teacher
         self._check_sides()
         self._check_samples()
-        order = _order(source.shard_sizes, config, seed)
+        order = _order(source.shard_sizes, config, seed, batch_size)
         self.order = RepeatedOrder(order, config.repeats, batch_size) if config.repeats > 1 else order
         self.cache: dict[int, Decoded] = {}
         self.cache_room = config.cache_mb * 2**20 if source.num_samples else 0  # bytes; a stream brings each once
@@ -234,6 +238,25 @@ class TrainBatches(Dataset[Batch]):
             tokens.num_cut,
             Teacher(*map(_stacked, zip(*rows, strict=True))) if rows else None,
             None if self.tokenizer else _labels(samples),
+        )
+
+    def check_samples(self) -> None:
+        """Raise DataError if none of some samples, spread evenly over all, can be used; one that can is enough."""
+        if self.source.num_samples is None:
+            return
+        size = self.budget or self.image_size
+        for i in range(0, self.source.num_samples, -(-self.source.num_samples // _LOOK_UPS)):
+            try:
+                self._draw(i, size, np.random.default_rng(self.seed))
+            except SampleError as error:
+                last = error
+            else:
+                return
+        raise DataError(
+            f"none of {_LOOK_UPS} samples can be used, the last one because {last.what}",
+            where=last.where,
+            note="nothing was started",
+            hint="check the shards: mmvit-data check SHARDS",
         )
 
     def _check_sides(self) -> None:
@@ -316,6 +339,8 @@ class TrainBatches(Dataset[Batch]):
                 image = self.stored_images.image(self.stored_images.row(sample.key))
             else:
                 image = self._pixels(sample_id, sample, decoded, size, rng)
+        except FaultError as error:
+            raise self.source.error(*error.fault, sample_id) from error
         except DataError as error:
             raise self.source.error(getattr(error, "cause", "bad-image"), error.what, sample_id) from error
         drawn = [draw_caption(*choice, rng) for choice in zip(candidates, self.captions, strict=True)]
@@ -341,12 +366,15 @@ class TrainBatches(Dataset[Batch]):
         return decoded
 
 
-def _order(shard_sizes: Sequence[int], config: DataConfig, seed: int) -> SampleOrder | MixedOrder:
+def _order(shard_sizes: Sequence[int], config: DataConfig, seed: int, batch_size: int) -> SampleOrder | MixedOrder:
     """Return the order of one data set, or of several whose shards follow each other."""
     if len(config.weights) < 2:
         return SampleOrder(sum(shard_sizes), seed, shard_sizes)
     sizes = iter(shard_sizes)
-    return MixedOrder([list(islice(sizes, len(expand_shards(spec)))) for spec in config.train], config.weights, seed)
+    of_each = [list(islice(sizes, len(expand_shards(spec)))) for spec in config.train]
+    order = MixedOrder(of_each, config.weights, seed)
+    order.check_batch(batch_size)
+    return order
 
 
 def _labels(samples: Sequence[Drawn]) -> Tensor | None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.core.errors import SampleError, UsageError
-from data_tools.sample.content import find_texts
+from data_tools.core.errors import UsageError
+from data_tools.sample.content import FaultError, find_texts
 from mmvit.data.prompts import check_template, fill
 from mmvit.data.source import RawSample
 from mmvit.keys import Problem, key
@@ -58,7 +58,7 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
     """Return the texts that may be drawn; a language's weight is shared equally among its texts.
 
     Raises:
-        SampleError: there is none ("no-caption"), or all are blank ("empty-caption").
+        FaultError: there is none ("no-caption"), or all are blank ("empty-caption").
     """
     found = find_texts(config.source, sample.caption, sample.meta)
     by_language = config.weights and "" not in found
@@ -69,8 +69,7 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
     if not candidates:
         cause, what = ("empty-caption", "empty") if wanted else ("no-caption", "missing")
         languages = f" in {', '.join(weights)}" if by_language else ""
-        shard, _, name = sample.key.partition("/")
-        raise SampleError(cause, f"caption {config.source!r} is {what}{languages}", shard=shard, key=name)
+        raise FaultError(cause, f"caption {config.source!r} is {what}{languages}")
     return candidates
 
 

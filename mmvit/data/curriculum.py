@@ -12,9 +12,9 @@ class Stage:
     """A stage of the curriculum; null uses the setting of the model. The last stage must end at 1."""
 
     until: float = key(1.0, "fraction of the steps at which the stage ends", gt=0, le=1)
-    image_size: int | None = key(None, "side of an image, px; null: that of the model", ge=1)
+    image_size: int | None = key(None, "side of an image, px; null: that of the model", ge=1, le=2**14)
     text_tokens: int | None = key(
-        None, "maximum text length in tokens, start and end included; null: the model's", ge=3
+        None, "maximum text length in tokens, start and end included; null: the model's", ge=3, le=2**16
     )
     patch_dropout: float = key(0.0, "fraction of the image patches that are dropped", ge=0, lt=1)
 

@@ -16,7 +16,9 @@ from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.core.files import UnreadableError, read_regular
 from data_tools.core.folders import describe_skipped, doubtful_classes, image_files
 from data_tools.sample.content import Label
+from data_tools.tar.location import Location
 from data_tools.tar.reader import MAX_BYTES
+from data_tools.tar.shard_names import ShardNames
 from mmvit.data.source import RawSample, SampleSource
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class LabelledFiles(SampleSource):
         self.root = root
         self.num_samples: int = len(files)
         self.shard_sizes = (len(files),)
+        self.names = ShardNames([Location(root)])
         self.labels = array("q", labels)
         self._real_root = Path(os.path.realpath(root))
         # Two objects rather than a million: workers that are forked would copy these page by page.
@@ -92,6 +95,9 @@ class LabelledFiles(SampleSource):
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names file `i`."""
         return SampleError(cause, what, shard=str(self.root), key=self.key(i), hint=None)
+
+    def check_labels(self) -> None:
+        """Do nothing: all labels are known."""
 
     def _content(self, i: SupportsIndex) -> bytes:
         try:

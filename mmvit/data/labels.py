@@ -45,6 +45,7 @@ class LabelledShards(SampleSource):
         self.shards = shards
         self.num_samples: int = shards.num_samples
         self.shard_sizes = shards.shard_sizes
+        self.names = shards.names
         found, missing = self._look_up()
         if not found:
             hint = "for a folder with one subfolder per class or a labelled table: mmvit-data make SOURCE OUT"
@@ -75,7 +76,7 @@ class LabelledShards(SampleSource):
         return sample._replace(label=self._number_of[label])
 
     def key(self, i: SupportsIndex) -> str:
-        """Return "shard.tar/key" of sample `i`."""
+        """Return the key of sample `i` in the shards."""
         return self.shards.key(i)
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
@@ -93,6 +94,28 @@ class LabelledShards(SampleSource):
     def lost(self) -> list[SampleError]:
         """Return what the shards have lost."""
         return self.shards.lost()
+
+    def check_labels(self) -> None:
+        """Read all labels that were not read when this was made.
+
+        Raises:
+            DataError: a label is no class.
+        """
+        rest = [i for i, label in enumerate(self.labels) if label == _NOT_READ]
+        missing: list[SampleError] = []
+        for i in track(rest, len(rest), "reading labels"):
+            try:
+                label = self._labelled(self.shards.label(i), i)
+            except SampleError as error:
+                missing.append(error)
+                continue
+            if label not in self._number_of:
+                places = [str(self.error("bad-label", "", i).where)]
+                name_classes([label], self.class_names, places.__getitem__)
+            self.labels[i] = self._number_of[label]
+        if missing and len(rest) > len(missing):  # otherwise they were reported when this was made
+            what = "%d of %d samples have no valid label and are left out, such as %s"
+            logger.warning(what, len(missing), self.num_samples, missing[0].where)
 
     def _look_up(self) -> tuple[dict[int, Label], list[SampleError]]:
         """Return the labels of samples by number, and the errors of those that have none."""

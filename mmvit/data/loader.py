@@ -60,7 +60,7 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
     """Return how far to read ahead within `data.prefetch_mb`, by fewer workers where it holds no batch for each.
 
     Raises:
-        ResourceError: shared memory has no room for it.
+        UsageError: shared memory has no room for it.
     """
     config = batches.config
     if not config.num_workers:
@@ -73,7 +73,7 @@ def plan_prefetch(batches: TrainBatches) -> Prefetch:
     needed = (prefetch.size + item) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # with the batch in use
     free = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else needed
     if needed > free:
-        raise ResourceError(
+        raise UsageError(
             f"shared memory has {free / 2**20:.0f} MiB free, the loader needs {needed / 2**20:.0f} MiB",
             where=str(_SHARED_MEMORY),
             note="its workers would be killed; nothing was started",

@@ -17,8 +17,8 @@ _ONE = 2**16  # weights of pixels are whole numbers of which this is 1
 class MixConfig:
     """Mixup and CutMix; DeiT and Swin use 0.8 and 1.0."""
 
-    mixup: float = key(0.0, "Mixup: the weight of one image is drawn from Beta(this, this); 0 is off", ge=0)
-    cutmix: float = key(0.0, "CutMix: the area of the exchanged rectangle is drawn likewise; 0 is off", ge=0)
+    mixup: float = key(0.0, "Mixup: the weight of one image is drawn from Beta(this, this); 0 is off", ge=0, le=100)
+    cutmix: float = key(0.0, "CutMix: the area of the exchanged rectangle is drawn likewise; 0 is off", ge=0, le=100)
     switch: float = key(0.5, "fraction of the pairs with CutMix, if both are enabled", ge=0, le=1)
     prob: float = key(1.0, "fraction of the pairs that are mixed", ge=0, le=1)
 

@@ -145,6 +145,7 @@ class MixedOrder:
                 raise UsageError(f"a data set of {size} samples cannot have the weight {weight}")
         self.counts = [max(1, round(weight * size)) for weight, size in zip(weights, sizes, strict=True)]
         self.num_samples = sum(self.counts)
+        self.weights = list(weights)
         self._orders = [
             SampleOrder(size, (seed + 2654435769 * d) % 2**32, each, block_shards)
             for d, (size, each) in enumerate(zip(sizes, shard_sizes, strict=True))
@@ -172,6 +173,24 @@ class MixedOrder:
             epochs[at], ids[at] = order.ids(use, use + int(at.sum()))
             ids[at] += self._first_ids[d]
         return StreamSlice(epochs, ids)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raise UsageError if a batch has more uses of a data set than that has samples, and so a sample twice."""
+        for d, (count, order) in enumerate(zip(self.counts, self._orders, strict=True)):
+            uses = batch_size * count / self.num_samples
+            if uses <= order.num_samples:
+                continue
+            size = order.num_samples
+            most = size * (self.num_samples - count) // (batch_size - size)  # uses of the data set that fit
+            digits = 10 ** (3 - len(str(most // size)))  # three of them, rounded down
+            fits = f"a weight of at most {most * digits // size / digits:g}, " if most else ""
+            raise UsageError(
+                f"data.weights[{d}] is {self.weights[d]:g}: a batch of {batch_size} would hold each of the "
+                f"{size} samples of that data set {uses / size:.1f} times",
+                where="data.weights",
+                note="nothing was started: a sample would come several times in a batch",
+                hint=f"{fits}a smaller train.batch_size, or more data",
+            )
 
     def _uses_until(self, n: int) -> list[int]:
         """Return for each data set the number of its uses up to the time n / num_samples."""

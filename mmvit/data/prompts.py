@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from data_tools.core.errors import MmvitError, UsageError, did_you_mean
+from data_tools.core.text import check_text
 
 PLACEHOLDER = re.compile(r"\{c?\}")
 
@@ -91,6 +92,8 @@ def load_class_names(spec: str) -> list[str]:
 
 
 def _check_class_names(names: list[str], unit: str, where: str) -> None:
+    for name in names:
+        check_text(name, "class name", where)
     if not names:
         raise UsageError("no class name was given", where=where, hint="write one name per line")
     blank = [str(number) for number, name in enumerate(names, start=1) if not name]

@@ -18,6 +18,7 @@ from data_tools.tar.index import open_indexes
 from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.reader import ShardReader
 from data_tools.tar.scan import NOTICES
+from data_tools.tar.shard_names import ShardNames
 from mmvit.data.source import OTHER_FIELDS, RawSample, SampleSource, raw_sample
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class IndexedShards(SampleSource):
         if not paths:
             raise UsageError("no shards were given", hint="name a tar file, a folder of tars, or a pattern")
         self.paths = [Location(path) for path in paths]
+        self.names = ShardNames(self.paths)
         self.require_caption = require_caption
         self.reader = ShardReader(open_indexes(self.paths), verify)
         self.shard_sizes: tuple[int, ...] = tuple(len(index) for index in self.reader.indexes)
@@ -57,9 +59,9 @@ class IndexedShards(SampleSource):
         return self.num_samples
 
     def key(self, i: SupportsIndex) -> str:
-        """Return "shard.tar/key" of sample `i`; the shard's folder is not part of it."""
+        """Return "shard.tar/key" of sample `i`, with as much of the shard's path as `ShardNames` says."""
         shard, local = self.place(i)
-        return f"{self.paths[shard].name}/{self.reader.indexes[shard].key(local)}"
+        return f"{self.names[shard]}/{self.reader.indexes[shard].key(local)}"
 
     def fields(self, i: SupportsIndex, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the stored bytes of each field of sample `i`; raises as `ShardReader.fields`."""

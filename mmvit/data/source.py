@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 from data_tools.core.errors import SampleError
 from data_tools.sample.content import FaultError, Label, find_image, read_caption, read_label, read_metadata
+from data_tools.tar.shard_names import ShardNames
 
 OTHER_FIELDS = ("txt", "json", "cls")  # what a sample has besides its image
 
@@ -48,12 +49,13 @@ class SampleSource(Protocol):
 
     num_samples: int | None  # None: a stream
     shard_sizes: Sequence[int]  # how many numbers each shard has; a stream has one number
+    names: ShardNames
 
     def read(self, i: SupportsIndex, *, image: bool = True) -> RawSample:
         """Return sample `i`; `image=False` reads everything but its image. Raise SampleError if it is invalid."""
 
     def key(self, i: SupportsIndex) -> str:
-        """Return the key of sample `i`; for a stream, of the last sample."""
+        """Return "NAME/key" of sample `i`, unique over all data sets; for a stream, of the last sample."""
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names sample `i`; it may read the index."""

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoredEmbeddings:
-    """The rows of a folder that `mmvit embed` made of shards, by the key of their sample, "shard.tar/key".
+    """The rows of a folder that `mmvit embed` made of shards, by the key of their sample, as `IndexedShards.key`.
 
     Rows are read from disk when they are asked for; 16 bytes for each stay in memory. It may be used after a fork, by
     several threads, and may be sent to data loader workers.
@@ -64,7 +64,7 @@ class StoredEmbeddings:
                 f"{len(double)} rows have the key of another row, such as {self._keys(part)[local]}",
                 where=str(self.folder),
                 note="the row of a sample is ambiguous",
-                hint="give shards of different folders different names and embed them again",
+                hint="embed the shards again into another folder",
             )
         self._make_cache()
 
@@ -88,12 +88,11 @@ class StoredEmbeddings:
         return digest.hexdigest()
 
     def row(self, key: str) -> int:
-        """Return the number of a sample's row; raise SampleError ("no-embedding") if there is none."""
+        """Return the number of a sample's row; raise FaultError ("no-embedding") if there is none."""
         (name,) = _names([key])
         at = int(np.searchsorted(self._names, name))
         if at == len(self._names) or self._names[at] != name:
-            shard, _, inner = key.partition("/")
-            raise SampleError("no-embedding", f"it has no row in {self.folder}", shard=shard, key=inner)
+            raise FaultError("no-embedding", f"it has no row in {self.folder}")
         return int(self._rows[at])
 
     def image(self, row: int) -> Float32[np.ndarray, "E"]:
@@ -127,7 +126,7 @@ class StoredEmbeddings:
     def _has(self, key: str) -> bool:
         try:
             return self.row(key) >= 0
-        except SampleError:
+        except FaultError:
             return False
 
     def _keys(self, part: int) -> list[str]:

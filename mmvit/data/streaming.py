@@ -24,6 +24,7 @@ from data_tools.tar.location import Location, LocationLike
 from data_tools.tar.open import open_file
 from data_tools.tar.remote import fetch
 from data_tools.tar.scan import NOTICES, Member, Problem, ScannedTar, scan_tar
+from data_tools.tar.shard_names import ShardNames
 from mmvit.data.shards import IndexedShards
 from mmvit.data.source import OTHER_FIELDS, RawSample, Reading, SampleSource, raw_sample
 
@@ -89,6 +90,7 @@ class StreamedShards(SampleSource):
 
     def __init__(self, paths: Sequence[LocationLike], require_caption: bool = True):
         self.paths = [Location(path) for path in paths]
+        self.names = ShardNames(self.paths)
         self.require_caption = require_caption
         self.shard_sizes = (1,)
         self._stream: Iterator[_Item] | None = None
@@ -132,9 +134,9 @@ class StreamedShards(SampleSource):
         )
 
     def key(self, i: SupportsIndex) -> str:
-        """Return "shard.tar/key" of the last sample."""
+        """Return "shard.tar/key" of the last sample, as `IndexedShards.key` does."""
         assert self._last is not None
-        return f"{self.paths[self._last.shard].name}/{self._last.key}"
+        return f"{self.names[self._last.shard]}/{self._last.key}"
 
     def error(self, cause: str, what: str, i: SupportsIndex) -> SampleError:
         """Return an error that names the last sample, or shard number `i` while none is there."""

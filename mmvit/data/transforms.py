@@ -45,8 +45,10 @@ Size = int | PatchBudget  # side of a square, px; or the most patches of an imag
 class PreprocessConfig:
     """The normalization of images; stored with every model."""
 
-    mean: list[float] = key(list(CLIP_MEAN), "mean of red, green and blue", min_length=3, max_length=3)
-    std: list[float] = key(list(CLIP_STD), "standard deviation of each", gt=0, min_length=3, max_length=3)
+    mean: list[float] = key(
+        list(CLIP_MEAN), "mean of red, green and blue, of 1", ge=0, le=1, min_length=3, max_length=3
+    )
+    std: list[float] = key(list(CLIP_STD), "standard deviation of each", ge=1e-3, le=10, min_length=3, max_length=3)
 
 
 @dataclass
@@ -59,8 +61,11 @@ class AugmentConfig:
     crop_area: list[float] | None = key(
         [0.9, 1.0],
         "random square crop: smallest and largest fraction of the area; null: off",
+        gt=0,
+        le=1,
         min_length=2,
         max_length=2,
+        ascending=True,
     )
     zoom: list[float] | None = key(
         None, "smallest and largest zoom factor; pixels from outside are white", min_length=2, max_length=2
@@ -73,7 +78,12 @@ class AugmentConfig:
     hue: float | None = key(None, "maximum shift in either direction, fraction of the colour circle", ge=0)
     flip: float | None = key(None, "probability of a horizontal flip", ge=0, le=1)
     rand_augment: list[int] | None = key(
-        None, "RandAugment: number of changes, magnitude (0 to 30); usual: [2, 9]", min_length=2, max_length=2
+        None,
+        "RandAugment: number of changes, magnitude (0 to 30); usual: [2, 9]",
+        ge=0,
+        le=30,
+        min_length=2,
+        max_length=2,
     )
     timm_augment: str | None = key(None, "RandAugment in timm's notation; DeiT and Swin: rand-m9-mstd0.5-inc1")
     erase: float | None = key(

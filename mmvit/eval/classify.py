@@ -20,6 +20,7 @@ from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image, read_image
 from mmvit.data.source import SampleSource
 from mmvit.data.transforms import Pixels, eval_pixels
+from mmvit.eval.encoder import refuse_zero
 from mmvit.models.classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def evaluate_classifier(
         DataError: a label without a class; or all samples are invalid.
     """
     assert source.num_samples is not None, "a stream has no end"
+    refuse_zero(batch_size=batch_size, limit=1 if limit is None else limit)
     classes: Mapping[Label, int] = (
         {i: i for i in range(len(model.class_names))} if class_of_label is None else class_of_label
     )
@@ -111,6 +113,20 @@ def evaluate_classifier(
     hits = found == target[:, None]
     acc1, acc5 = hits[:, 0].float().mean().item(), hits.any(dim=1).float().mean().item()
     return Accuracy(acc1, acc5, target, found, torch.tensor(samples), len(bad))
+
+
+def check_images(source: SampleSource) -> None:
+    """Raise DataError if none of some images, spread evenly over all, can be decoded; one that can is enough."""
+    assert source.num_samples is not None, "a stream has no end"
+    bad: list[DataError] = []
+    for i in range(0, source.num_samples, -(-source.num_samples // _LOOK_UPS)):
+        try:
+            decode_image(source.read(i).image)
+        except (SampleError, ImageError) as error:
+            bad.append(error)
+        else:
+            return
+    _report_bad(bad, len(bad))
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_tools.core.errors import UsageError
+from data_tools.core.text import check_text
 from data_tools.sample.decode import read_image, to_rgb
 from mmvit.checkpoint import load_model
 from mmvit.data.tokenizers import Tokenizer
@@ -29,6 +30,7 @@ class Encoder:
     def __init__(
         self, model: DualEncoder, tokenizer: Tokenizer, *, image_size: int, fingerprint: str, batch_size: int = 256
     ):
+        refuse_zero(batch_size=batch_size)
         self.model = model
         self.tokenizer = tokenizer
         self.image_size = image_size
@@ -67,6 +69,8 @@ class Encoder:
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "B E"]:
         """Encode texts; those longer than the context length are truncated."""
         refuse_str(texts, "texts")
+        for text in texts:
+            check_text(text, "text")
         rows = [self.model.encode_text(self.tokenizer(part).to(self.device)) for part in _parts(texts, self.batch_size)]
         return torch.cat(rows).cpu() if rows else torch.empty(0, self.embed_dim)
 
@@ -100,6 +104,13 @@ def refuse_str(items: Sequence[object], kind: str) -> None:
     """Raise UsageError if one str is given instead of a list: its characters would be treated as items."""
     if isinstance(items, str):
         raise UsageError(f"{kind} must be a list, got the text {items!r}", hint=f"pass a list: [{items!r}]")
+
+
+def refuse_zero(**counts: int) -> None:
+    """Raise UsageError if one of the counts, given by name, is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"{name} is {count}; it must be at least 1")
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from data_tools.core.errors import UsageError
 from data_tools.sample.content import Label
 from mmvit.data.prompts import fill
 from mmvit.data.source import SampleSource
@@ -19,6 +20,8 @@ def class_embeddings(encoder: Encoder, class_names: Sequence[str], templates: Se
     """Average each class's unit text embeddings over the templates and renormalise (Radford et al. 2021, 3.1.4)."""
     refuse_str(class_names, "class names")
     refuse_str(templates, "templates")
+    if not class_names or not templates:
+        raise UsageError(f"there are no {'templates' if class_names else 'class names'}", hint="give at least one")
     prompts = [fill(template, name) for name in class_names for template in templates]
     rows = encoder.encode_text(prompts).unflatten(0, (len(class_names), len(templates)))  # [C, K, E]
     return F.normalize(rows.mean(dim=1), dim=-1)

@@ -24,6 +24,7 @@ class ClassifierConfig:
         None,
         "classify unit-length embeddings of this width, as a contrastive model does; null: the tower's output",
         ge=1,
+        le=2**16,
     )
     image_projection: bool = key(True, "false: the tower's output, of width embed_dim, is the embedding")
 

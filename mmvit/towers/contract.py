@@ -15,7 +15,7 @@ class TowerConfig:
     """Fields of all image towers; `kind` is a name in TOWERS, which sets the defaults of the other fields."""
 
     kind: str = key("", "name of the image tower; it sets the defaults of the other keys")
-    image_size: int = key(224, "side of an image, px", ge=1)
+    image_size: int = key(224, "side of an image, px", ge=1, le=2**14)
 
     @property
     def stride(self) -> int:

@@ -30,7 +30,7 @@ class CvTConfig(TowerConfig):
     mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     # As in the paper and transformers; the released weights were trained with quick_gelu.
     activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     qkv_bias: bool = key(True, "biases in the query, key and value maps")
     drop_path: float = key(
         0.0, "stochastic depth rate of the last block, rising from 0 within the last stage; paper: 0.1", ge=0, lt=1

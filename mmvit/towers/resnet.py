@@ -20,10 +20,12 @@ class ResNetConfig(TowerConfig):
 
     kind: str = key("resnet", "name of the image tower; it sets the defaults of the other keys")
     # The output is CLIP's embedding: leave out the image projection to have the same.
-    width: int = key(1024, "width of the output", ge=1)
-    depths: list[int] = key([3, 4, 6, 3], "bottlenecks of each stage", ge=1)
-    stem_width: int = key(64, "channels after the stem; stage i (from 0) ends with 4 * 2^i times as many", ge=1)
-    num_heads: int = key(32, "heads of the attention pooling", ge=1)
+    width: int = key(1024, "width of the output", ge=1, le=2**16)
+    depths: list[int] = key([3, 4, 6, 3], "bottlenecks of each stage", ge=1, le=1024, min_length=1, max_length=8)
+    stem_width: int = key(
+        64, "channels after the stem; stage i (from 0) ends with 4 * 2^i times as many", ge=1, le=2**14
+    )
+    num_heads: int = key(32, "heads of the attention pooling", ge=1, le=1024)
 
     @property
     def stride(self) -> int:

@@ -36,7 +36,7 @@ class SwinConfig(TowerConfig):
     window_size: int = key(7, "side of a window, in patches", ge=1)
     mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     drop_path: float = key(
         0.0, "stochastic depth rate of the last block, rising from 0; paper: T 0.2, S 0.3, B 0.5", ge=0, lt=1
     )

@@ -28,7 +28,7 @@ class TextConfig:
     num_heads: int = key(8, "attention heads of each block", ge=1)
     mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     causal: bool = key(True, "causal attention; false: every token sees every other token, as in SigLIP")
     pool: Literal["end_of_text", "last"] = key("end_of_text", "token that becomes the text's vector")
     identity_start: bool = key(False, "start with the output maps of the blocks at zero")

@@ -37,7 +37,7 @@ class ViTConfig(TowerConfig):
     num_heads: int = key(12, "attention heads of each block", ge=1)
     mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
     activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", gt=0)
+    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     pool: Pool = key("class", "how tokens become one vector; only class adds a class token")
     pre_norm: bool = key(True, "LayerNorm before the first block, as in CLIP")
     patch_bias: bool = key(False, "bias in the patch embedding")
@@ -45,14 +45,22 @@ class ViTConfig(TowerConfig):
         "clip", "initial weights; clip: PyTorch's linear maps, tables N(0, 1/width); vit: N(0, 0.02^2), biases zero"
     )
     identity_start: bool = key(False, "start with the output maps of the blocks at zero")
-    stem_channels: list[int] = key([], "hybrid ViT: channels of each stride-2 convolution of the stem", ge=1)
-    stem_residuals: list[int] = key([], "residual blocks after each convolution of the stem", ge=0)
-    stem_stages: list[int] = key([], "hybrid ViT: residual units of each stage of a ResNet stem", ge=1)
+    stem_channels: list[int] = key(
+        [], "hybrid ViT: channels of each stride-2 convolution of the stem", ge=1, le=2**14, max_length=10
+    )
+    stem_residuals: list[int] = key(
+        [], "residual blocks after each convolution of the stem", ge=0, le=100, max_length=10
+    )
+    stem_stages: list[int] = key(
+        [], "hybrid ViT: residual units of each stage of a ResNet stem", ge=1, le=100, max_length=10
+    )
     position: Position = key("learned", "position encoding")
     distilled: bool = key(False, "add a distillation token, as in DeiT; needs pool class")
-    num_registers: int = key(0, "number of register tokens", ge=0)
+    num_registers: int = key(0, "number of register tokens", ge=0, le=2**16)
     qk_norm: bool = key(False, "LayerNorm on the queries and keys of each head")
-    layer_scale: float | None = key(None, "initial factor of each channel of a residual branch; null: no LayerScale")
+    layer_scale: float | None = key(
+        None, "initial factor of each channel of a residual branch; null: no LayerScale", gt=0, le=100
+    )
     drop_path: float = key(
         0.0, "stochastic depth rate of the last block, rising evenly from 0 in the first", ge=0, lt=1
     )

@@ -11,6 +11,7 @@ from mmvit.data.batches import Batch, TrainBatches
 from mmvit.data.source import SampleSource
 from mmvit.layers.drop_path import DrawKey
 from mmvit.layers.patch_embedding import Patches
+from mmvit.train.safety.learning import Chance
 
 # Images, token ids and the patches to keep, as a model sees them; `Part.inputs` without what costs nothing.
 FlopInputs = tuple[Tensor | Patches, Tensor | None, Tensor | None]
@@ -69,6 +70,10 @@ class Evaluator(Protocol):
 
     every: int
 
+    def check(self) -> None:
+        """Raise UsageError or DataError if the held-out data cannot be measured. Only the main rank calls this."""
+        ...
+
     def measure(self, model: Any, last: bool, before_each_batch: Callable[[], None]) -> dict[str, float]:
         """Return the figures of a finished model, of all held-out data if `last`. Only the main rank calls this."""
         ...
@@ -91,6 +96,8 @@ class TaskParts(NamedTuple):
         evaluator: None if there is nothing to evaluate on.
         after_update: changes the weights after each update.
         figures: returns what is logged of the model. All ranks call this.
+        chance: the loss of a model that has learned nothing.
+        scale_bounds: lowest and highest value of a trained logit scale.
     """
 
     source: SampleSource
@@ -106,3 +113,5 @@ class TaskParts(NamedTuple):
     evaluator: Evaluator | None = None
     after_update: Callable[[], None] | None = None
     figures: Callable[[], dict[str, float]] | None = None
+    chance: Chance | None = None
+    scale_bounds: tuple[float, float] | None = None

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmvit.data.loader import Interrupted, Loader, plan_prefetch
 from mmvit.train.contract import StepResult, TaskParts
 from mmvit.train.device.precision import choose_precision
 from mmvit.train.meters import Meters, finite
+from mmvit.train.preflight import preflight
 from mmvit.train.record.bad_samples import BadSamples
 from mmvit.train.record.changes import Changes, describe_changes
 from mmvit.train.record.figures import parameter_norm
@@ -35,10 +36,12 @@ from mmvit.train.runs.pretraining import build_pretraining
 from mmvit.train.safety.agree import check_agreement, gather_errors, leaving_group, on_all, on_main
 from mmvit.train.safety.alone import alone_in_process
 from mmvit.train.safety.guard import MAX_IN_A_ROW
+from mmvit.train.safety.learning import Learning, Observed, batch_symptoms
 from mmvit.train.safety.stop import StopFlag, Stopped
 from mmvit.train.safety.watch import Watch
 
 DIVERGED = "diverged.json"
+SYMPTOMS = "not_learning"  # key of a line of the log: the signs that nothing is learned, by name
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +163,7 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
     config, accelerator = run.config, run.accelerator
     meters = Meters(run)
     bad = _bad_samples(run, start)
+    learning = _learning(run, log)
     numbers = range(start * config.train.micro_batches, config.train.steps * config.train.micro_batches)
     with Loader(run.task.batches, numbers, lambda: stop.requested) as loader:
         for step, (parts, stopping) in enumerate(_agreed(run, loader, bad, stop, start), start):
@@ -170,6 +174,8 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
             done = step + 1
             if result.skipped:
                 _report_skipped(run, done, result, parts)
+            else:
+                learning.add(done, result.losses, result.grad_norm)
             last = done == config.train.steps
             logging_now = done % config.train.log_every == 0 or last
             # After a skipped step the weights may be corrupt, and saving would delete older checkpoints.
@@ -188,7 +194,11 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
                             raise Stopped(done) from error
                         raise
                 if logging_now or due:
-                    log.write(done, meters.numbers(step, result, loader.waited_s()) | bad.numbers() | figures)
+                    numbers_now = meters.numbers(step, result, loader.waited_s())
+                    if logging_now and accelerator.is_main_process:
+                        _report_symptoms(run, learning, done, numbers_now, parts)
+                    symptoms = {SYMPTOMS: sorted(learning.active)} if learning.active else {}
+                    log.write(done, numbers_now | symptoms | bad.numbers() | figures)
                 if saving_now:
                     _save(run, bad, done, wait=stopping)
             if stopping and not last:
@@ -198,12 +208,29 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
         logger.warning("%d invalid samples were replaced: %s; see %s", bad.counts.total(), bad.summary(), bad.path)
 
 
+def _learning(run: Run, log: RunLog) -> Learning:
+    config, task = run.config, run.task
+    warmup = config.optim.warmup_share * config.train.steps
+    active = log.last.get(SYMPTOMS, [])
+    return Learning(config.train.steps, task.chance, task.scale_bounds, warmup=warmup, active=active)
+
+
+def _report_symptoms(
+    run: Run, learning: Learning, done: int, numbers: Mapping[str, Any], parts: Sequence[Batch]
+) -> None:
+    """Warn about new signs that the run learns nothing."""
+    observed = Observed(numbers.get("logit_scale"), run.dead_towers, batch_symptoms(parts))
+    for text in learning.symptoms(done, observed):
+        logger.warning("step %d: %s", done, text)
+
+
 def _bad_samples(run: Run, start: int) -> BadSamples:
     config = run.config
     # The number of samples of a stream is unknown.
     num_samples = run.task.source.num_samples or config.train.steps * config.train.batch_size
     limit = max(1, int(config.data.max_bad_fraction * num_samples))
-    return BadSamples(run.folder, start_step=start, limit=limit, active=run.accelerator.is_main_process)
+    names, active = run.task.source.names, run.accelerator.is_main_process
+    return BadSamples(run.folder, names, start_step=start, limit=limit, active=active)
 
 
 def _agreed(

@@ -35,6 +35,7 @@ from mmvit.train.record.saver import Saver
 from mmvit.train.record.trackers import tracker_arguments
 from mmvit.train.safety.agree import Failure, on_main
 from mmvit.train.safety.guard import Guard
+from mmvit.train.safety.learning import dead_towers
 from mmvit.train.safety.watch import Watch, joining
 from mmvit.train.start.batch_norm import train_mode
 from mmvit.train.start.lora import merge_adapters
@@ -79,6 +80,7 @@ class Run:
         self.task = task
         self.model = task.model
         self.guard = Guard(config.train.spike_factor)
+        self.dead_towers: list[str] = []  # without a gradient in the last step, on the main rank
         self.optimizers = build_optimizers(self.model, config.optim)
         self.bf16 = Bf16Copy(self.model) if config.train.precision == "bf16_params" else None
         if self.bf16 and accelerator.is_fsdp2:
@@ -106,6 +108,13 @@ class Run:
         torch.manual_seed(step_seed(config.seed, step, self.accelerator.process_index))
         if step and self.stage(step) != self.stage(step - 1):
             self.guard.forget()  # the statistics of the previous stage
+        is_logged = (step + 1) % config.train.log_every == 0 or step + 1 == config.train.steps
+        looking = is_logged and self.accelerator.is_main_process and not self.accelerator.is_fsdp2
+
+        def refuse(loss: float, grad_norm: float) -> str | None:
+            self.dead_towers = dead_towers(self.model) if looking else []
+            return self.guard.refuse(loss, grad_norm)
+
         set_learning_rates(self.optimizers, schedule_factor(step, config.train.steps, config.optim))
         result = train_step(
             self.accelerator,
@@ -114,7 +123,7 @@ class Run:
             self.task.objective,
             [self.task.part(step, batch) for batch in micro_batches],
             clip_norm=config.optim.clip_norm,
-            refuse=self.guard.refuse,
+            refuse=refuse,
             bf16=self.bf16,
         )
         if result.skipped is None:

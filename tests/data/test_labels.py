@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 from data_tools.core.errors import CheckpointError, DataError, SampleError, UsageError
+from data_tools.tar.expand import expand_shards
 from data_tools.tar.writer import ShardWriter
 from mmvit.data import labels as module
-from mmvit.data.labels import Labelled, LabelledShards, check_same_classes, class_difference, open_labelled
+from mmvit.data.labels import (
+    Labelled,
+    LabelledShards,
+    check_class_names,
+    check_same_classes,
+    class_difference,
+    open_labelled,
+)
+from mmvit.data.shards import IndexedShards
 
 Digits = list[tuple[int, bytes]]
 WriteDigits = Callable[..., str]
@@ -134,6 +143,35 @@ def test_of_very_many_samples_some_are_looked_at(
     assert open_labelled([named], names_file).samples.read(18).label == digits[18][0]
     with pytest.raises(UsageError, match="labels were read from 10 of 40 samples"):
         open_labelled([named])
+
+
+def test_labels_that_were_not_read_are_read_before_a_run(
+    write: WriteDigits, names_file: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(module, "_LOOK_UPS", 4)
+    labelled = open_labelled([write(lambda i, digit: None if i == 7 else digit)], names_file)
+    assert "no valid label" not in caplog.text
+    labelled.samples.check_labels()
+    assert "1 of 40 samples have no valid label and are left out, such as" in caplog.text
+    assert labelled.samples.labels.count(-1) == 1
+    wrong = open_labelled([write(lambda i, digit: 11 if i == 33 else digit, "wrong")], names_file)
+    with pytest.raises(DataError, match="the label 11 is out of range") as caught:
+        wrong.samples.check_labels()
+    assert "d33" in str(caught.value.where)
+
+
+def test_every_label_of_an_evaluation_has_a_class_name(write: WriteDigits):
+    def shards(name: str, change: dict[int, object]) -> IndexedShards:
+        folder = write(lambda i, digit: change.get(i, digit), name)
+        return IndexedShards(expand_shards(folder), require_caption=False)
+
+    check_class_names(shards("whole", {3: "three"}), DIGITS, "names.txt")
+    with pytest.raises(DataError, match="2 of 40 samples of the evaluation have no valid label") as caught:
+        check_class_names(shards("without", {17: None, 20: ""}), DIGITS, "names.txt")
+    assert "d17" in str(caught.value.where)
+    with pytest.raises(UsageError, match="label 10 has no class name: the file has 10") as wrong:
+        check_class_names(shards("beyond", {39: 10}), DIGITS, "names.txt")
+    assert "d39" in str(wrong.value.where)
 
 
 def test_classes_without_samples_are_told(write: WriteDigits, caplog: pytest.LogCaptureFixture):

@@ -439,12 +439,12 @@ def test_too_little_shared_memory_is_told_before_the_start(
     assert plan_prefetch(data).size == 8 * ITEM  # and the one in use
     with monkeypatch.context() as patch:
         patch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes of this machine take as much each
-        with pytest.raises(ResourceError):
+        with pytest.raises(UsageError):
             plan_prefetch(data)
     monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda path: usage(64 * MIB))  # docker's default
-    with pytest.raises(ResourceError, match="64 MiB free, the loader needs 108 MiB") as caught:
+    with pytest.raises(UsageError, match="64 MiB free, the loader needs 108 MiB") as caught:
         Loader(data, range(5))
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 2  # nothing was started
     assert "--shm-size" in caught.value.hint
     data.config.num_workers = 0
     assert plan_prefetch(data).size == 0

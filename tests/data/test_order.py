@@ -69,6 +69,20 @@ def test_seed_and_epoch_change_the_order():
     assert orders[0] != list(range(500))
 
 
+def test_weight_that_brings_a_sample_several_times_in_a_batch_is_refused():
+    """The largest weight that is named fits, and the next one of its digits does not."""
+    order = MixedOrder([[8], [200]], [25.0, 1.0], 0)
+    with pytest.raises(UsageError, match=r"weights\[0\] is 25: a batch of 64 .* 8 samples .* 4\.0 times") as error:
+        order.check_batch(64)
+    assert (error.value.where, error.value.hint) == (
+        *("data.weights", "a weight of at most 3.5, a smaller train.batch_size, or more data"),
+    )
+    MixedOrder([[8], [200]], [3.5, 1.0], 0).check_batch(64)
+    with pytest.raises(UsageError):
+        MixedOrder([[8], [200]], [3.6, 1.0], 0).check_batch(64)
+    MixedOrder([[32], [16, 16]], [1.0, 1.0], 0).check_batch(64)
+
+
 def test_samples_are_mixed_within_blocks_of_shards():
     sizes = [10] * 20
     permutation = SampleOrder(200, 1, sizes, block_shards=4).epoch(0)

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from data_tools.core.errors import CheckpointError, DataError, SampleError
+from data_tools.core.errors import CheckpointError, DataError
+from data_tools.sample.content import FaultError
+from data_tools.tar.expand import expand_shards
 from mmvit.data.shards import IndexedShards
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.retrieval.store import open_embeddings
@@ -55,10 +58,9 @@ def test_few_files_stay_open(embedded_squares: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_sample_without_a_row_is_named(embedded_squares: Path):
-    with pytest.raises(SampleError, match=r"it has no row in .*squares") as caught:
+    with pytest.raises(FaultError, match=r"it has no row in .*squares") as caught:
         StoredEmbeddings(embedded_squares).row("shard-00000.tar/d/other")
-    error = caught.value
-    assert (error.cause, error.shard, error.key) == ("no-embedding", "shard-00000.tar", "d/other")
+    assert caught.value.fault.cause == "no-embedding"
 
 
 def test_embeddings_of_other_data_are_refused(
@@ -91,6 +93,13 @@ def test_two_samples_of_one_name_are_refused(write_squares: WriteSquares, embed:
     shutil.rmtree(out)
     (tmp_path / "b" / "shard-00001.tar").rename(tmp_path / "b" / "shard-00000.tar")
     embed(f"{tmp_path}/[ab]/*.tar", out)
+    stored = StoredEmbeddings(out)
+    shards = IndexedShards(expand_shards(f"{tmp_path}/[ab]/*.tar"), require_caption=False)
+    assert [stored.row(shards.key(i)) for i in range(18)] == list(range(18)), "the folder tells them apart"
+    for path in (out / "metadata").iterdir():
+        table = pq.read_table(path)
+        names = [name.removeprefix("a/").removeprefix("b/") for name in table["image_path"].to_pylist()]
+        pq.write_table(table.set_column(0, "image_path", [names]), path)  # as it was written without the folder
     with pytest.raises(DataError, match=r"9 rows have the key of another row, such as shard-00000.tar/key"):
         StoredEmbeddings(out)
 

@@ -1,5 +1,6 @@
 """Zero-shot classification: the ensembling formula, one classifier, and right answers where they are known."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from data_tools.core.errors import DataError, UsageError
 from data_tools.sample.decode import decode_image, read_image
 from data_tools.tar.writer import ShardWriter
+from mmvit.data.prompts import load_class_names
 from mmvit.data.shards import IndexedShards
 from mmvit.data.transforms import eval_pixels
 from mmvit.eval import classify
@@ -183,3 +185,23 @@ def test_no_more_classes_than_there_are(encoder: Encoder, colour_files: list[Pat
     three = zero_shot_classifier(encoder, ["red", "blue", "green"], TEMPLATES)
     (prediction,) = classify_files(three, encoder.image_size, colour_files[:1], top=1)
     assert [entry["name"] for entry in prediction.classes] == ["red"]
+
+
+def test_nothing_to_classify_with_or_by_is_refused(
+    encoder: Encoder, colour_names: list[str], colour_shards: IndexedShards, colour_files: list[Path]
+):
+    cafe = b"caf\xe9".decode(errors="surrogateescape")
+    calls: dict[str, Callable[[], object]] = {
+        "there are no class names": lambda: zero_shot_classifier(encoder, [], TEMPLATES),
+        "there are no templates": lambda: zero_shot_classifier(encoder, colour_names, []),
+        "the text 'a photo of a caf\\\\udce9.' is not": lambda: encoder.encode_text([f"a photo of a {cafe}."]),
+        "batch_size is 0": lambda: Encoder(
+            encoder.model, encoder.tokenizer, image_size=32, fingerprint="", batch_size=0
+        ),
+        "limit is 0": lambda: evaluate_zero_shot(encoder, colour_shards, colour_names, TEMPLATES, limit=0),
+        "top is 0": lambda: classify_files(zero_shot_classifier(encoder, colour_names, TEMPLATES), 32, colour_files, 0),
+        "the class name 'caf\\\\udce9' is not": lambda: load_class_names(f"red,{cafe}"),
+    }
+    for message, call in calls.items():
+        with pytest.raises(UsageError, match=message):
+            call()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_tools.core.errors import DataError, ResourceError, SampleError
 from data_tools.core.files import write_atomic
+from data_tools.tar.shard_names import ShardNames
 from mmvit.train.record.run_log import read_whole_lines
 
 FILE = "bad_samples.jsonl"
@@ -20,13 +21,15 @@ class BadSamples:
 
     Args:
         folder: of the run.
+        names: of the shards of all data sets.
         start_step: step from which the run resumes.
         limit: most invalid samples before the run ends.
         active: whether this is the main rank.
     """
 
-    def __init__(self, folder: Path, *, start_step: int, limit: int, active: bool):
+    def __init__(self, folder: Path, names: ShardNames, *, start_step: int, limit: int, active: bool):
         self.path = folder / FILE
+        self.names = names
         self.limit = limit
         self.active = active
         self.counts: Counter[str] = Counter()
@@ -92,8 +95,8 @@ class BadSamples:
             )
 
     def _count(self, row: dict[str, object]) -> bool:
-        """Count a sample if it is new, by shard name and key; one without a key is identified by its message."""
-        name = (str(row["shard"]).rpartition("/")[2], str(row["key"] or row["what"]))
+        """Count a sample if it is new, by its shard and key; one without a key is identified by its message."""
+        name = (self.names.of(str(row["shard"])), str(row["key"] or row["what"]))
         if name in self._known:
             return False
         self._known.add(name)

@@ -38,14 +38,16 @@ class RunLog:
         self.start_step = start_step
         self.started = time.perf_counter()
         self.latest: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}  # the line of the step from which the run resumes, or the one before
         if not active:
             return
         lines = read_whole_lines(path)
         kept = _until(lines, start_step)
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.last = kept[-1] if kept else {}
         self.trackers = trackers
         self.tracked = lines[-1]["step"] if lines else 0
-        self.before = kept[-1].get("time_s", 0.0) if kept else 0.0
+        self.before = self.last.get("time_s", 0.0)
         self.file = path.open("ab", buffering=0)
         self.progress = _progress() if sys.stderr.isatty() else None
         if self.progress:

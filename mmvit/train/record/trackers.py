@@ -1,6 +1,7 @@
 """Experiment trackers, in addition to the log: tensorboard, trackio and wandb, through accelerate."""
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -39,6 +40,18 @@ def tracker_arguments(names: Sequence[str], folder: Path) -> dict[str, Any]:
     if not names:
         return {}
     return {"log_with": list(names), "project_config": ProjectConfiguration(logging_dir=str(folder / "tensorboard"))}
+
+
+def import_trackers(names: Sequence[str]) -> None:
+    """Import the packages of trackers; raise UsageError for one that is installed and cannot be used."""
+    for name in names:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                importlib.import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+        except Exception as error:  # whatever a broken installation raises
+            what = f"the tracker {name!r} cannot be imported: {error}"
+            hint = "repair its installation, or remove the tracker from train.trackers"
+            raise UsageError(what, where="train.trackers", hint=hint) from error
 
 
 class Trackers:

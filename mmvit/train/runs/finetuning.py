@@ -1,5 +1,6 @@
 """Fine-tuning: images and their classes."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,9 @@ from mmvit.train.runs.batches import build_batches
 from mmvit.train.runs.class_teacher import ClassTeacher, load_class_teacher
 from mmvit.train.runs.finetuning_loss import ClassObjective, ClassTargets
 from mmvit.train.safety.agree import main_first
+from mmvit.train.safety.learning import Chance
 from mmvit.train.safety.watch import Watch
+from mmvit.train.start.batch_norm import check_share
 from mmvit.train.start.classifier import build_start, interpolated
 
 
@@ -38,6 +41,11 @@ class AccuracyEvaluator:
         self.every = config.validation.every
         self.config = config
         self.data = data
+
+    def check(self) -> None:
+        """Read all labels and an image."""
+        self.data.samples.check_labels()
+        check_images(self.data.samples)
 
     def measure(self, model: ImageClassifier, last: bool, before_each_batch: Callable[[], None]) -> dict[str, float]:
         """Return top-1 and top-5 accuracy, of `validation.limit` images unless `last`."""
@@ -101,6 +109,8 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
             raise UsageError(what, where="data.train", hint="pass the folder that contains the class folders")
         validation = open_labelled(config.validation.data, known=class_names) if config.validation.data else None
     model = build_start(config, class_names, accelerator)
+    batches = build_batches(config, shards, accelerator)
+    check_share(model, batches.share)
     device, teacher = accelerator.device, config.loss.teacher
     class_teacher = load_class_teacher(teacher, class_names, device) if teacher else None
     inputs = ClassInputs(config, model, class_teacher, device)
@@ -108,10 +118,11 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
     return TaskParts(
         source=shards,
         model=model,
-        batches=build_batches(config, shards, accelerator),
+        batches=batches,
         part=inputs.part,
         flop_inputs=inputs.flop_inputs,
         objective=ClassObjective(config.loss),
+        chance=None if class_teacher else Chance("classification", math.log(len(class_names)), "ln(classes)"),
         fresh_model=partial(build_classifier, config.model, class_names, *statistics),
         export=partial(_export, config),
         identity=_identity(config, class_names, class_teacher),

@@ -3,6 +3,7 @@
 `mmvit finetune` can start from the exported tower.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -31,7 +32,9 @@ from mmvit.train.device.memory import checkpoint_activations
 from mmvit.train.device.parallel import make_shardable
 from mmvit.train.runs.batches import build_batches
 from mmvit.train.safety.agree import main_first
+from mmvit.train.safety.learning import Chance
 from mmvit.train.safety.watch import Watch
+from mmvit.train.start.size import check_size
 
 
 class PatchTargets(NamedTuple):
@@ -66,6 +69,7 @@ def build_masked_patches(config: FinetuneConfig, accelerator: Accelerator, watch
     with main_first(accelerator, watch, "indexing"):
         shards = IndexedShards(expand_shards(config.data.train), config.data.verify, require_caption=False)
     device = accelerator.device
+    check_size(partial(_build_model, config), config.model.image)
     torch.manual_seed(config.seed)
     model = _build_model(config)
     checkpoint_activations(model, config.train.checkpointing)
@@ -81,6 +85,7 @@ def build_masked_patches(config: FinetuneConfig, accelerator: Accelerator, watch
         fresh_model=partial(_build_model, config),
         export=lambda model, folder: save_tower(folder, model.image_tower, config.model.image, config.preprocess),
         identity={},
+        chance=Chance("masked_patches", math.log(2 ** (3 * BITS)), "ln(colours)"),
     )
 
 

@@ -15,10 +15,12 @@ from mmvit.checkpoint import file_sha256, save_model
 from mmvit.config import PretrainConfig, ZeroShotConfig
 from mmvit.data.batches import Batch, TrainBatches
 from mmvit.data.curriculum import stage_at
+from mmvit.data.labels import check_class_names
 from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
 from mmvit.data.streaming import open_shards
 from mmvit.data.tokenizers import Tokenizer, build_tokenizer, tokenizer_file
+from mmvit.eval.classify import check_images
 from mmvit.eval.encoder import Encoder
 from mmvit.eval.zero_shot import evaluate_zero_shot
 from mmvit.layers.drop_path import DrawKey
@@ -30,10 +32,11 @@ from mmvit.towers.text import TextConfig
 from mmvit.train.contract import FlopInputs, Part, TaskParts
 from mmvit.train.device.parallel import whole
 from mmvit.train.runs.batches import build_batches
-from mmvit.train.runs.pretraining_loss import PretrainObjective
+from mmvit.train.runs.pretraining_loss import PretrainObjective, chance
 from mmvit.train.runs.teacher import Teacher, load_teacher
 from mmvit.train.safety.agree import main_first
 from mmvit.train.safety.watch import Watch
+from mmvit.train.start.batch_norm import check_share
 from mmvit.train.start.dual_encoder import build_start
 
 
@@ -51,9 +54,16 @@ class ZeroShotEvaluator:
     def __init__(self, config: PretrainConfig, tokenizer: Tokenizer, data: ZeroShotData | None):
         self.every = config.zero_shot.every
         self.limit = config.zero_shot.limit
+        self.class_file = config.zero_shot.class_names
         self.image_size = config.model.image.image_size
         self.tokenizer = tokenizer
         self.data = data
+
+    def check(self) -> None:
+        """Read all labels and an image."""
+        assert self.data is not None
+        check_class_names(self.data.shards, self.data.class_names, self.class_file)
+        check_images(self.data.shards)
 
     def measure(self, model: Any, last: bool, before_each_batch: Callable[[], None]) -> dict[str, float]:
         """Return top-1 and top-5 accuracy, of `limit` images unless `last`."""
@@ -111,6 +121,7 @@ def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: W
     same_captions = config.train.same_caption_positives
     objective = PretrainObjective(config.loss, teacher, same_caption_positives=same_captions, tokenizer=tokenizer)
     batches = build_batches(config, shards, accelerator, tokenizer, teacher.stored if teacher else None)
+    check_share(model, batches.share)
     identity = _identity(config, batches, teacher)
     inputs = PairInputs(config, model, objective, accelerator.device)
     return TaskParts(
@@ -126,6 +137,8 @@ def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: W
         evaluator=ZeroShotEvaluator(config, tokenizer, zero_shot) if config.zero_shot.data else None,
         after_update=partial(_clamp_logit_scale, model, config.loss.max_logit_scale),
         figures=lambda: {"logit_scale": whole(model.logit_scale).exp().item()},
+        chance=chance(config.loss, config.train.batch_size, len(config.data.captions)),
+        scale_bounds=_scale_bounds(model, config.loss.max_logit_scale),
     )
 
 
@@ -149,6 +162,11 @@ def _tokenizer_fingerprint(config: PretrainConfig) -> str:
     return file_sha256(tokenizer_file(path)) if path else config.tokenizer.kind
 
 
+def _scale_bounds(model: DualEncoder, highest: float | None) -> tuple[float, float] | None:
+    """Return the lowest and the highest logit scale; None if it is not clamped."""
+    return (1.0, highest) if highest is not None and model.logit_scale.requires_grad else None
+
+
 def _clamp_logit_scale(model: DualEncoder, highest: float | None) -> None:
     if model.logit_scale.requires_grad:
         model.clamp_logit_scale(highest)
@@ -169,15 +187,6 @@ def _export(config: PretrainConfig, tokenizer: str, model: DualEncoder, folder: 
 def _open_zero_shot(config: ZeroShotConfig) -> ZeroShotData:
     shards = IndexedShards(expand_shards(config.data), require_caption=False)
     class_names = load_class_names(config.class_names)
-    known = {None, *range(len(class_names)), *class_names}
-    labels = (shards.label(i) for i in range(0, len(shards), -(-len(shards) // 1000)))
-    unknown = next((label for label in labels if label not in known), None)
-    if unknown is not None:
-        raise UsageError(
-            f"label {unknown} has no class name: the file has {len(class_names)}",
-            where=config.class_names,
-            hint="name the file that belongs to zero_shot.data; line n, from 0, names label n",
-        )
     return ZeroShotData(shards, class_names, load_templates(config.templates))
 
 

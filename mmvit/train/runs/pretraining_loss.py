@@ -1,5 +1,6 @@
 """The weighted losses of pretraining."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from mmvit.losses.token_classification import count_captions, token_classificati
 from mmvit.models.dual_encoder import Embeddings
 from mmvit.train.contract import Part
 from mmvit.train.runs.teacher import Teacher
+from mmvit.train.safety.learning import Chance
 
 
 class Targets(NamedTuple):
@@ -127,6 +129,15 @@ class PretrainObjective:
         """Return which of the tokens after the first belong to the first caption, its end included."""
         ended = (ids[:, 0] == self.end_of_text).cumsum(dim=1)  # from the end on at least 1
         return ended[:, :-1] == 0
+
+
+def chance(config: LossConfig, batch_size: int, num_captions: int) -> Chance:
+    """Return the contrastive loss of embeddings that are all equal, with the best logit bias."""
+    if config.kind == "sigmoid":  # each pair has the probability 1 / B
+        value = math.log(batch_size) + (batch_size - 1) * -math.log1p(-1 / batch_size)
+        return Chance("contrastive", value, "ln(batch) + 1")
+    joint = math.log(num_captions) / 2 if config.joint_captions else 0.0  # of one of the two directions
+    return Chance("contrastive", math.log(batch_size) + joint, "ln(batch)")
 
 
 def _own_groups(image: Float[Tensor, "b E"]) -> Int[Tensor, " b"]:

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from mmvit.train.start.batch_norm import check_batch_norm, train_mode
 from mmvit.train.start.dual_encoder import check_curriculum, image_differences, image_weights, refuse_other_settings
 from mmvit.train.start.freeze import freeze
 from mmvit.train.start.lora import add_adapters
+from mmvit.train.start.size import check_size
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +50,13 @@ def build_start(config: FinetuneConfig, class_names: Sequence[str], accelerator:
         UsageError: an invalid model, or contradictory settings.
         CheckpointError: a model folder that does not fit.
     """
-    torch.manual_seed(config.seed)
+    build = partial(build_classifier, config.model, class_names, config.preprocess.mean, config.preprocess.std)
     try:
-        model = build_classifier(config.model, class_names, config.preprocess.mean, config.preprocess.std)
+        check_size(build, config.model.image)
+        torch.manual_seed(config.seed)
+        model = build()
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"invalid model: {error}", where="model") from error
     check_batch_norm(model, config)

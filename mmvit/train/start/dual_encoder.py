@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmvit.train.device.parallel import make_shardable
 from mmvit.train.start.batch_norm import check_batch_norm, train_mode
 from mmvit.train.start.freeze import fitting, freeze
 from mmvit.train.start.lora import add_adapters
+from mmvit.train.start.size import check_size
 
 # The keys of a tower that may differ from the model to start from. `kind` only names the other values.
 FREE_SHAPE = ("kind", "image_size", "window_size", "drop_path", "init", "identity_start")
@@ -37,9 +39,13 @@ def build_start(config: PretrainConfig, accelerator: Accelerator) -> DualEncoder
         UsageError: an invalid model, or contradictory settings.
         CheckpointError: a model folder that does not fit, or stored embeddings of another image tower.
     """
-    torch.manual_seed(config.seed)
+    build = partial(build_dual_encoder, config.model, config.preprocess.mean, config.preprocess.std)
     try:
-        model = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
+        check_size(build, config.model.image)
+        torch.manual_seed(config.seed)
+        model = build()
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"invalid model: {error}", where="model") from error
     check_batch_norm(model, config)

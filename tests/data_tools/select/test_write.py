@@ -103,7 +103,7 @@ def test_a_duplicate_key_gets_the_number_of_its_shard(tmp_path: Path):
         **{"z k": "k-s2-s2", "z dir/k": "dir/k"},
     }
     assert report.renamed == 2
-    assert table.full_key(0) == f"{tmp_path}/x/shard-00000.tar/k"  # the shards have the same name
+    assert table.full_key(0) == "x/shard-00000.tar/k"  # the shards have the same name
     report = write_samples(table, np.array([1, 2]), options(tmp_path / "less"), verb="reshard")
     assert report.renamed == 0
 

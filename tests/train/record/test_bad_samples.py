@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from data_tools.core.errors import DataError, SampleError
+from data_tools.tar.location import Location
+from data_tools.tar.shard_names import ShardNames
 from mmvit.train.record.bad_samples import FILE, BadSamples
+
+NAMES = ShardNames([Location(path) for path in ("d/a.tar", "d/b.tar", "web/00000.tar", "clean/00000.tar")])
 
 
 def error(key: str, cause: str = "bad-image", shard: str = "a.tar") -> SampleError:
@@ -15,7 +19,7 @@ def error(key: str, cause: str = "bad-image", shard: str = "a.tar") -> SampleErr
 
 
 def account(folder: Path, start_step: int = 0, limit: int = 100, active: bool = True) -> BadSamples:
-    return BadSamples(folder, start_step=start_step, limit=limit, active=active)
+    return BadSamples(folder, NAMES, start_step=start_step, limit=limit, active=active)
 
 
 def rows(folder: Path) -> list[tuple[int, str, str]]:
@@ -33,6 +37,17 @@ def test_each_sample_has_one_line(tmp_path: Path):
     assert first == {"step": 1, "shard": "a.tar", "key": "x", "cause": "bad-image", "what": "what is wrong with x"}
     assert bad.summary() == "3 bad-image, 1 hash"
     assert bad.numbers() == {"bad_samples": 4, "bad_causes": {"bad-image": 3, "hash": 1}}
+
+
+def test_equal_keys_of_equally_named_shards_are_distinguished(tmp_path: Path):
+    """Also where the data had another place when the account was begun."""
+    (tmp_path / FILE).write_text(
+        '{"step": 1, "shard": "/before/web/00000.tar", "key": "x", "cause": "hash", "what": ""}\n'
+    )
+    bad = account(tmp_path, start_step=5)
+    bad.add(6, [error("x", shard="now/web/00000.tar"), error("x", shard="now/clean/00000.tar")])
+    assert rows(tmp_path) == [(1, "x", "hash"), (6, "x", "bad-image")]
+    assert json.loads((tmp_path / FILE).read_text().splitlines()[1])["shard"] == "now/clean/00000.tar"
 
 
 def test_losses_without_a_key_are_distinguished(tmp_path: Path):
