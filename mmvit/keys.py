@@ -50,6 +50,7 @@ class Key:
     lt: Number | None = None
     min_length: int | None = None
     max_length: int | None = None
+    ascending: bool = False  # no item of a list is below the one before it
     path: bool = False  # a leading ~ is the user's home folder
 
     @property
@@ -101,7 +102,7 @@ def key(default: Any, help: str, resume: Resume = "same", *, path: bool = False,
         help: what the key means, one line, with its unit.
         resume: the effect of a changed value on a run that resumes.
         path: the value is a file or folder, or several of them.
-        bounds: of `Key`: `ge`, `gt`, `le`, `lt` for numbers, `min_length` and `max_length` for lists.
+        bounds: of `Key`: `ge`, `gt`, `le`, `lt` for numbers, `min_length`, `max_length` and `ascending` for lists.
     """
     metadata = {_METADATA: Key(help, resume, path=path, **bounds)}  # type: ignore[arg-type]  # lengths are whole numbers
     if isinstance(default, list | dict):

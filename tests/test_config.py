@@ -112,7 +112,7 @@ def test_all_errors_are_reported_at_once(file: Path):
         "      hint: did you mean 'sigmoid'?",
         "  - model.image.kind: there is no image tower 'swim'; did you mean 'swin'?",
         "  - zero_shot is 1; it must be a mapping of keys to values",
-        "  - lora.rank is -4; it must be at least 0",
+        "  - lora.rank is -4; it must be from 0 to 65536",
         "  - data.train: no training data is given",
         "      hint: data.train=[FOLDER or SHARDS]",
         "  - data.stall_timeout_s 300.0 must be below train.timeout_s",

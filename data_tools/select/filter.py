@@ -91,7 +91,7 @@ def filter_samples(
             metadata = shard_metadata(tars[some], num_workers=num_workers, engine=engine)
             if given is not None:
                 sizes = [len(index) for index in table.indexes[some]]
-                shards = pa.array(map(as_text, np.repeat(table.names[some], sizes).tolist()), pa.string())
+                shards = pa.array(map(as_text, np.repeat(table.names.names[some], sizes).tolist()), pa.string())
                 full_keys = pc.binary_join_element_wise(shards, metadata["key"], "/")
                 metadata, num = _joined(metadata, given, full_keys)
                 scored += num

@@ -18,7 +18,7 @@ class ClassLossConfig:
     kind: Literal["labels", "masked_patches"] = key(
         "labels", "task; masked_patches: predict the mean colour of hidden patches, without labels"
     )
-    label_smoothing: float = key(0.0, "label smoothing", ge=0, le=1)
+    label_smoothing: float = key(0.0, "label smoothing", ge=0, lt=1)
     teacher: str = key("", "classifier of the same classes: model folder, timm:NAME or hf:NAME", "free", path=True)
     distillation: Literal["hard", "soft"] = key("hard", "hard: the teacher's best class; soft: its probabilities")
     weight: float = key(0.5, "weight of the teacher; that of the labels is 1 minus it", ge=0, le=1)
@@ -31,9 +31,9 @@ class ValidationConfig:
     """Labelled images to measure accuracy on during training; nothing is measured if `data` is empty."""
 
     data: list[str] = key([], "labelled shards or folders of classes", "free", path=True)
-    every: int = key(500, "steps between two evaluations", "free", ge=1)
+    every: int = key(500, "steps between two evaluations", "free", ge=1, le=10**9)
     limit: int | None = key(
-        None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1
+        None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1, le=10**9
     )
 
 

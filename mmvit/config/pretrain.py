@@ -27,7 +27,7 @@ class LossConfig:
     token_classification: float = key(
         0.0, "weight of the token classification loss (SuperClass); needs model.token_head", ge=0, le=1000
     )
-    distillation: float = key(0.0, "weight of the distillation of the teacher's similarities", ge=0)
+    distillation: float = key(0.0, "weight of the distillation of the teacher's similarities", ge=0, le=1000)
     teacher: str = key("", "model folder, or folder that `mmvit embed` made of the training data", "free", path=True)
 
 
@@ -40,9 +40,9 @@ class ZeroShotConfig:
         "", "file with one class name per line; line n, counted from 0, is label n", "free", path=True
     )
     templates: str = key("simple", "prompt templates: name of a built-in set, or a file", "free", path=True)
-    every: int = key(500, "steps between two evaluations", "free", ge=1)
+    every: int = key(500, "steps between two evaluations", "free", ge=1, le=10**9)
     limit: int | None = key(
-        None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1
+        None, "images per evaluation during training; null: all. The last evaluation uses all", "free", ge=1, le=10**9
     )
 
 

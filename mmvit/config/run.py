@@ -65,9 +65,11 @@ class LoraConfig:
 class TrainConfig:
     """Length, size and bookkeeping of a run."""
 
-    steps: int = key(10_000, "number of steps", "logged", ge=1)
-    batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1)
-    micro_batches: int = key(1, "micro-batches per rank; the result does not change (GradCache)", "logged", ge=1)
+    steps: int = key(10_000, "number of steps", "logged", ge=1, le=10**9)
+    batch_size: int = key(256, "global batch size, over all ranks and micro-batches", ge=1, le=2**24)
+    micro_batches: int = key(
+        1, "micro-batches per rank; the result does not change (GradCache)", "logged", ge=1, le=2**24
+    )
     precision: Literal["auto", "bf16", "bf16_params", "fp32"] = key(
         "auto", "precision; auto: bf16 if the machine has hardware units for it"
     )
@@ -86,6 +88,7 @@ class TrainConfig:
         "skip steps whose loss or gradient norm exceeds this multiple of the median; null: never",
         "logged",
         ge=1.5,
+        le=1000000000.0,
     )
     log_every: int = key(10, "steps between two lines of the log", "free", ge=1, le=10**9)
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = key(

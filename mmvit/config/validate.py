@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.core.secrets import hide_secrets
+from data_tools.core.text import text_fault
 from mmvit.keys import Problem, key_of
 from mmvit.models.image_towers import tower_config
 from mmvit.towers.contract import TowerConfig

@@ -34,9 +34,14 @@ class DataConfig:
     """Training data: shards, captions and augmentation."""
 
     train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free", path=True)
-    weights: list[float] = key([], "relative use of a sample, for each entry of train; empty: one data set")
+    weights: list[float] = key(
+        [], "relative use of a sample, for each entry of train; empty: one data set", gt=0, le=10**6
+    )
     repeats: int = key(
-        1, "copies of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)", ge=1
+        1,
+        "copies of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)",
+        ge=1,
+        le=1000,
     )
     captions: list[CaptionConfig] = key([CaptionConfig()], "texts of each sample", min_length=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -51,9 +56,9 @@ class DataConfig:
         ge=0,
         le=1,
     )
-    num_workers: int = key(1, "data loader workers per rank; 0: load between the steps", "free", ge=0)
-    prefetch_mb: int = key(2048, "memory for prefetched batches, MB per rank", "free", ge=1)
-    stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1)
+    num_workers: int = key(1, "data loader workers per rank; 0: load between the steps", "free", ge=0, le=1024)
+    prefetch_mb: int = key(2048, "memory for prefetched batches, MB per rank", "free", ge=1, le=2**24)
+    stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1, le=10**6)
     patch_budget: int | None = key(
         None,
         "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square",
@@ -64,7 +69,7 @@ class DataConfig:
         "", "folder that `mmvit embed` made of the training data, instead of images", "free", path=True
     )
     # With a cache all images are decoded exactly, which is why it changes the pixels.
-    cache_mb: int = key(0, "cache of decoded images, MB per worker; for small data sets", ge=0)
+    cache_mb: int = key(0, "cache of decoded images, MB per worker; for small data sets", ge=0, le=2**24)
 
 
 Vector = Float32[np.ndarray, "E"]

@@ -24,7 +24,9 @@ class CaptionConfig:
 
     source: str = key("txt", "txt, or a path into the sample's JSON such as names.ko")
     templates: list[str] = key([], "templates with one {}, one is drawn at random; empty: the text unchanged")
-    weights: dict[str, float] = key({}, "language: relative frequency; empty: all languages equally often")
+    weights: dict[str, float] = key(
+        {}, "language: relative frequency; empty: all languages equally often", ge=0, le=10**9
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Yield templates and weights that no caption can have."""

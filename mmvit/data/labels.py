@@ -10,6 +10,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from data_tools.core.errors import DataError, MmvitError, SampleError, UsageError, did_you_mean
+from data_tools.core.progress import track
 from data_tools.sample.classes import class_numbers, describe_numbers, find_class, order_classes
 from data_tools.sample.content import Label
 from data_tools.tar.expand import expand_shards
@@ -220,6 +221,44 @@ def _no_class(label: Label, class_names: Sequence[str], where: str) -> DataError
         return DataError(f"the class {label!r} is not one of the {len(class_names)} classes", where=where, hint=hint)
     last = len(class_names) - 1
     return DataError(f"the label {label} is out of range: the classes go from 0 to {last}", where=where, hint=_HINT)
+
+
+def check_class_names(shards: IndexedShards, class_names: Sequence[str], where: str) -> None:
+    """Read all labels of shards; raise an error that names the first sample whose label has no class name.
+
+    Args:
+        shards: labelled samples.
+        class_names: of the labels.
+        where: the file of the class names.
+
+    Raises:
+        UsageError: a label has no name.
+        DataError: a sample has no label.
+    """
+    known: set[Label] = {*range(len(class_names)), *class_names}
+    missing = 0
+    first: SampleError | None = None
+    for i in track(range(len(shards)), len(shards), "reading labels"):
+        try:
+            label = shards.label(i)
+        except SampleError as error:
+            label, first = None, first or error
+        if label is None:
+            first = first or shards.error("bad-label", "the sample has no label", i)
+            missing += 1
+        elif label not in known:
+            raise UsageError(
+                f"label {label} has no class name: the file has {len(class_names)}",
+                where=f"{where}; the label is that of {shards.error('bad-label', '', i).where}",
+                hint="name the file that belongs to zero_shot.data; line n, from 0, names label n",
+            )
+    if first is not None:
+        raise DataError(
+            f"{missing} of {len(shards)} samples of the evaluation have no valid label; the first: {first.what}",
+            where=first.where,
+            note="nothing was started: the evaluation at the end of the run would fail",
+            hint="write their labels, or evaluate on shards without them: mmvit-data filter",
+        )
 
 
 def class_difference(first: Sequence[str], second: Sequence[str], sides: tuple[str, str]) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data_tools.core.errors import MmvitError, ResourceError
+from data_tools.core.errors import MmvitError, ResourceError, UsageError
 from data_tools.core.program import STOP_SIGNALS
 from mmvit.data.batches import Batch, TrainBatches
 

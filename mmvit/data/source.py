@@ -11,7 +11,7 @@ OTHER_FIELDS = ("txt", "json", "cls")  # what a sample has besides its image
 
 
 class RawSample(NamedTuple):
-    """One stored sample: `key` is "shard.tar/key", `image` the encoded file, `label` the class.
+    """One stored sample: `key` as from `SampleSource.key`, `image` the encoded file, `label` the class.
 
     `image` is empty if it was not read. `caption` is None if the sample has no `txt`, "" if it is blank.
     """

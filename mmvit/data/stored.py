@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt64
 
-from data_tools.core.errors import CheckpointError, DataError, SampleError
+from data_tools.core.errors import CheckpointError, DataError
 from data_tools.core.mapped import open_mapped
 from data_tools.core.names import as_text
+from data_tools.sample.content import FaultError
 from mmvit.data.source import SampleSource
 
 FORMAT_VERSION = 1

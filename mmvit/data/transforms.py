@@ -68,14 +68,20 @@ class AugmentConfig:
         ascending=True,
     )
     zoom: list[float] | None = key(
-        None, "smallest and largest zoom factor; pixels from outside are white", min_length=2, max_length=2
+        None,
+        "smallest and largest zoom factor; pixels from outside are white",
+        ge=0.01,
+        le=100,
+        min_length=2,
+        max_length=2,
+        ascending=True,
     )
-    rotate: float | None = key(None, "maximum rotation in either direction, degrees", ge=0)
-    shift: float | None = key(None, "maximum shift in either direction, fraction of the side", ge=0)
-    brightness: float | None = key(None, "maximum relative change", ge=0)
-    contrast: float | None = key(None, "maximum relative change", ge=0)
-    saturation: float | None = key(None, "maximum relative change", ge=0)
-    hue: float | None = key(None, "maximum shift in either direction, fraction of the colour circle", ge=0)
+    rotate: float | None = key(None, "maximum rotation in either direction, degrees", ge=0, le=180)
+    shift: float | None = key(None, "maximum shift in either direction, fraction of the side", ge=0, lt=1)
+    brightness: float | None = key(None, "maximum relative change", ge=0, le=1)
+    contrast: float | None = key(None, "maximum relative change", ge=0, le=1)
+    saturation: float | None = key(None, "maximum relative change", ge=0, le=1)
+    hue: float | None = key(None, "maximum shift in either direction, fraction of the colour circle", ge=0, le=0.5)
     flip: float | None = key(None, "probability of a horizontal flip", ge=0, le=1)
     rand_augment: list[int] | None = key(
         None,

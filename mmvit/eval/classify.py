@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 256
 _MAX_BAD = 0.01  # share of the images in folders; one may always be bad
 _SHOWN = 10  # rejected images
+_LOOK_UPS = 50
 
 
 class Accuracy(NamedTuple):
@@ -153,6 +154,7 @@ def classify_files(
         UsageError: a folder holds no image.
         DataError: more images than allowed cannot be read; it names the first.
     """
+    refuse_zero(batch_size=batch_size, top=top)
     files, in_folders = _find_images(images)
     predictions: list[Prediction] = []
     bad: list[DataError] = []

@@ -22,12 +22,21 @@ class CvTConfig(TowerConfig):
     """Architecture of a CvT, one number per stage in each list; the defaults are those of CvT-13."""
 
     kind: str = key("cvt", "name of the image tower; it sets the defaults of the other keys")
-    widths: list[int] = key([64, 192, 384], "width of each stage", ge=1)
-    depths: list[int] = key([1, 2, 10], "blocks of each stage", ge=1)
-    num_heads: list[int] = key([1, 3, 6], "attention heads of each stage", ge=1)
-    patch_sizes: list[int] = key([7, 3, 3], "patch side of each stage: px of the image, then cells of the map", ge=1)
-    strides: list[int] = key([4, 2, 2], "distance between patches of each stage; patches overlap", ge=1)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
+    widths: list[int] = key([64, 192, 384], "width of each stage", ge=1, le=2**16, min_length=1, max_length=8)
+    depths: list[int] = key([1, 2, 10], "blocks of each stage", ge=1, le=1024, min_length=1, max_length=8)
+    num_heads: list[int] = key([1, 3, 6], "attention heads of each stage", ge=1, le=1024, min_length=1, max_length=8)
+    patch_sizes: list[int] = key(
+        [7, 3, 3],
+        "patch side of each stage: px of the image, then cells of the map",
+        ge=1,
+        le=2**10,
+        min_length=1,
+        max_length=8,
+    )
+    strides: list[int] = key(
+        [4, 2, 2], "distance between patches of each stage; patches overlap", ge=1, le=2**10, min_length=1, max_length=8
+    )
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
     # As in the paper and transformers; the released weights were trained with quick_gelu.
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)

@@ -29,12 +29,14 @@ class SwinConfig(TowerConfig):
     """Architecture of a Swin Transformer; the defaults are those of Swin-T."""
 
     kind: str = key("swin", "name of the image tower; it sets the defaults of the other keys")
-    patch_size: int = key(4, "side of a patch, px", ge=1)
-    width: int = key(96, "width of the first stage; each further stage doubles it", ge=1)
-    depths: list[int] = key([2, 2, 6, 2], "blocks of each stage", ge=1)
-    num_heads: list[int] = key([3, 6, 12, 24], "attention heads of each stage", ge=1)
-    window_size: int = key(7, "side of a window, in patches", ge=1)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
+    patch_size: int = key(4, "side of a patch, px", ge=1, le=2**10)
+    width: int = key(96, "width of the first stage; each further stage doubles it", ge=1, le=2**14)
+    depths: list[int] = key([2, 2, 6, 2], "blocks of each stage", ge=1, le=1024, min_length=1, max_length=8)
+    num_heads: list[int] = key(
+        [3, 6, 12, 24], "attention heads of each stage", ge=1, le=1024, min_length=1, max_length=8
+    )
+    window_size: int = key(7, "side of a window, in patches", ge=1, le=2**10)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     drop_path: float = key(

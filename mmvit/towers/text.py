@@ -20,13 +20,13 @@ from mmvit.towers.contract import Tower, TowerOutput
 class TextConfig:
     """Architecture of a text tower; the defaults are those of CLIP ViT-B."""
 
-    vocab_size: int = key(49408, "number of token ids", ge=1)
-    context_length: int = key(77, "maximum text length in tokens, start and end included", ge=3)
-    end_of_text: int = key(49407, "token id that ends a text", ge=0)
-    width: int = key(512, "width of the tokens", ge=1)
-    depth: int = key(12, "number of blocks", ge=1)
-    num_heads: int = key(8, "attention heads of each block", ge=1)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
+    vocab_size: int = key(49408, "number of token ids", ge=1, le=2**24)
+    context_length: int = key(77, "maximum text length in tokens, start and end included", ge=3, le=2**16)
+    end_of_text: int = key(49407, "token id that ends a text", ge=0, le=2**24)
+    width: int = key(512, "width of the tokens", ge=1, le=2**16)
+    depth: int = key(12, "number of blocks", ge=1, le=1024)
+    num_heads: int = key(8, "attention heads of each block", ge=1, le=1024)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     causal: bool = key(True, "causal attention; false: every token sees every other token, as in SigLIP")

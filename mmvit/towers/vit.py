@@ -31,11 +31,11 @@ class ViTConfig(TowerConfig):
     """Architecture of a ViT; the defaults are those of CLIP ViT-B/32."""
 
     kind: str = key("vit", "name of the image tower; it sets the defaults of the other keys")
-    patch_size: int = key(32, "side of a patch, px", ge=1)
-    width: int = key(768, "width of the tokens", ge=1)
-    depth: int = key(12, "number of blocks", ge=1)
-    num_heads: int = key(12, "attention heads of each block", ge=1)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0)
+    patch_size: int = key(32, "side of a patch, px", ge=1, le=2**10)
+    width: int = key(768, "width of the tokens", ge=1, le=2**16)
+    depth: int = key(12, "number of blocks", ge=1, le=1024)
+    num_heads: int = key(12, "attention heads of each block", ge=1, le=1024)
+    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
     activation: Activation = key("gelu", "activation of the feed-forward network")
     norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
     pool: Pool = key("class", "how tokens become one vector; only class adds a class token")

@@ -92,6 +92,7 @@ def run_to_end(config: PretrainConfig | FinetuneConfig) -> Path:
             if step == config.train.steps:
                 _announce_finished(run, changes or {})
                 return run.export()
+            run.on_main("checking what the run needs at its end", lambda: preflight(run))
             run.on_main("opening the folder", lambda: open_run_folder(run.folder, config, step))
             trackers = run.on_main("opening trackers", lambda: Trackers(accelerator, run.folder, settings(config)))
             log = RunLog(
@@ -132,6 +133,7 @@ def check(config: PretrainConfig | FinetuneConfig) -> str:
     run = open_run(config, accelerator, Watch(config.train.timeout_s))
     changes = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
     step = on_all(accelerator, run.resume)
+    run.on_main("checking what the run needs at its end", lambda: preflight(run))
     lines = [_description(run, step), describe_changes(changes or {}, config, step)]
     return "\n".join(line for line in lines if line)
 

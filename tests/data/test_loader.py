@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_tools.core.errors import DataError, MmvitError, ResourceError, SampleError
+from data_tools.core.errors import DataError, MmvitError, ResourceError, SampleError, UsageError
 from data_tools.demo.synthetic import SyntheticPhotos, write_synthetic
 from data_tools.tar import reader as shard_reader
 from mmvit.data import loader as loader_module

@@ -16,7 +16,7 @@ from mmvit.data.batches import Batch
 from mmvit.data.curriculum import stage_at
 from mmvit.data.labels import Labelled, check_same_classes, open_labelled
 from mmvit.data.mixing import mix_pairs
-from mmvit.eval.classify import evaluate_classifier
+from mmvit.eval.classify import check_images, evaluate_classifier
 from mmvit.layers.drop_path import DrawKey
 from mmvit.layers.patch_dropout import kept_patches
 from mmvit.layers.patch_embedding import patch_grid

@@ -66,3 +66,21 @@ def _frozen_share(name: str, layer: nn.Module, parent: nn.Module, patterns: Sequ
     names = names or [f"{above}.{each}" if above else each for each, _ in parent.named_parameters()]
     matching = [any(fnmatchcase(each, pattern) for pattern in patterns) for each in names]
     return sum(matching) / max(len(matching), 1)
+
+
+def check_share(model: nn.Module, share: int) -> None:
+    """Raise UsageError for a trained BatchNorm whose statistics would be those of a single image.
+
+    Args:
+        model: with its frozen parameters.
+        share: samples of a rank in a micro-batch.
+    """
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    trained = [name for name, module in norms if any(each.requires_grad for each in module.parameters())]
+    if share == 1 and trained:
+        raise UsageError(
+            f"the model has BatchNorm ({trained[0]}), and each rank has a single image in a micro-batch",
+            where="train.batch_size",
+            note="its statistics would be those of one image, and a map of one pixel has none",
+            hint="increase train.batch_size or decrease train.micro_batches",
+        )

@@ -14,7 +14,7 @@ from mmvit.config import FinetuneConfig, PretrainConfig, load_config
 from mmvit.models.build import build_classifier, build_dual_encoder
 from mmvit.train.loop import pretrain
 from mmvit.train.run import Run
-from mmvit.train.start.batch_norm import check_batch_norm, train_mode
+from mmvit.train.start.batch_norm import check_batch_norm, check_share, train_mode
 from mmvit.train.start.freeze import freeze
 
 
@@ -104,3 +104,14 @@ def test_statistics_of_a_frozen_tower_are_the_same_bits_after_a_run(tiny_config:
     assert all(torch.equal(mean, torch.zeros_like(mean)) for mean in means)
     assert all(torch.equal(variance, torch.ones_like(variance)) for variance in variances)
     assert not any(tensor.any() for name, tensor in weights.items() if name.endswith("num_batches_tracked"))
+
+
+def test_batch_norm_needs_two_images_of_a_micro_batch():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    check_share(model, 2)
+    with pytest.raises(UsageError, match=r"BatchNorm \(1\), and each rank has a single image") as error:
+        check_share(model, 1)
+    assert error.value.where == "train.batch_size"
+    model[1].requires_grad_(False)
+    check_share(model, 1)
+    check_share(torch.nn.LayerNorm(3), 1)
