@@ -5,20 +5,23 @@ import json
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from yaml import SafeLoader
+import yaml
 
 from mmvit.models.image_towers import tower_config
 from mmvit.towers.contract import TowerConfig
 
+# The parser of omegaconf: that of libyaml reads more, such as "?" in a list of URLs.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 _NULL = (None, "", "~")  # what a missing value looks like
 
 
-class _TextLoader(SafeLoader):
+class _TextLoader(_Loader):
     """Reads each unquoted scalar as the text that it is."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class declares it
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":merge")]
-        for first, resolvers in SafeLoader.yaml_implicit_resolvers.items()
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
     }
 
 

@@ -44,7 +44,7 @@ class RunLog:
         lines = read_whole_lines(path)
         kept = _until(lines, start_step)
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.last = kept[-1] if kept else {}
+        self.last = next((line for line in reversed(kept) if CHANGED not in line), {})
         self.trackers = trackers
         self.tracked = lines[-1]["step"] if lines else 0
         self.before = self.last.get("time_s", 0.0)
