@@ -314,7 +314,8 @@ def test_model_folder_keeps_what_a_tokenizer_folder_says(model_folder: Path, tmp
     save_model(tmp_path / "out", loaded.model, loaded.config, loaded.preprocess, tokenizer)
     shutil.rmtree(folder)
     saved = load_model(tmp_path / "out").tokenizer
-    assert saved(["!"]).tolist()[0][-2] == saved.pad != loaded.tokenizer.pad
+    assert loaded.tokenizer(["!"]).tolist()[0][-2] == saved.pad != loaded.tokenizer.pad
+    assert saved(["a", "a dog and a cat"]).tolist()[0][-1] == saved.pad
     assert saved.end_of_text == loaded.tokenizer.end_of_text
 
 

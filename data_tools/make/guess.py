@@ -53,13 +53,14 @@ def find_kind(path: Path) -> str:
         kind = TABLES.get(path.suffix.lower()) or kind_of_table(path)
         if not kind:
             known = ", ".join(TABLES)
-            hint = f"give a folder or a file of {known}; or say what it is: --kind {'|'.join(KINDS)}"
-            raise UsageError(f"{path.suffix or 'a file without suffix'} is no known source", where=str(path), hint=hint)
+            hint = f"pass a folder or a file ending in {known}; or set its kind: --kind {'|'.join(KINDS)}"
+            what = f"{path.suffix or 'a file without suffix'} is not a supported source"
+            raise UsageError(what, where=str(path), hint=hint)
         return kind
     if (path / "dataset_dict.json").exists():
         splits = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir()))
-        hint = f"name one of them, each into a folder of its own: mmvit-data make {path}/SPLIT OUT"
-        raise UsageError(f"the folder holds several data sets: {splits}", where=str(path), hint=hint)
+        hint = f"convert each of them to a separate folder: mmvit-data make {path}/SPLIT OUT"
+        raise UsageError(f"the folder contains several data sets: {splits}", where=str(path), hint=hint)
     suffixes = set()
     with os.scandir(path) as entries:
         for entry in entries:
@@ -74,8 +75,8 @@ def find_kind(path: Path) -> str:
     if ".parquet" in suffixes:
         return "parquet"
     if ".tar" in suffixes:
-        hint = f"they can be used as they are: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
-        raise UsageError("the folder holds tars already", where=str(path), hint=hint)
+        hint = f"they can be used directly: mmvit-data check {path} (tars of img2dataset: --kind img2dataset)"
+        raise UsageError("the folder already contains tars", where=str(path), hint=hint)
     return look_at(path).kind
 
 
