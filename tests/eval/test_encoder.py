@@ -53,11 +53,41 @@ def test_a_file_that_is_no_picture_is_named(encoder: Encoder, colour_files: list
     assert caught.value.where == str(colour_files[2])
 
 
-@pytest.mark.parametrize("call", ["encode_image", "encode_text", "pixels"])
-def test_one_text_for_a_list_is_refused(encoder: Encoder, call: str):
-    with pytest.raises(UsageError, match="must be a list") as caught:
-        getattr(encoder, call)("dog.png")
-    assert caught.value.hint == "pass a list: ['dog.png']"
+def test_one_image_or_text_gives_one_vector(encoder: Encoder, colour_files: list[Path]):
+    image = Image.open(colour_files[0]).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    expected = encoder.encode_image(colour_files[:1])[0]
+    for one in (colour_files[0], str(colour_files[0]), image, array, tensor, tensor / 255):
+        assert torch.equal(encoder.encode_image(one), expected)
+    batch = encoder.encode_image(torch.stack([tensor, tensor]))
+    assert torch.allclose(batch, torch.stack([expected, expected]), atol=1e-5)
+    grey = np.full((8, 8), 200, np.uint8)
+    assert torch.equal(encoder.encode_image(grey), encoder.encode_image(np.stack([grey] * 3, axis=2)))
+    assert torch.equal(encoder.encode_text("red"), encoder.encode_text(["red"])[0])
+    assert encoder.encode_text("red").numpy().shape == (encoder.embed_dim,)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((3, 8, 8), np.uint8),  # channels first, as torch has them
+        np.zeros((8, 8, 3), np.float32),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+        torch.full((3, 8, 8), -1.0),  # normalised already
+        torch.full((3, 8, 8), 2.0),
+    ],
+)
+def test_other_shapes_and_types_are_refused(encoder: Encoder, image: np.ndarray | torch.Tensor):
+    with pytest.raises(UsageError, match="as an image") as caught:
+        encoder.encode_image([image])
+    assert "of an image is" in caught.value.hint
+
+
+def test_an_encoder_says_what_it_is(encoder: Encoder):
+    parts = "VisionTransformer of 16 px", "0.0 M parameters", f"embed_dim={encoder.embed_dim}", "device='cpu'"
+    assert repr(encoder) == f"Encoder({', '.join(parts)})"
+    assert encoder.to("cpu") is encoder
 
 
 def test_preprocessed_pictures_give_the_same_rows(encoder: Encoder, colour_files: list[Path]):

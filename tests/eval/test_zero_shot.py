@@ -9,7 +9,7 @@ import torch
 from data_tools.core.errors import DataError, UsageError
 from data_tools.sample.decode import decode_image, read_image
 from data_tools.tar.writer import ShardWriter
-from mmvit.data.prompts import load_class_names
+from mmvit.data.prompts import load_class_names, load_templates
 from mmvit.data.shards import IndexedShards
 from mmvit.data.transforms import eval_pixels
 from mmvit.eval import classify
@@ -48,9 +48,21 @@ def test_logits_are_scaled_cosines(encoder: Encoder, colour_names: list[str], co
     assert classifier.class_names == colour_names
 
 
-def test_one_template_or_name_for_a_list_is_refused(encoder: Encoder, colour_names: list[str]):
-    with pytest.raises(UsageError, match="templates must be a list"):
-        zero_shot_classifier(encoder, colour_names, "a photo of a {}.")
+def test_templates_are_a_list_a_template_or_a_set_by_name(encoder: Encoder, colour_names: list[str]):
+    heads = [
+        zero_shot_classifier(encoder, colour_names, *templates).head.weight
+        for templates in (["simple"], ["a photo of a {}."], [["a photo of a {}."]], [])
+    ]
+    assert all(torch.equal(head, heads[0]) for head in heads)
+    korean = zero_shot_classifier(encoder, colour_names, "korean").head.weight
+    assert torch.equal(korean, zero_shot_classifier(encoder, colour_names, load_templates("korean")).head.weight)
+
+
+def test_what_gives_no_classifier_is_refused(encoder: Encoder, colour_names: list[str]):
+    with pytest.raises(UsageError, match="has 0 placeholders"):  # all classes would have one embedding
+        zero_shot_classifier(encoder, colour_names, ["a photo of a dog"])
+    with pytest.raises(UsageError, match="no templates named 'koraen': did you mean 'korean'"):
+        zero_shot_classifier(encoder, colour_names, "koraen")
     with pytest.raises(UsageError, match="class names must be a list"):
         zero_shot_classifier(encoder, "dog", TEMPLATES)
 
