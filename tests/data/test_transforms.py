@@ -495,7 +495,7 @@ def test_nothing_is_erased_where_no_rectangle_fits(shape: tuple[int, int]):
     [
         (AugmentConfig(rand_augment=[2]), "rand_augment"),
         (AugmentConfig(rand_augment=[0, 9]), "rand_augment"),
-        (AugmentConfig(rand_augment=[2, 31]), "rand_augment"),
+        (AugmentConfig(rand_augment=[2, 31]), "rand_augment[1]"),
         (AugmentConfig(timm_augment="randaug"), "timm_augment"),
         (AugmentConfig(timm_augment="rand-m9-x3"), "timm_augment"),
         (AugmentConfig(timm_augment="augmix-m5"), "timm_augment"),
