@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
@@ -52,6 +53,7 @@ class Contrastive:
 
 def open_accelerator(kind: str) -> Accelerator:
     """Join the others. Accelerate knows sharding for accelerators only: on processors it is told that it has one."""
+    AcceleratorState._reset_state()  # a test before this one may have left its precision
     accelerator = Accelerator(kwargs_handlers=[ddp_arguments()])
     if kind == "fsdp":
         plugin = FullyShardedDataParallelPlugin(
