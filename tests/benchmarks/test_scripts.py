@@ -13,11 +13,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "report.py")
 
 # Arguments of each script, and how many rows its report has.
-QUICK = {
-    "data": ("data.py start --scale 0.002 --rounds 1", 1),
+REPORTS = {
+    "data start": ("data.py start --scale 0.002 --rounds 1", 1),
     "loss": ("loss.py --pairs 512 --width 16 --rounds 1", 3),
-}
-SLOW = {
     "data": ("data.py --scale 0.002 --rounds 1", 8),
     "recipes": ("recipes.py quickstart sigmoid --steps 2", 2),
     "train_step": ("train_step.py --batch 4 --rounds 1", None),
@@ -70,13 +68,8 @@ def test_a_side_of_the_training_step_takes_its_steps(side: str):
     assert peak_mib > 0
 
 
-@pytest.mark.parametrize(("command", "rows"), QUICK.values(), ids=QUICK.keys())
-def test_a_script_writes_its_report(tmp_path: Path, command: str, rows: int):
-    check_report(command, rows, tmp_path / "report.json")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "rows"), SLOW.values(), ids=SLOW.keys())
+@pytest.mark.parametrize(("command", "rows"), REPORTS.values(), ids=REPORTS.keys())
 def test_the_whole_script_writes_its_report(tmp_path: Path, command: str, rows: int | None):
     check_report(command, rows, tmp_path / "report.json")
 

@@ -89,7 +89,12 @@ VERBS: dict[str, tuple[list[object], int]] = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
+QUICK = {"check", "repair", "filter"}  # a report, a writer, and the table of metadata
+
+
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=() if verb in QUICK else pytest.mark.slow) for verb in VERBS]
+)
 def test_verbs(url: Secret, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str):
     monkeypatch.chdir(tmp_path)
     NEW.mkdir()

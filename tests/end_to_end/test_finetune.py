@@ -94,6 +94,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
     return load_file(model / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_small_vit_learns_digits_and_names_them(configure: Configure, digits_folder: Path, mmvit: Any):
     steps = ["train.steps=70", "train.batch_size=64", "mix.mixup=0.1", "loss.label_smoothing=0.1", "data.repeats=2"]
     model = finetune(configure("run", *steps, *validation(digits_folder)))

@@ -226,6 +226,7 @@ def test_each_sample_of_an_epoch_is_used_once(tiny_config: Path, world_size: int
     assert used[:num_samples] != used[num_samples : 2 * num_samples]  # each epoch has an order of its own
 
 
+@pytest.mark.slow
 def test_lone_process_is_told(tiny_config: Path, tmp_path: Path):
     command = [
         *launcher(2, "--cpu"),

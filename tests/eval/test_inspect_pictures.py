@@ -96,6 +96,7 @@ def test_each_view_of_a_contrastive_model(view: str, model: Path, pictures: list
             assert -1 <= each["cosine"] <= 1
 
 
+@pytest.mark.slow
 def test_size_and_shards(model: Path, colour_shards: IndexedShards, tmp_path: Path):
     shard = colour_shards.paths[0].path
     facts = inspect_model(model, "distance", [shard], None, tmp_path / "a.png", size=48)

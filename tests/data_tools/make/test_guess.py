@@ -149,5 +149,5 @@ def test_coco_captions_with_images_next_to_the_annotations(tmp_path: Path, tree:
     assert causes == ["no-image", "no-image"]
     with pytest.raises(DataError, match="does not hold captions as COCO does"):
         made(source / "annotations" / "instances.json", tmp_path / "new", kind="coco")
-    with pytest.raises(UsageError, match=r"\.json is no known source"):
+    with pytest.raises(UsageError, match=r"\.json is not a supported source"):
         made(source / "annotations" / "instances.json", tmp_path / "new")

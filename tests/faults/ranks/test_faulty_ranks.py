@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 from faulty_runs import TIMEOUT_S, Case, complaints, run
 
-FEW = (
-    Case("kill", 1, 4, "step", launched=False),
-    Case("spoiled_run", 1, 0, "start", launched=False),
-)
+FEW = (Case("kill", 1, 4, "step", launched=False),)
 PLACES = ((1, "read"), (2, "step"), (5, "read"), (7, "step"))
 MANY = (
     *(
@@ -29,7 +26,7 @@ MANY = (
         for kind in ("other_seed", "fewer_steps")
         for launched in (True, False)
     ),
-    *(Case(kind, 1, 0, "start", launched=False) for kind in ("other_out", "other_data", "other_run")),
+    *(Case(kind, 1, 0, "start", launched=False) for kind in ("other_out", "other_data", "other_run", "spoiled_run")),
     *(Case(kind, 1, 0, "start") for kind in ("other_out", "spoiled_run")),
 )
 

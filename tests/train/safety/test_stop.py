@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,9 +13,17 @@ from data_tools.core.program import STOP_SIGNALS
 from mmvit.train.safety.stop import StopFlag, Stopped
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP as it is outside of nohup, which the tests themselves may run under."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_is_a_stop_request_and_a_second_one_has_no_effect(
-    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+    number: signal.Signals, capfd: pytest.CaptureFixture[str], hangup: None
 ):
     before = signal.getsignal(number)
     with StopFlag() as flag:
@@ -55,9 +64,10 @@ def test_another_thread_receives_no_signals():
 
 
 CLOSED_TERMINAL = """
-import os, sys
+import os, signal, sys
 from mmvit.train.safety.stop import StopFlag
 sys.stdin.readline()
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, ignores it
 with StopFlag() as flag:
     os.kill(os.getpid(), 1)
     for _ in range(2):
