@@ -4,6 +4,7 @@ Shapes in signatures are checked, nothing leaves this machine, no window opens.
 """
 
 import fcntl
+import importlib
 import os
 import socket
 import subprocess
@@ -20,6 +21,19 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+# Before the hook: under it, whatever a module of mmvit imports first is compiled from source, 5 s for all of these.
+TORCH = ("torch._dynamo", "torch.distributed.fsdp", "torchvision", "accelerate")
+for name in (
+    *TORCH,
+    "beartype.door",
+    "omegaconf",
+    "pyarrow.parquet",
+    "pydantic.type_adapter",
+    "rich.progress",
+    "typer",
+):
+    importlib.import_module(name)
 
 # Before the first import of mmvit: from here on each call checks its annotations (dtype and shape of tensors too).
 jaxtyping.install_import_hook("mmvit", "beartype.beartype")

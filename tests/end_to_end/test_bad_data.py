@@ -5,14 +5,13 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from support.processes import launch
+from support.processes import Process, launch
 
 from data_tools.tar.expand import expand_shards
 from mmvit.checkpoint import latest_checkpoint
@@ -26,7 +25,6 @@ SETTINGS = (f"train.steps={STEPS}", f"train.batch_size={BATCH_SIZE}", "train.log
 LOSS_TOLERANCE = 1e-4  # relative, in fp32: two processes add up in another order
 
 SpoiledData = Callable[..., Path]
-Process = subprocess.Popen[bytes]
 Start = Callable[..., list[Process]]
 
 

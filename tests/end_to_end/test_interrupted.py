@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 from support import processes
+from support.processes import Process
 
 from data_tools.core.ownership import owned
 from mmvit.train.record.run_log import OF_THE_MACHINE, read_log
 
-STEPS = 60
+STEPS = 36
 SETTINGS = (f"train.steps={STEPS}", "train.log_every=1", "train.save_every=3", "data.max_bad_fraction=0.5")
 LIMIT_S = 120  # for whatever is waited for
 MOMENTS = ("start", "step", "save")
 
-Start = Callable[[Path], "subprocess.Popen[bytes]"]
+Start = Callable[[Path], Process]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def start(
     data = spoiled_data(tmp_path_factory.mktemp("data"), broken=range(0, 300, 5))
     settings = (f"data.train=[{data}]", *SETTINGS)
 
-    def popen(out: Path) -> "subprocess.Popen[bytes]":
+    def popen(out: Path) -> Process:
         command = [sys.executable, "-m", "mmvit", "pretrain", str(tiny_config), f"out={out}", *settings]
         started.append(processes.start(command, out.parent / "errors.txt"))
         return started[-1]
@@ -87,7 +88,7 @@ def unfinished_saves(run: Path) -> set[Path]:
     return set((run / "checkpoints").glob(".step-*")) if (run / "checkpoints").exists() else set()
 
 
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+def wait_until(condition: Callable[[], bool], process: Process) -> None:
     """Wait for the condition, and fail where the process ends or the limit passes first."""
     limit = time.monotonic() + LIMIT_S
     while not condition():
@@ -96,7 +97,7 @@ def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[bytes]"
         time.sleep(0.0005)
 
 
-def kill_at(moment: str, rng: random.Random, process: "subprocess.Popen[bytes]", run: Path) -> str:
+def kill_at(moment: str, rng: random.Random, process: Process, run: Path) -> str:
     """Kill -9 about the moment, a random time after it came; returns where the kill landed."""
     before, garbage = num_steps(run), unfinished_saves(run)
     reached = before + rng.randint(1, 3)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import launch, launcher, start
+from support.processes import Process, launch, launcher, start
 
 from data_tools.tar.expand import expand_shards
 from mmvit.config import PretrainConfig, load_config
@@ -44,7 +44,7 @@ FSDP2 = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSF
 
 def pretrain(
     config: Path, out: Path, launch: Sequence[str] = (sys.executable,), *settings: str, bf16: bool = False
-) -> "subprocess.Popen[bytes]":
+) -> Process:
     """Start a run in a process group of its own.
 
     `accelerate launch --cpu` starts a single process, whatever number it is given; two on processors need --multi_gpu.
@@ -54,12 +54,12 @@ def pretrain(
     return start(command, out.parent / "output.txt", ACCELERATE_USE_CPU="true", MMVIT_BF16_UNITS=units)
 
 
-def finish(process: "subprocess.Popen[bytes]", out: Path) -> Path:
+def finish(process: Process, out: Path) -> Path:
     assert process.wait(LIMIT_S) == 0, (out.parent / "output.txt").read_text()
     return out
 
 
-def wait_for_step(step: int, process: "subprocess.Popen[bytes]", out: Path) -> None:
+def wait_for_step(step: int, process: Process, out: Path) -> None:
     limit = time.monotonic() + LIMIT_S
     while len(read_log(out / "log.jsonl")) < step:
         assert process.poll() is None, (out.parent / "output.txt").read_text()
@@ -164,21 +164,35 @@ def test_drop_path_is_the_same_for_every_split(tiny_config: Path, tmp_path: Path
     assert distance(whole, weights(0.0)) > 1e-3
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after", "launched"),
+    [
+        (2, 1, False),
+        pytest.param(2, 1, True, marks=pytest.mark.slow),
+        pytest.param(1, 2, True, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_run_goes_on_with_another_number_of_processes(
-    one_process: Path, spoiled_config: Path, tmp_path: Path, before: int, after: int
+    one_process: Path, spoiled_config: Path, tmp_path: Path, before: int, after: int, launched: bool
 ):
-    """Of two the launcher is stopped; it has an exit code of its own."""
-    run, launch = tmp_path / "run", {1: [sys.executable], 2: launcher(2, "--multi_gpu")}
-    process = pretrain(spoiled_config, run, launch[before])
-    wait_for_step(7, process, run)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == (143 if before == 1 else 1)
+    """Of two that are launched the launcher is stopped; it has an exit code of its own."""
+    run, how = tmp_path / "run", {1: [sys.executable], 2: launcher(2, "--multi_gpu")}
+    if launched:
+        processes = [pretrain(spoiled_config, run, how[before])]
+    else:
+        program = ["-m", "mmvit", "pretrain", str(spoiled_config), f"out={run}", *SETTINGS]
+        units = {"MMVIT_BF16_UNITS": "0"}
+        processes = launch(before, program, lambda rank: tmp_path / "output.txt", units)
+    wait_for_step(7, processes[0], run)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    expected = 1 if launched and before == 2 else 143
+    assert {process.wait(30) for process in processes} == {expected}
     stopped_at = len(read_log(run / "log.jsonl"))
     assert 7 <= stopped_at < STEPS
     assert max(path.name for path in (run / "checkpoints").glob("step-*")) == f"step-{stopped_at:08d}"
     assert f"stopped at step {stopped_at} with the state saved" in (tmp_path / "output.txt").read_text()
-    finish(pretrain(spoiled_config, run, launch[after]), run)
+    finish(pretrain(spoiled_config, run, how[after]), run)
     assert f"resuming at step {stopped_at}" in (tmp_path / "output.txt").read_text()
     assert_same_course(one_process, run)
 

@@ -12,7 +12,6 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a program it has the folder of this file alone
 
-from support.processes import launch
+from support.processes import Process, launch
 
 from mmvit.checkpoint import latest_checkpoint
 from mmvit.train.record.run_log import read_log
@@ -37,16 +36,14 @@ SETTINGS = (
 )
 
 
-def start(
-    config: Path, out: Path, num_steps: int, num_processes: int = NUM_PROCESSES
-) -> list["subprocess.Popen[bytes]"]:
+def start(config: Path, out: Path, num_steps: int, num_processes: int = NUM_PROCESSES) -> list[Process]:
     """Start the processes of the run as a launcher does, each in a group of its own."""
     program = ["-m", "mmvit", "pretrain", str(config), f"out={out}", f"train.steps={num_steps}", *SETTINGS]
     one_thread = {"OMP_NUM_THREADS": "1"}
     return launch(num_processes, program, lambda rank: out.parent / f"output-{rank}.txt", one_thread)
 
 
-def kill(processes: list["subprocess.Popen[bytes]"], ranks: list[int]) -> None:
+def kill(processes: list[Process], ranks: list[int]) -> None:
     """Kill processes of the run with all that they started, and see the others end by themselves."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
@@ -55,7 +52,7 @@ def kill(processes: list["subprocess.Popen[bytes]"], ranks: list[int]) -> None:
         process.wait(LIMIT_S)
 
 
-def wait_for_moment(moment: str, out: Path, processes: list["subprocess.Popen[bytes]"], chance: random.Random) -> None:
+def wait_for_moment(moment: str, out: Path, processes: list[Process], chance: random.Random) -> None:
     """Return in the start-up, in a step, or while a checkpoint is written; or when a process has ended."""
     lines = len(read_log(out / "log.jsonl"))
     target = lines + chance.randint(1, 6)

@@ -11,7 +11,6 @@ moments.
 import argparse
 import os
 import random
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -29,7 +28,7 @@ JOINING_S = 30.0  # the train.timeout_s of the run
 STOPPED = 143
 
 
-def stop(processes: list["subprocess.Popen[bytes]"], chance: random.Random, told: bool) -> tuple[list[int], float]:
+def stop(processes: list[Process], chance: random.Random, told: bool) -> tuple[list[int], float]:
     """Send one signal or two and wait for the end; returns the exit codes and the seconds.
 
     A signal goes to one process of the run, or, as from a terminal, also to what that has started.

@@ -12,8 +12,7 @@ keeps its own.
 
 import argparse
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable
@@ -248,12 +247,19 @@ def found(case: Case, scale: float, layout: str) -> Rows:
     rank, size = dist.get_rank(), dist.get_world_size()
     r = {name: tensor.chunk(size)[rank].clone() for name, tensor in case.rows.items()}
     r |= {name: tensor.clone() for name, tensor in case.shared.items()} | {"logit_scale": torch.tensor(scale)}
-    means = {}
-    for name, tensor in value_and_gradients(case.ours, r, layout).items():
-        parts = [torch.empty_like(tensor) for _ in range(size)]
-        dist.all_gather(parts, tensor.contiguous())
-        means[name] = torch.cat(parts) / size if name in case.rows else torch.stack(parts).mean(dim=0)
-    return means
+    ours = value_and_gradients(case.ours, r, layout)
+    flat = torch.cat([tensor.reshape(-1) for tensor in ours.values()])
+    gathered = [torch.empty_like(flat) for _ in range(size)]
+    dist.all_gather(gathered, flat)  # all in one message
+    parts = dict(
+        zip(ours, torch.stack(gathered).split([tensor.numel() for tensor in ours.values()], dim=1), strict=True)
+    )
+    return {
+        name: part.reshape(-1, *ours[name].shape[1:]) / size
+        if name in case.rows
+        else part.mean(dim=0).reshape(ours[name].shape)
+        for name, part in parts.items()
+    }
 
 
 def errors(case: Case, layout: str, references: dict[tuple[str, float], Rows]) -> dict[str, float]:
@@ -306,23 +312,24 @@ def work(rank: int, folder: Path) -> None:
 
 
 def measure() -> list[dict[str, Any]]:
-    """Start the ranks and return the table."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    """Start the ranks and return the table.
+
+    They are forked: each would take two seconds to import torch, and nothing has computed here yet.
+    """
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--folder", folder, "--rank"]
-        started = [
-            subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
-            for rank in range(max(PROCESSES))
-        ]
+        ranks = [context.Process(target=work, args=(rank, Path(folder))) for rank in range(max(PROCESSES))]
+        for rank in ranks:
+            rank.start()
         try:
-            for process in started:
-                complaint = process.communicate(timeout=240)[1]
-                if process.returncode:
-                    raise RuntimeError(complaint)
+            for rank in ranks:
+                rank.join(240)
+                if rank.exitcode:
+                    raise RuntimeError(f"{rank.name} ended with {rank.exitcode}")
         finally:
-            for process in started:
-                process.kill()
-                process.wait()
+            for rank in ranks:
+                rank.kill()
         return json.loads((Path(folder) / "table.json").read_text())
 
 
@@ -338,12 +345,7 @@ def as_text(table: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.rank is not None:
-        work(options.rank, options.folder)
-        return
     table = measure()
     if options.out:
         options.out.write_text(json.dumps(table))

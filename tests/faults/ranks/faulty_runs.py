@@ -3,12 +3,11 @@
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from support.processes import launch, launcher, start
+from support.processes import Process, launch, launcher, start
 
 PROGRAM = Path(__file__).with_name("faulty_rank.py")
 TIMEOUT_S = 15  # of the run, for a process without progress
@@ -68,7 +67,7 @@ def run(case: Case, arguments: list[str], folder: Path) -> Outcome:
     return Outcome([process.wait() for process in processes], seconds, path.read_text())
 
 
-def wait(processes: "list[subprocess.Popen[bytes]]", output: Path, frozen: int | None) -> float:
+def wait(processes: list[Process], output: Path, frozen: int | None) -> float:
     """Wait for the end; returns the seconds since the fault. A frozen process without a launcher ends for nobody."""
     began, faulted = time.monotonic(), 0.0
     awaited = [process for rank, process in enumerate(processes) if rank != frozen]
