@@ -184,6 +184,8 @@ class Loader:
                 prefetch_factor=self.prefetch.factor,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=_begin_worker,
+                # Python 3.14 would fork them from a server, which dies of the signals that stop a run.
+                multiprocessing_context="fork" if sys.platform == "linux" else None,
             )
         )
         if threading.current_thread() is threading.main_thread():  # others set no handler, and neither does torch there

@@ -107,7 +107,7 @@ def interleave(config: Path, folder: Path, chance: random.Random) -> Counter[str
         met[{0: "finished", REFUSED: "refused", -signal.SIGKILL: "killed"}[code]] += 1
         if code == REFUSED:
             named = f"written by process {other} on " in output
-            assert named or ("the folder holds another run" in output and seeds[0] != seeds[1]), output
+            assert named or ("the folder contains another run" in output and seeds[0] != seeds[1]), output
             met["refused by name of the owner"] += named
         assert "Traceback" not in output, output
     seed = seeds[0]

@@ -86,6 +86,7 @@ def _run(arguments: list[str], output: Path | None, environment: dict[str, str],
         with output.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method(None, force=True)  # that of the system, not the one by which this was forked
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
