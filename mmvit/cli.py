@@ -25,7 +25,10 @@ ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder
 ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name under configs/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values that override the file.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete config and exit.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and build the model, but do not train.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check everything, take a few steps in memory, and estimate time, memory and disk."),
+]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

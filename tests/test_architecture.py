@@ -29,7 +29,7 @@ ROOMS = (
     *(f"mmvit.train.{room}" for room in ("device", "optim", "safety", "record", "start")),
     *(
         f"mmvit.train.{file}"
-        for file in ("contract", "gradcache", "step", "run", "preflight", "meters", "runs", "loop")
+        for file in ("contract", "gradcache", "step", "run", "preflight", "rehearsal", "meters", "runs", "loop")
     ),
     *("mmvit.train", "mmvit.retrieval", "mmvit.interop", "mmvit.terminal", "mmvit.doctor", "mmvit.quickstart", "mmvit"),
     *("mmvit.cli", "mmvit.__main__"),

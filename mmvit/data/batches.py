@@ -245,14 +245,17 @@ class TrainBatches(Dataset[Batch]):
             None if self.tokenizer else _labels(samples),
         )
 
+    def try_sample(self, sample_id: int) -> None:
+        """Read, decode and augment a sample; raise SampleError if it is invalid."""
+        self._draw(sample_id, self.budget or self.image_size, np.random.default_rng(self.seed))
+
     def check_samples(self) -> None:
         """Raise DataError if none of some samples, spread evenly over all, can be used; one that can is enough."""
         if self.source.num_samples is None:
             return
-        size = self.budget or self.image_size
         for i in range(0, self.source.num_samples, -(-self.source.num_samples // _LOOK_UPS)):
             try:
-                self._draw(i, size, np.random.default_rng(self.seed))
+                self.try_sample(i)
             except SampleError as error:
                 last = error
             else:

@@ -29,6 +29,7 @@ from mmvit.train.record.figures import parameter_norm
 from mmvit.train.record.run_folder import LOG, check_run_folder, open_run_folder, own_run_folder, settings
 from mmvit.train.record.run_log import RunLog
 from mmvit.train.record.trackers import Trackers
+from mmvit.train.rehearsal import rehearse
 from mmvit.train.run import Run, open_accelerator
 from mmvit.train.runs.finetuning import build_finetuning
 from mmvit.train.runs.masked_patches import build_masked_patches
@@ -123,7 +124,7 @@ def open_run(config: PretrainConfig | FinetuneConfig, accelerator: Accelerator, 
 @alone_in_process()
 @leaving_group()
 def check(config: PretrainConfig | FinetuneConfig) -> str:
-    """Build everything that the run needs without training, and return a description of it.
+    """Build everything that the run needs, read samples, take a few steps in memory, and return a description of it.
 
     Nothing is written except missing indexes of shards.
     """
@@ -134,7 +135,8 @@ def check(config: PretrainConfig | FinetuneConfig) -> str:
     changes = run.on_main("looking at the folder", lambda: check_run_folder(run.folder, config))
     step = on_all(accelerator, run.resume)
     run.on_main("checking what the run needs at its end", lambda: preflight(run))
-    lines = [_description(run, step), describe_changes(changes or {}, config, step)]
+    rehearsed = rehearse(run, step) if step < config.train.steps else []
+    lines = [_description(run, step), describe_changes(changes or {}, config, step), *rehearsed]
     return "\n".join(line for line in lines if line)
 
 

@@ -36,8 +36,8 @@ def check_disk(run: Run) -> None:
     written = sum(path.stat().st_size for path in run.folder.glob("*/**/*.safetensors"))  # before a resume
     needed, free = num * one + model, shutil.disk_usage(folder).free + written
     text = (
-        f"the run writes {_gib(needed)} and the disk has {_gib(free)} free: up to {num} checkpoints of "
-        f"{_gib(one)} at once, and a model of {_gib(model)}"
+        f"the run writes {readable(needed)} and the disk has {readable(free)} free: up to {num} checkpoints of "
+        f"{readable(one)} at once, and a model of {readable(model)}"
     )
     hint = "decrease train.keep_last, increase train.keep_every or train.save_every, or free disk space"
     if needed > free:
@@ -116,5 +116,6 @@ def _errors(run: Run) -> Iterator[MmvitError]:
             yield error
 
 
-def _gib(size: int) -> str:
+def readable(size: int) -> str:
+    """Return a size in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
