@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from kills import LIMIT_S, MOMENTS, assert_equal_ends, start, wait_for_moment, write_config
+from support.processes import Process
 
 from data_tools.core.errors import ResourceError
 from data_tools.core.program import STOP_SIGNALS
