@@ -130,10 +130,11 @@ def test_folder_of_a_run_in_progress_is_refused(run_cli: RunCli, finished_run: P
     with contextlib.ExitStack() as first, ThreadPoolExecutor(1) as pool:
         pool.submit(first.enter_context, owned(run)).result()
         before = contents(run)
-        code, out, err = run_cli("pretrain", tiny_config, f"out={run}", "train.steps=30")
-        assert (code, out) == (2, "")
-        assert f"the folder is being written by process {os.getpid()} on {socket.gethostname()}" in err
-        assert contents(run) == before
+        for setting in ("train.steps=30", "seed=9"):  # the owner is named before settings that differ from its own
+            code, out, err = run_cli("pretrain", tiny_config, f"out={run}", setting)
+            assert (code, out) == (2, "")
+            assert f"the folder is being written by process {os.getpid()} on {socket.gethostname()}" in err
+            assert contents(run) == before
         pool.submit(first.close).result()
 
 

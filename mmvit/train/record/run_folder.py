@@ -13,7 +13,7 @@ from typing import Any
 from data_tools.core.errors import UsageError
 from data_tools.core.files import make_folder, remove_leftovers, write_atomic
 from data_tools.core.output_folder import check_free
-from data_tools.core.ownership import owned
+from data_tools.core.ownership import OWNER, owned
 from mmvit.config import CONFIG, RunConfig, load_config, to_yaml
 from mmvit.keys import declared
 from mmvit.train.record.changes import Changes, describe_changes, table
@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 @contextlib.contextmanager
 def own_run_folder(folder: Path, config: RunConfig) -> Iterator[None]:
     """Own the folder of a run within the block; raises UsageError if another process or another run has it."""
-    check_run_folder(folder, config)  # first: what is no run folder is not touched
+    marked = (folder / OWNER).exists()
+    if not marked:
+        check_run_folder(folder, config)  # first: what is no run folder is not touched
     with owned(folder):
+        if marked:  # a living owner is named before the settings that differ from its own
+            check_run_folder(folder, config)
         yield
 
 
