@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError, did_you_mean
-from data_tools.core.mapped import open_mapped
+from data_tools.core.mapped import open_mapped, read_batches
 from data_tools.make.row import Row
 
 # Column names that are recognised, in order of preference; case does not matter.
@@ -104,7 +104,7 @@ class PackedRows(NamedTuple):
             if self.group_rows is None:
                 yield from _arrow_table(path)[self.columns.label].to_pylist()
             else:
-                for batch in _parquet_file(path).iter_batches(columns=[self.columns.label]):
+                for batch in read_batches(_parquet_file(path), columns=[self.columns.label]):
                     yield from batch.column(0).to_pylist()
 
     def _parquet_rows(self, numbers: Sequence[int]) -> Iterator[Row]:
@@ -130,7 +130,7 @@ def _parquet_values(path: str, first: int, last: int) -> Iterator[tuple[int, dic
         count = file.metadata.row_group(group).num_rows
         if first < start + count and start <= last:
             i = start
-            for batch in file.iter_batches(batch_size=64, row_groups=[group]):
+            for batch in read_batches(file, batch_size=64, row_groups=[group]):
                 if i + len(batch) > first and i <= last:
                     rows = batch.to_pylist()
                     yield from ((i + j, values) for j, values in enumerate(rows) if first <= i + j <= last)
@@ -258,7 +258,7 @@ def pack(table: Table, columns: Columns) -> PackedRows:
 def parquet_rows(table: Table) -> Iterator[dict[str, Any]]:
     """Yield the rows of parquet files that hold no images."""
     for path in table.files:
-        for batch in _parquet_file(path).iter_batches(batch_size=1024):
+        for batch in read_batches(_parquet_file(path), batch_size=1024):
             yield from batch.to_pylist()
 
 

@@ -38,7 +38,7 @@ from pyarrow import parquet
 
 from data_tools.core.errors import SampleError
 from data_tools.core.files import write_atomic
-from data_tools.core.mapped import open_mapped
+from data_tools.core.mapped import read_parquet
 from data_tools.core.names import as_text
 from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
@@ -150,7 +150,7 @@ def _read_fresh(index: ShardIndex, with_phash: bool) -> pa.Table | None:
     path = metadata_path(index.tar)
     wanted = _stamp(index, with_phash)
     try:
-        table = parquet.read_table(open_mapped(path))
+        table = read_parquet(path)
     except (OSError, pa.ArrowException):  # none, or a damaged one: it is made again, nothing is lost by that
         return None
     found = table.schema.metadata or {}

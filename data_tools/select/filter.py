@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from data_tools.core.errors import DataError, UsageError, did_you_mean
-from data_tools.core.mapped import open_mapped
+from data_tools.core.mapped import open_mapped, read_parquet
 from data_tools.core.names import as_text
 from data_tools.sample.table import SCHEMA, shard_metadata
 from data_tools.select.expression import Expression
@@ -131,7 +131,7 @@ def _read_scores(path: Path, expression: Expression) -> pa.Table:
         if double or not used:
             what = f"samples already have the columns {double}" if double else "the expression uses no score column"
             raise UsageError(what, where=str(path), hint=f"the columns are: {' '.join(names)}; rename or use them")
-        table = parquet.read_table(open_mapped(path), columns=["key", *used])
+        table = read_parquet(path, ["key", *used])
         keys = table["key"].cast(pa.large_string())
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"the scores cannot be read: {error}", where=str(path), hint="use a parquet file") from error

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt64
 
 from data_tools.core.errors import CheckpointError, DataError
-from data_tools.core.mapped import open_mapped
+from data_tools.core.mapped import read_parquet
 from data_tools.core.names import as_text
 from data_tools.sample.content import FaultError
 from mmvit.data.source import SampleSource
@@ -182,7 +181,7 @@ def read_part(path: Path, columns: list[str] | None = None) -> Any:
     """Return a part: a parquet table, of some columns or all, or an array that is mapped from disk."""
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(open_mapped(path), columns=columns)
+            return read_parquet(path, columns)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CheckpointError(

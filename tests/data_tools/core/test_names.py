@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from data_tools.core.mapped import open_mapped
+from data_tools.core.mapped import read_parquet
 from data_tools.core.names import as_text, restore_name, store_name
 from data_tools.core.program import escape_unprintable
 from mmvit.terminal import print_hits, print_json, print_predictions
@@ -73,7 +73,7 @@ def test_tables_are_read_whatever_they_are_called(tmp_path: Path):
     assert table["name"].to_pylist() == [r"t\udce9.parquet"]
     with path.open("wb") as file:
         parquet.write_table(table, file)
-    assert parquet.read_table(open_mapped(path)) == table
+    assert read_parquet(path) == table
     path.write_bytes(b"")
     with pytest.raises(pa.ArrowInvalid):
-        parquet.read_table(open_mapped(path))
+        read_parquet(path)
