@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.core.errors import DataError, UsageError
+from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.core.files import write_atomic
 from data_tools.core.mapped import open_mapped
 from data_tools.core.names import as_text
@@ -183,7 +183,8 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
                     pixels.append(encoder.preprocess(decode_image(item.image, where=item.key)))
                 good.append(item._replace(image=None))
             except DataError as error:
-                rejected.append({"key": source.key(i), "cause": error.what})
+                cause = getattr(error, "cause", "no-image")  # a file that cannot be read has none
+                rejected.append({"key": source.key(i), "cause": cause, "what": error.what})
         if "img" in kinds:
             vectors["img"].append(encoder.encode_pixels(pixels).half().numpy())
         if "text" in kinds:
@@ -203,9 +204,9 @@ def _embed_part(encoder: Encoder, source: Source, span: range, kinds: Sequence[s
 def _check_sides(item: Item, kinds: Sequence[str]) -> None:
     """Raise DataError if an item lacks a wanted side."""
     if "text" in kinds and not item.caption:
-        raise DataError("no caption")
+        raise SampleError("no-caption", "no caption", shard=item.key, key="")
     if "img" in kinds and item.image is None:
-        raise DataError("no image")
+        raise SampleError("no-image", "no image", shard=item.key, key="")
 
 
 def _row(item: Item) -> dict[str, Any]:

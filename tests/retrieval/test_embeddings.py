@@ -109,10 +109,9 @@ def test_bad_items_are_listed_and_counted(encoder: Encoder, model: Path, tmp_pat
     assert summary == (500, 4)
     listed = [json.loads(line) for line in (tmp_path / "e/rejected/rejected_0.jsonl").read_text().splitlines()]
     assert [row["key"] for row in listed] == [f"shard-00000.tar/{i:04d}" for i in (50, 51, 52, 53)]
-    causes = [row["cause"] for row in listed]
-    assert "cannot be decoded" in causes[0]
-    assert "cannot be decoded" in causes[1]
-    assert causes[2:] == ["no caption", "the sample has no image: its fields are: txt"]
+    assert [row["cause"] for row in listed] == ["bad-image", "bad-image", "no-caption", "no-image"]
+    assert all("cannot be decoded" in row["what"] for row in listed[:2])
+    assert [row["what"] for row in listed[2:]] == ["no caption", "the sample has no image: its fields are: txt"]
     folder = open_embeddings(tmp_path / "e")
     keys = folder.metadata["image_path"].to_pylist()
     assert len(keys) == 500
@@ -281,7 +280,8 @@ def test_odd_files_of_a_folder_cost_themselves_alone(
     keys = open_embeddings(tmp_path / "e").metadata["image_path"].to_pylist()
     assert [restore_name(key) for key in keys] == [str(folder / name) for name in ("0.png", "1.JFIF", latin)]
     listed = [json.loads(line) for line in (tmp_path / "e/rejected/rejected_0.jsonl").read_text().splitlines()]
-    causes = {Path(row["key"]).name: row["cause"] for row in listed}
+    assert {row["cause"] for row in listed} == {"no-image"}
+    causes = {Path(row["key"]).name: row["what"] for row in listed}
     assert "No such file" in causes["gone.jpg"]
     assert "symbolic links" in causes["loop.jpg"]
     assert all("a pipe, socket or device" in causes[name] for name in ("pipe.jpg", "socket.png"))
