@@ -22,7 +22,7 @@ from data_tools.tar.index_file import index_bytes
 from data_tools.tar.location import Location, LocationLike, without_secrets
 from data_tools.tar.open import open_file
 from data_tools.tar.reader import ShardReader
-from data_tools.tar.scan import NOTICES, Member, Problem, ScannedTar, scan_tar
+from data_tools.tar.scan import COMPRESSED, NOTICES, Member, Problem, ScannedTar, scan_tar
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)(\.tar)$")
 _TORN = ("damaged", "truncated", "hash")  # what another copy of the shard may not have
@@ -279,8 +279,10 @@ def describe(report: CheckReport, spec: Sequence[str]) -> str:
     bad = sum(shard.bad for shard in report.shards)
     lines += ["", f"shards: {len(report.shards)}, with faults: {len(damaged)}; samples: {samples}, bad: {bad}"]
     if damaged:
-        torn = any(fault.cause in _TORN for shard in damaged for fault in shard.faults)
-        hints = ["copy or download the shards again"] if torn else []
+        torn = [fault.detail for shard in damaged for fault in shard.faults if fault.cause in _TORN]
+        packed = [detail for detail in torn if detail.startswith(COMPRESSED)]
+        hints = ["copy or download the shards again"] if len(torn) > len(packed) else []
+        hints += ["unpack the compressed shards as shown above"] if packed else []
         hints += [f"write the intact samples: {_repair(spec)}"] if samples > bad else []
         lines.append(f"hint: {', or '.join(hints)}")
     if any(shard.index_state in ("differs", "damaged") for shard in damaged):

@@ -35,6 +35,7 @@ _LINKS = (b"1", b"2", b"3", b"4", b"6")  # and devices
 _IMAGE = "image"  # any of IMAGE_FIELDS
 _PICKLE = "is a pickle, which runs code when it is loaded"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib", "dill")
+COMPRESSED = "a compressed tar cannot be read by offset"
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
 
@@ -235,7 +236,7 @@ def _refuse_compressed(tar: Location, head: bytes) -> None:
     for magic, program in _COMPRESSED.items():
         if head.startswith(magic):
             raise DataError(
-                "a compressed tar cannot be read by offset",
+                COMPRESSED,
                 where=tar,
                 note="images are already compressed, so a plain tar is hardly larger",
                 hint=f"{program} {tar}",
