@@ -21,7 +21,7 @@ from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_capt
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
 from mmvit.data.patches import PatchBudget, pack_patches
-from mmvit.data.source import RawSample, Reading, SampleSource
+from mmvit.data.source import RawSample, Reading, SampleSource, some_samples
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer, Tokens
 from mmvit.data.transforms import AugmentConfig, Pixels, Size, train_pixels, train_pixels_from_bytes
@@ -250,10 +250,8 @@ class TrainBatches(Dataset[Batch]):
         self._draw(sample_id, self.budget or self.image_size, np.random.default_rng(self.seed))
 
     def check_samples(self) -> None:
-        """Raise DataError if none of some samples, spread evenly over all, can be used; one that can is enough."""
-        if self.source.num_samples is None:
-            return
-        for i in range(0, self.source.num_samples, -(-self.source.num_samples // _LOOK_UPS)):
+        """Raise DataError if none of some samples can be used; one that can is enough."""
+        for i in some_samples(self.source, _LOOK_UPS):
             try:
                 self.try_sample(i)
             except SampleError as error:

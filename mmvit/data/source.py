@@ -1,5 +1,6 @@
 """What training and evaluation read samples from, whatever stores them."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
@@ -77,6 +78,15 @@ class SampleSource(Protocol):
         `error` and `shard` name what is being read.
         """
         return note
+
+
+def some_samples(source: SampleSource, num: int) -> list[int]:
+    """Return the numbers of some samples, the same in each call; none of a stream.
+
+    They are drawn: what is wrong with samples may be periodic, and hits all or none of those at equal distances.
+    """
+    among = source.num_samples or 0
+    return sorted(random.Random(among).sample(range(among), min(num, among)))
 
 
 def raw_sample(

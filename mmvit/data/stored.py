@@ -17,7 +17,7 @@ from data_tools.core.errors import CheckpointError, DataError
 from data_tools.core.mapped import read_parquet
 from data_tools.core.names import as_text
 from data_tools.sample.content import FaultError
-from mmvit.data.source import SampleSource
+from mmvit.data.source import SampleSource, some_samples
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -109,9 +109,8 @@ class StoredEmbeddings:
         Raises:
             DataError: most of the samples have no row.
         """
-        num_samples = source.num_samples
-        assert num_samples is not None, "a stream does not know its keys"
-        keys = [source.key(i) for i in range(0, num_samples, -(-num_samples // _LOOK_UPS))]
+        assert source.num_samples is not None, "a stream does not know its keys"
+        keys = [source.key(i) for i in some_samples(source, _LOOK_UPS)]
         missing = [key for key in keys if not self._has(key)]
         if len(missing) > len(keys) / 2:
             raise DataError(

@@ -18,7 +18,7 @@ from data_tools.core.folders import list_images
 from data_tools.core.names import store_name
 from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image, read_image
-from mmvit.data.source import SampleSource
+from mmvit.data.source import SampleSource, some_samples
 from mmvit.data.transforms import Pixels, eval_pixels
 from mmvit.eval.encoder import refuse_zero
 from mmvit.models.classifier import ImageClassifier
@@ -117,10 +117,10 @@ def evaluate_classifier(
 
 
 def check_images(source: SampleSource) -> None:
-    """Raise DataError if none of some images, spread evenly over all, can be decoded; one that can is enough."""
+    """Raise DataError if none of some images can be decoded; one that can is enough."""
     assert source.num_samples is not None, "a stream has no end"
     bad: list[DataError] = []
-    for i in range(0, source.num_samples, -(-source.num_samples // _LOOK_UPS)):
+    for i in some_samples(source, _LOOK_UPS):
         try:
             decode_image(source.read(i).image)
         except (SampleError, ImageError) as error:

@@ -15,11 +15,12 @@ from data_tools.core.errors import DataError, ResourceError, SampleError, UsageE
 from mmvit.config import RunConfig
 from mmvit.data.batches import TrainBatches
 from mmvit.data.captions import caption_texts
+from mmvit.data.source import some_samples
 from mmvit.train.preflight import checkpoint_bytes, nearest, num_checkpoints, readable
 from mmvit.train.record.figures import peak_memory
 from mmvit.train.run import Run
 
-NUM_SAMPLES = 200  # that are read; all of a smaller data set
+NUM_SAMPLES = 200  # that are read, at most
 NUM_CAPTIONS = 3  # that are shown
 FIRST_SHARE = 8  # samples of a rank in the first step; more until a step takes long
 LONG_S = 1.0
@@ -59,9 +60,9 @@ def _samples(run: Run) -> Iterator[str]:
     batches, source = run.task.batches, run.task.source
     if source.num_samples is None:
         return
-    spread = range(0, source.num_samples, max(1, source.num_samples // NUM_SAMPLES))
+    chosen = some_samples(source, NUM_SAMPLES)
     bad, captions = list[SampleError](), list[str]()
-    for i in spread:
+    for i in chosen:
         try:
             batches.try_sample(i)
         except SampleError as error:
@@ -71,7 +72,7 @@ def _samples(run: Run) -> Iterator[str]:
             sample = source.read(i, image=False)
             texts = [caption_texts(sample, each)[0] for each in batches.captions]
             captions.append(f"  {sample.key}: {' | '.join(text.text for text in texts)}")
-    tried, limit = len(spread), run.config.data.max_bad_fraction
+    tried, limit = len(chosen), run.config.data.max_bad_fraction
     if bad:
         tolerated = max(1, int(limit * tried))
         what = f"{len(bad)} of {tried} samples that were read are invalid, and the run tolerates {limit:.1%}"

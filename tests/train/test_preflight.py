@@ -132,3 +132,15 @@ def _written(tiny_data: Path, folder: Path, change: Any) -> Path:
             change(i, fields)
             writer.copy(f"key{i}", fields)
     return folder
+
+
+def test_periodic_faults_do_not_hit_all_samples_that_are_tried(
+    config: PretrainConfig, spoiled_data: Any, tmp_path: Path
+):
+    """Every sixth of 300 is bad, and 50 are tried."""
+    config.data.train = [str(spoiled_data(tmp_path / "data", broken=range(0, 300, 6)))]
+    config.data.max_bad_fraction = 0.5
+    preflight.check_training(opened(config))
+    config.data.train = [str(spoiled_data(tmp_path / "worse", broken=range(300)))]
+    with pytest.raises(DataError, match="none of 50 samples can be used"):
+        preflight.check_training(opened(config))
