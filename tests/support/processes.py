@@ -115,6 +115,7 @@ def start(command: Sequence[str], output: Path | None = None, **environment: str
     """Start a process in a group of its own; what it prints is appended to `output`."""
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()  # before the process opens it
     if command[0] == sys.executable and command[1] != "-c":
         return Program(command[1:], output, os.environ | environment)
     with output.open("ab") if output else contextlib.nullcontext() as file:
