@@ -11,6 +11,9 @@ from data_tools.core.program import run_program
 from mmvit import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mmvit.config import FinetuneConfig, PretrainConfig
     from mmvit.models.classifier import ImageClassifier
 
 app = typer.Typer(
@@ -78,18 +81,12 @@ def pretrain(
     dry_run: DryRun = False,
 ) -> None:
     """Train an image-text model on shards; run the same command again to resume."""
-    from mmvit.config import PretrainConfig, load_config, to_yaml
+    from mmvit.config import PretrainConfig
+    from mmvit.interop.start import with_imported_start
+    from mmvit.train.start.config import load_pretrain_config
 
-    settings = load_config(PretrainConfig, config, overrides or [])
-    if print_config:
-        print(to_yaml(settings), end="")
-        return
-    from mmvit.train.loop import check, pretrain
-
-    if dry_run:
-        print(check(settings))
-        return
-    print(f"model: {pretrain(settings)}")
+    overrides = with_imported_start(config, overrides or [], PretrainConfig)
+    _run(load_pretrain_config(config, overrides), print_config, dry_run)
 
 
 @app.command()
@@ -139,18 +136,28 @@ def finetune(
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train an image classifier on labelled images, from scratch or from a pretrained model."""
-    from mmvit.config import to_yaml
-    from mmvit.train.loop import check, finetune
-    from mmvit.train.start.config import load_finetune_config
+    """Train an image classifier on labelled images, or a CLIP model on own pairs (finetune/clip)."""
+    from mmvit.config import FinetuneConfig, PretrainConfig
+    from mmvit.interop.start import with_imported_start
+    from mmvit.train.start.config import compares_pairs, load_finetune_config, load_pretrain_config
 
-    settings = load_finetune_config(config, overrides or [])
+    pairs = compares_pairs(config, overrides or [])
+    overrides = with_imported_start(config, overrides or [], PretrainConfig if pairs else FinetuneConfig)
+    load: "Callable[..., PretrainConfig | FinetuneConfig]" = load_pretrain_config if pairs else load_finetune_config
+    _run(load(config, overrides), print_config, dry_run)
+
+
+def _run(config: "PretrainConfig | FinetuneConfig", print_config: bool, dry_run: bool) -> None:
+    """Print the config, check the run, or train."""
+    from mmvit.config import to_yaml
+    from mmvit.train.loop import check, run_to_end
+
     if print_config:
-        print(to_yaml(settings), end="")
+        print(to_yaml(config), end="")
     elif dry_run:
-        print(check(settings))
+        print(check(config))
     else:
-        print(f"model: {finetune(settings)}")
+        print(f"model: {run_to_end(config)}")
 
 
 @app.command()

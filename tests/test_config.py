@@ -27,7 +27,8 @@ CONFIGS = sorted(path for path in configs_folder().rglob("*.yaml") if "prompts" 
 
 
 def kind_of(path: Path | None) -> type[RunConfig]:
-    return FinetuneConfig if path and path.parent.name == "finetune" else PretrainConfig
+    is_classifier = path and path.parent.name == "finetune" and path.stem != "clip"
+    return FinetuneConfig if is_classifier else PretrainConfig
 
 
 @pytest.fixture
@@ -283,6 +284,29 @@ def test_image_towers_of_every_kind_survive_a_round_trip(tmp_path: Path, kind: s
     assert config.model.image == dataclasses.replace(tower_config(kind), image_size=448)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(PretrainConfig, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("kind", ["vit_ti16", "swin_t", "cvt_13", "resnet", "timm:resnet18"])
+@pytest.mark.parametrize("recipe", ["pretrain/clip_vit_b32", "quickstart", "pretrain/siglip_vit_b16"])
+def test_a_kind_on_the_command_line_brings_its_own_values(recipe: str, kind: str, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO"):
+        config = load_config(PretrainConfig, recipe, [f"model.image.kind={kind}"], complete=False)
+    assert config.model.image == tower_config(kind)
+    assert f"model.image.kind={kind}: its own values replace those of the config for image_size" in caplog.text
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_other_values_on_the_command_line_apply_to_the_new_kind(order: int):
+    overrides = ["model.image.drop_path=0.1", "model.image.kind=swin_t"][::order]
+    config = load_config(FinetuneConfig, "finetune/digits_vit", overrides, complete=False)
+    assert config.model.image == dataclasses.replace(tower_config("swin_t"), drop_path=0.1)
+    with pytest.raises(UsageError, match=r"unknown config key model\.image\.depth, which swin_t does not have"):
+        load_config(FinetuneConfig, "finetune/digits_vit", [*overrides, "model.image.depth=3"])
+
+
+def test_the_kind_that_a_config_has_keeps_its_values():
+    config = load_config(PretrainConfig, "quickstart", ["model.image.kind=vit"], complete=False)
+    assert config.model.image.image_size == 48
 
 
 def test_keys_of_another_kind_are_refused(tmp_path: Path):

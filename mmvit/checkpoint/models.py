@@ -169,15 +169,26 @@ def model_fingerprint(folder: str | Path) -> str:
     return str(_description(_model_folder(folder))["files"][WEIGHTS])
 
 
-def image_settings(folder: str | Path) -> dict[str, Any]:
-    """Return the `kind` of a model folder and its image settings, `model` and `preprocess`, in the form of configs.
+def model_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the `kind` of a model folder and its settings in the form of configs: `model`, `preprocess`, `tokenizer`.
+
+    `tokenizer` is None if it is not a dual encoder.
 
     Raises:
         CheckpointError: not a model folder, damaged, or another format version.
     """
-    description = _description(_model_folder(folder))
+    folder = _model_folder(folder)
+    description = _description(folder)
     model = {"image": description["model"]} if description["kind"] == TOWER else description["model"]
-    return {"kind": description["kind"], "model": model, "preprocess": description["preprocess"]}
+    tokenizer = description.get("tokenizer")
+    if tokenizer and tokenizer["path"]:
+        tokenizer = tokenizer | {"path": str(folder / tokenizer["path"])}
+    return {
+        "kind": description["kind"],
+        "model": model,
+        "preprocess": description["preprocess"],
+        "tokenizer": tokenizer,
+    }
 
 
 def save_tower(folder: Path, tower: Tower, config: TowerConfig, preprocess: PreprocessConfig) -> None:

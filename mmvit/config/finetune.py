@@ -51,9 +51,6 @@ class FinetuneConfig(RunConfig):
         "prompt templates of the zero-shot head to start with, made by train.init; empty: a head of zeros",
         path=True,
     )
-    wise_ft: float | None = key(
-        None, "fraction of the trained weights in the exported model, the rest being those of train.init", ge=0, le=1
-    )
     loss: ClassLossConfig = field(default_factory=ClassLossConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -93,9 +90,6 @@ class FinetuneConfig(RunConfig):
         if self.templates and self.model.head != "linear":
             what = "a zero-shot head is linear: its rows are embeddings of the class names"
             yield Problem("model.head", what, "model.head=linear", ("templates",))
-        if self.wise_ft is not None and not self.train.init:
-            what = "wise_ft interpolates with the weights of train.init, which is empty"
-            yield Problem("wise_ft", what, "train.init=MODEL", ("train.init",))
 
     def _masked_patches_problems(self) -> Iterator[Problem]:
         unused = {

@@ -3,11 +3,11 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -16,6 +16,8 @@ from mmvit.config.validate import refuse, validate
 from mmvit.config.written import keep_text, read_written, written_override
 from mmvit.data.prompts import configs_folder
 from mmvit.keys import Problem
+from mmvit.towers.contract import TowerConfig
+from mmvit.towers.vit import ViTConfig
 
 Config = TypeVar("Config")
 
@@ -83,6 +85,11 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     for key in (key for key, count in counts.items() if count > 1):  # as a shell expands unquoted braces
         logger.warning("%s is given %d times; the last one wins", key, counts[key])
     problems = []
+    kinds = tower_kinds(cls() if cls else None)
+    for override in (override for override in overrides if override.partition("=")[0] in kinds):
+        _drop_other_tower(written, override)
+        if dropped := _drop_other_tower(tree, override):
+            logger.info("%s: its own values replace those of the config for %s", override, ", ".join(dropped))
     for override in overrides:
         try:
             tree = _override(tree, override)
@@ -92,6 +99,25 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     refuse(problems, "the command line")
     values = _resolved(tree, cls, str(path))
     return values if cls is None else keep_text(cls(), values, _resolved(written, cls, str(path)))
+
+
+def tower_kinds(config: Any, prefix: str = "") -> list[str]:
+    """Return the keys of a config that choose the kind of a tower."""
+    if isinstance(config, TowerConfig):
+        return [f"{prefix}kind"]
+    nested = [entry.name for entry in fields(config) if is_dataclass(entry.type)] if config is not None else []
+    return [key for name in nested for key in tower_kinds(getattr(config, name), f"{prefix}{name}.")]
+
+
+def _drop_other_tower(tree: Any, override: str) -> list[str]:
+    """Remove the values of a tower whose kind is replaced, which describe another architecture; return their keys."""
+    key, _, kind = override.partition("=")
+    group = key.rpartition(".")[0]
+    before = OmegaConf.select(tree, group)
+    if not isinstance(before, DictConfig) or before.get("kind", ViTConfig.kind) == kind:
+        return []
+    OmegaConf.update(tree, group, {"kind": kind}, merge=False)
+    return [str(name) for name in before if name != "kind"]
 
 
 def _override(tree: Any, override: str) -> Any:

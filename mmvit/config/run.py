@@ -122,6 +122,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    wise_ft: float | None = key(
+        None, "fraction of the trained weights in the exported model, the rest being those of train.init", ge=0, le=1
+    )
 
     def check(self) -> None:
         """Raise one UsageError for all invalid values; configs from `load_config` are valid already."""
@@ -144,6 +147,9 @@ class RunConfig:
         if self.lora.rank and not train.init:
             what = "lora.rank adapts the towers of a finished model, and train.init is empty"
             yield Problem("train.init", what, "use train.init=MODEL, the model/ folder of a run", others=("lora.rank",))
+        if self.wise_ft is not None and not train.init:
+            what = "wise_ft interpolates with the weights of train.init, which is empty"
+            yield Problem("wise_ft", what, "train.init=MODEL", ("train.init",))
         if data.stall_timeout_s >= train.timeout_s:
             what = f"data.stall_timeout_s {data.stall_timeout_s} must be below train.timeout_s"
             hint = f"train.timeout_s={data.stall_timeout_s + 30}"

@@ -19,6 +19,7 @@ from mmvit.keys import declared
 from mmvit.train.record.changes import Changes, describe_changes, table
 from mmvit.train.record.run_log import log_changes
 
+START = "start"  # the model that the run starts from, where it was imported for it
 LOG = "log.jsonl"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # of a URL, or of a command
 
@@ -74,9 +75,14 @@ def check_run_folder(folder: Path, config: RunConfig) -> Changes:
         if steps:
             num_steps = max((int(step) for step in steps if step.isdecimal()), default=0)
             return _differences(folder, load_config(type(config), path, complete=False), config, num_steps)
-    else:
+    elif not _holds_start_alone(folder):
         check_free(folder, "the output folder is not empty and not a run folder", hint="choose another out=FOLDER")
     return {}
+
+
+def _holds_start_alone(folder: Path) -> bool:
+    """Return whether the folder holds nothing but the model that the run starts from."""
+    return folder.is_dir() and [path.name for path in folder.iterdir() if not path.name.startswith(".")] == [START]
 
 
 def anchored(config: RunConfig) -> RunConfig:

@@ -31,7 +31,7 @@ from mmvit.train.safety.agree import main_first
 from mmvit.train.safety.learning import Chance
 from mmvit.train.safety.watch import Watch
 from mmvit.train.start.batch_norm import check_share
-from mmvit.train.start.classifier import build_start, interpolated
+from mmvit.train.start.classifier import build_start, with_start
 
 
 class AccuracyEvaluator:
@@ -134,7 +134,7 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
 def mixed_with_start(model: ImageClassifier, config: FinetuneConfig) -> ImageClassifier:
     """Return the model to export: interpolated with the start if `wise_ft` is set."""
     share = config.wise_ft
-    return model if share is None else interpolated(model, config, model.class_names, share)
+    return model if share is None else with_start(model, config, model.class_names, share)
 
 
 def _check_pairs(config: FinetuneConfig, num_ranks: int) -> None:

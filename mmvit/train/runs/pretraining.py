@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_tools.core.errors import CheckpointError, UsageError
 from data_tools.tar.expand import expand_shards
-from mmvit.checkpoint import file_sha256, save_model
+from mmvit.checkpoint import file_sha256, model_fingerprint, save_model
 from mmvit.config import PretrainConfig, ZeroShotConfig
 from mmvit.data.batches import Batch, TrainBatches
 from mmvit.data.curriculum import stage_at
@@ -37,7 +37,7 @@ from mmvit.train.runs.teacher import Teacher, load_teacher
 from mmvit.train.safety.agree import main_first
 from mmvit.train.safety.watch import Watch
 from mmvit.train.start.batch_norm import check_share
-from mmvit.train.start.dual_encoder import build_start
+from mmvit.train.start.dual_encoder import build_start, with_start
 
 
 class ZeroShotData(NamedTuple):
@@ -154,6 +154,8 @@ def _identity(config: PretrainConfig, batches: TrainBatches, teacher: Teacher | 
         identity["stored embeddings"] = batches.stored_images.fingerprint()
     if teacher:
         identity["teacher"] = teacher.fingerprint
+    if config.wise_ft is not None:
+        identity["model to start from"] = model_fingerprint(config.train.init)
     return identity
 
 
@@ -181,7 +183,8 @@ def _export(config: PretrainConfig, tokenizer: str, model: DualEncoder, folder: 
             note="the last checkpoint is complete; no model was written",
             hint="restore the tokenizer, then run the same command again",
         )
-    save_model(folder, model, config.model, config.preprocess, config.tokenizer)
+    finished = model if config.wise_ft is None else with_start(model, config, config.wise_ft)
+    save_model(folder, finished, config.model, config.preprocess, config.tokenizer)
 
 
 def _open_zero_shot(config: ZeroShotConfig) -> ZeroShotData:

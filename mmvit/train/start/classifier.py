@@ -1,6 +1,5 @@
 """The classifier at the start of a run: new weights, or those of a finished model, with a head for the classes."""
 
-import copy
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -37,6 +36,7 @@ from mmvit.train.start.dual_encoder import check_curriculum, image_differences, 
 from mmvit.train.start.freeze import freeze
 from mmvit.train.start.lora import add_adapters
 from mmvit.train.start.size import check_size
+from mmvit.train.start.wise_ft import interpolated
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def _zero_shot(contrastive: LoadedModel, class_names: Sequence[str], templates: 
     return {"head.weight": rows * encoder.logit_scale, "head.bias": torch.zeros(len(class_names))}
 
 
-def interpolated(
+def with_start(
     model: ImageClassifier, config: FinetuneConfig, class_names: Sequence[str], share: float
 ) -> ImageClassifier:
     """Return share * model + (1 - share) * the start of the run (WiSE-FT, Wortsman et al. 2022)."""
@@ -131,13 +131,7 @@ def interpolated(
         torch.manual_seed(config.seed)
         begin = build_classifier(config.model, class_names, config.preprocess.mean, config.preprocess.std)
     start_from_model(begin, config)
-    start, mixed = begin.state_dict(), copy.deepcopy(model)
-    mixed.load_state_dict({name: _mixed(start[name], tensor, share) for name, tensor in model.state_dict().items()})
-    return mixed
-
-
-def _mixed(start: Tensor, end: Tensor, share: float) -> Tensor:
-    return torch.lerp(start.to(end.device), end, share) if end.is_floating_point() else end
+    return interpolated(begin, model, share)
 
 
 def _is_past_start(config: FinetuneConfig) -> bool:

@@ -1,14 +1,49 @@
-"""The config of a supervised run, with missing settings filled in from the model that it starts from."""
+"""Configs of runs, with missing settings filled in from the model that a run starts from and from its tokenizer."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from data_tools.core.errors import UsageError
-from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, image_settings
-from mmvit.config import CONFIG, FinetuneConfig, config_place, from_tree, in_run_folder, read_tree
+from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, model_settings
+from mmvit.config import (
+    CONFIG,
+    FinetuneConfig,
+    LossConfig,
+    PretrainConfig,
+    config_place,
+    from_tree,
+    in_run_folder,
+    read_tree,
+)
+from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer, tokenizer_file
 
 EMBEDDING = ("embed_dim", "image_projection")
+OPEN = "???"  # a value that a recipe leaves to the user
+OF_THE_TOKENIZER = ("vocab_size", "end_of_text")  # keys of the text tower
+
+
+def load_pretrain_config(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Load the config of an image-text run; the settings of `train.init` are the defaults.
+
+    Keys of `model`, `preprocess` and `tokenizer` that the config does not set come from the model to start from; with
+    `train.init_only`, only those of the towers that it takes. Vocabulary size and end-of-text token of a new text tower
+    come from the tokenizer, unless they are set. If the model no longer exists, all come from the config in the run
+    folder.
+
+    Raises:
+        UsageError: as `load_config`; or neither the model nor the run folder exists.
+        CheckpointError: `train.init` is not a model folder.
+    """
+    tree = in_run_folder(read_tree(source, overrides, PretrainConfig), source, overrides)
+    train = _at(tree, "train")
+    init, patterns = train.get("init"), train.get("init_only") or []
+    if isinstance(init, str) and init:
+        found = _settings(init, Path(str(tree.get("out", PretrainConfig.out))), DUAL_ENCODER)
+        _fill_dual_encoder(tree, found, [patterns] if isinstance(patterns, str) else patterns)
+    _fill_from_tokenizer(tree, overrides)
+    return from_tree(PretrainConfig, tree, where=config_place(source, overrides))
 
 
 def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
@@ -25,23 +60,69 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
     tree = in_run_folder(read_tree(source, overrides, FinetuneConfig), source, overrides)
     init = _at(tree, "train").get("init")
     if isinstance(init, str) and init:
-        found = _settings(init, Path(str(tree.get("out", FinetuneConfig.out))))
-        before, model, preprocess = found["model"], _at(tree, "model"), _at(tree, "preprocess")
-        image = _at(model, "image")
-        if "kind" not in image:
-            image.update(before["image"] | image)
+        found = _settings(init, Path(str(tree.get("out", FinetuneConfig.out))), CLASSIFIER)
+        before, model = found["model"], _at(tree, "model")
+        _fill_image(tree, found)
         if found["kind"] == CLASSIFIER or (found["kind"] == DUAL_ENCODER and tree.get("templates")):
             model.update({key: before[key] for key in ("head", *EMBEDDING) if key in before} | model)
-        preprocess.update(found["preprocess"] | preprocess)
     return from_tree(FinetuneConfig, tree, where=config_place(source, overrides))
 
 
-def _settings(init: str, out: Path) -> dict[str, Any]:
+def compares_pairs(source: str | Path, overrides: Sequence[str] = ()) -> bool:
+    """Return whether a config has a contrastive loss, which compares images and captions."""
+    return _at(read_tree(source, overrides), "loss").get("kind") in get_args(get_type_hints(LossConfig)["kind"])
+
+
+def _fill_image(tree: Any, found: dict[str, Any]) -> None:
+    """Set missing keys of the image tower, unless the config chooses its kind, and of the preprocessing."""
+    image, preprocess = _at(_at(tree, "model"), "image"), _at(tree, "preprocess")
+    if "kind" not in image:
+        image.update(found["model"]["image"] | image)
+    preprocess.update(found["preprocess"] | preprocess)
+
+
+def _fill_dual_encoder(tree: Any, found: dict[str, Any], patterns: Sequence[str]) -> None:
+    before, model = found["model"], _at(tree, "model")
+
+    def taken(probe: str) -> bool:
+        return not patterns or any(fnmatchcase(probe, pattern) for pattern in patterns)
+
+    if taken("image_tower.norm.weight"):
+        _fill_image(tree, found)
+    if found["kind"] == DUAL_ENCODER and taken("text_tower.norm.weight"):
+        text, tokenizer = _at(model, "text"), _at(tree, "tokenizer")
+        text.update(before["text"] | text)
+        tokenizer.update(found["tokenizer"] | tokenizer)
+        model.update(before | model)
+
+
+def _fill_from_tokenizer(tree: Any, overrides: Sequence[str]) -> None:
+    """Set the keys of the text tower that follow from the tokenizer of a file, where they are not set.
+
+    A tokenizer that is chosen on the command line determines them too: those of the file belong to another one.
+    """
+    tokenizer, text = _at(tree, "tokenizer"), _at(_at(tree, "model"), "text")
+    path = tokenizer.get("path")
+    if not isinstance(path, str) or not path or tokenizer.setdefault("kind", "file") != "file":
+        return
+    if not tokenizer_file(path).is_file():
+        return  # reported when the run opens it
+    named = {override.partition("=")[0] for override in overrides}
+    chosen = not named.isdisjoint(("tokenizer", "tokenizer.path"))
+    missing = [key for key in OF_THE_TOKENIZER if key not in text or (chosen and f"model.text.{key}" not in named)]
+    if missing:
+        opened = build_tokenizer(from_tree(TokenizerConfig, tokenizer, "tokenizer"), 77)
+        text.update({key: getattr(opened, key) for key in missing})
+
+
+def _settings(init: str, out: Path, kind: str) -> dict[str, Any]:
     if Path(init).exists():
-        return image_settings(init)
+        return model_settings(init)
     if (out / CONFIG).is_file():
-        return {"kind": CLASSIFIER} | read_tree(out / CONFIG)
-    raise UsageError("the model does not exist", where=f"train.init={init}", hint="pass the model/ folder of a run")
+        return {"kind": kind, "tokenizer": {}} | read_tree(out / CONFIG)
+    what = "the recipe starts from a model, and none is given" if init == OPEN else "the model does not exist"
+    hint = "train.init=MODEL: the model/ folder of a run, open_clip:ARCH/TAG or hf:NAME"
+    raise UsageError(what, where=f"train.init={init}", hint=hint)
 
 
 def _at(tree: Any, key: str) -> dict[str, Any]:

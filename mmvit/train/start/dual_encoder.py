@@ -27,6 +27,7 @@ from mmvit.train.start.batch_norm import check_batch_norm, train_mode
 from mmvit.train.start.freeze import fitting, freeze
 from mmvit.train.start.lora import add_adapters
 from mmvit.train.start.size import check_size
+from mmvit.train.start.wise_ft import interpolated
 
 # The keys of a tower that may differ from the model to start from. `kind` only names the other values.
 FREE_SHAPE = ("kind", "image_size", "window_size", "drop_path", "init", "identity_start")
@@ -86,7 +87,8 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
             what = "train.init_only selects parameters, but train.init is empty"
             raise UsageError(what, where="train.init", hint="use train.init=MODEL, the model/ folder of a run")
         return
-    if not Path(where).exists() and any((Path(config.out) / "checkpoints").glob("step-*")):
+    is_past_start = any((Path(config.out) / "checkpoints").glob("step-*"))
+    if not Path(where).exists() and is_past_start and config.wise_ft is None:
         return  # the run resumes, and loads everything from its checkpoint
     loaded = load_model(where)
     weights = loaded.model.state_dict() | image_weights(loaded.model.image_tower, model.image_tower)
@@ -102,6 +104,15 @@ def start_from_model(model: DualEncoder, config: PretrainConfig) -> None:
             note="the text tower would learn to fit another image tower than the one it is exported with",
             hint=f"run mmvit embed {where} SHARDS --out FOLDER, and use its image tower, image size and preprocessing",
         )
+
+
+def with_start(model: DualEncoder, config: PretrainConfig, share: float) -> DualEncoder:
+    """Return share * model + (1 - share) * the start of the run (WiSE-FT)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        begin = build_dual_encoder(config.model, config.preprocess.mean, config.preprocess.std)
+    start_from_model(begin, config)
+    return interpolated(begin, model, share)
 
 
 def image_weights(before: Tower, now: Tower) -> dict[str, Tensor]:
