@@ -103,12 +103,14 @@ def _fill_from_tokenizer(tree: Any, overrides: Sequence[str]) -> None:
     """
     tokenizer, text = _at(tree, "tokenizer"), _at(_at(tree, "model"), "text")
     path = tokenizer.get("path")
+    named = {override.partition("=")[0] for override in overrides}
+    chosen = "tokenizer.path" in named
+    if chosen and "tokenizer.kind" not in named:
+        tokenizer["kind"] = "file"
     if not isinstance(path, str) or not path or tokenizer.setdefault("kind", "file") != "file":
         return
     if not tokenizer_file(path).is_file():
         return  # reported when the run opens it
-    named = {override.partition("=")[0] for override in overrides}
-    chosen = not named.isdisjoint(("tokenizer", "tokenizer.path"))
     missing = [key for key in OF_THE_TOKENIZER if key not in text or (chosen and f"model.text.{key}" not in named)]
     if missing:
         opened = build_tokenizer(from_tree(TokenizerConfig, tokenizer, "tokenizer"), 77)

@@ -12,7 +12,8 @@ from mmvit.train.start.config import load_pretrain_config
 def test_vocabulary_and_end_of_text_are_those_of_the_tokenizer(tiny_data: Path, recipe: str):
     """Of a recipe too whose file has those of another tokenizer."""
     path = tiny_data / "tokenizer.json"
-    config = load_pretrain_config(recipe, ["data.train=x", f"tokenizer.path={path}"])
+    tokens = ["tokenizer.start=null", "tokenizer.end=null", "tokenizer.pad=null"]
+    config = load_pretrain_config(recipe, ["data.train=x", f"tokenizer.path={path}", *tokens])
     tokenizer = build_tokenizer(TokenizerConfig("file", str(path)), 77)
     assert config.tokenizer.kind == "file"
     assert (config.model.text.vocab_size, config.model.text.end_of_text) == (
