@@ -39,7 +39,7 @@ ROOTS = ("data_tools", "mmvit.train", "mmvit")
 # A library and the only room that may import it.
 KEPT_IN = {"accelerate": "mmvit.train", "omegaconf": "mmvit.config"}
 # What several towers share, and what knows all of them.
-TOWER_SHARED = {"mmvit.towers", "mmvit.towers.contract"}
+TOWER_SHARED = {f"mmvit.towers{each}" for each in ("", ".contract", ".config", ".timm_models")}
 
 BANNED_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 BANNED_CALLS = {

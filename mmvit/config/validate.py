@@ -13,9 +13,8 @@ from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.core.secrets import hide_secrets
 from data_tools.core.text import text_fault
 from mmvit.keys import Problem, key_of
-from mmvit.models.image_towers import tower_config
-from mmvit.towers.contract import TowerConfig
-from mmvit.towers.vit import ViTConfig
+from mmvit.models.config import tower_config
+from mmvit.towers.config import TowerConfig, ViTConfig
 
 Config = TypeVar("Config")
 
