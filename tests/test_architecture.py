@@ -24,7 +24,16 @@ SHIPPED = ("data_tools", "mmvit")
 ROOMS = (
     *(f"data_tools.{room}" for room in ("core", "tar", "sample", "make", "examine", "select", "demo", "cli")),
     *("data_tools", "data_tools.__main__"),
-    *("mmvit.keys", "mmvit.layers", "mmvit.towers", "mmvit.models", "mmvit.losses", "mmvit.data", "mmvit.config"),
+    *(
+        "mmvit.keys",
+        "mmvit.model_folder",
+        "mmvit.layers",
+        "mmvit.towers",
+        "mmvit.models",
+        "mmvit.losses",
+        "mmvit.data",
+        "mmvit.config",
+    ),
     *("mmvit.checkpoint", "mmvit.eval"),
     *(f"mmvit.train.{room}" for room in ("device", "optim", "safety", "record", "start")),
     *(
@@ -32,7 +41,7 @@ ROOMS = (
         for file in ("contract", "gradcache", "step", "run", "preflight", "meters", "runs", "loop")
     ),
     *("mmvit.train", "mmvit.retrieval", "mmvit.interop", "mmvit.terminal", "mmvit.doctor", "mmvit.quickstart", "mmvit"),
-    *("mmvit.cli", "mmvit.__main__"),
+    *("mmvit.words", "mmvit.cli", "mmvit.__main__"),
 )
 # Packages of which only __init__.py is a room of its own: everything else in them has a narrower one.
 ROOTS = ("data_tools", "mmvit.train", "mmvit")

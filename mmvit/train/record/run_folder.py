@@ -17,9 +17,9 @@ from data_tools.core.ownership import owned
 from mmvit.config import CONFIG, RunConfig, load_config, to_yaml
 from mmvit.keys import declared
 from mmvit.train.record.changes import Changes, describe_changes, table
+from mmvit.train.record.log_lines import LOG as LOG
 from mmvit.train.record.run_log import log_changes
 
-LOG = "log.jsonl"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # of a URL, or of a command
 
 logger = logging.getLogger(__name__)

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.core.errors import UsageError
-from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, image_settings
-from mmvit.config import CONFIG, FinetuneConfig, config_place, from_tree, in_run_folder, read_tree
+from mmvit.config import CONFIG, FinetuneConfig, find_config, from_tree, in_run_folder, read_tree
+from mmvit.model_folder import CLASSIFIER, DUAL_ENCODER, find_model
+from mmvit.train.start.own_data import for_own_data
 
 EMBEDDING = ("embed_dim", "image_projection")
 
 
-def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+def load_finetune_config(
+    source: str | Path, overrides: Sequence[str] = (), *, open_keys: Sequence[str] = ()
+) -> FinetuneConfig:
     """Load the config of a supervised run; the model settings of `train.init` are the defaults.
 
     Without `model.image.kind` the keys of `model.image` override those of that model; with it they describe the whole
@@ -23,6 +25,7 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         CheckpointError: `train.init` is not a model folder.
     """
     tree = in_run_folder(read_tree(source, overrides, FinetuneConfig), source, overrides)
+    tree = for_own_data(tree, source, overrides)
     init = _at(tree, "train").get("init")
     if isinstance(init, str) and init:
         found = _settings(init, Path(str(tree.get("out", FinetuneConfig.out))))
@@ -33,15 +36,16 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         if found["kind"] == CLASSIFIER or (found["kind"] == DUAL_ENCODER and tree.get("templates")):
             model.update({key: before[key] for key in ("head", *EMBEDDING) if key in before} | model)
         preprocess.update(found["preprocess"] | preprocess)
-    return from_tree(FinetuneConfig, tree, where=config_place(source, overrides))
+    return from_tree(FinetuneConfig, tree, str(find_config(source)), overrides, open_keys=open_keys)
 
 
 def _settings(init: str, out: Path) -> dict[str, Any]:
-    if Path(init).exists():
-        return image_settings(init)
-    if (out / CONFIG).is_file():
+    if not Path(init).exists() and (out / CONFIG).is_file():
         return {"kind": CLASSIFIER} | read_tree(out / CONFIG)
-    raise UsageError("the model does not exist", where=f"train.init={init}", hint="pass the model/ folder of a run")
+    folder = find_model(init)  # before torch is imported
+    from mmvit.checkpoint import image_settings
+
+    return image_settings(folder)
 
 
 def _at(tree: Any, key: str) -> dict[str, Any]:
