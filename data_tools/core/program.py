@@ -43,7 +43,7 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
         try:
             sys.exit(app(args=arguments, prog_name=name, standalone_mode=False))
         except ParserError as error:
-            raise parser_error(error, arguments) from error
+            raise parser_error(error, name, arguments) from error
     except KeyboardInterrupt:  # while the program starts; later typer exits the same way
         sys.exit(130)
     except UnicodeEncodeError:

@@ -71,8 +71,12 @@ class Verbs(TyperGroup):
         return f"did you mean {found}?" if found else f"{self.program} {verb} --help shows the options"
 
 
-def parser_error(error: Any, arguments: Sequence[str]) -> UsageError:
-    """Return what the parser refuses as an error with a hint."""
+def parser_error(error: Any, name: str, arguments: Sequence[str]) -> UsageError:
+    """Return what the parser of the program `name` refuses as an error with a hint."""
+    if error.ctx is None:  # an option without its value
+        return UsageError(
+            error.format_message().rstrip("."), hint=f"{name} {arguments[0]} --help shows what is allowed"
+        )
     command, verbs = error.ctx.command, error.ctx.find_root().command
     verb = None if command is verbs else command.name
     path = error.ctx.command_path
@@ -83,9 +87,9 @@ def parser_error(error: Any, arguments: Sequence[str]) -> UsageError:
         hint = verbs.option_hint(verb, error.option_name, has, arguments)
         return UsageError(f"{where} has no option {error.option_name}", hint=hint)
     if kind == "MissingParameter":
-        name = _shown(error.param)
-        what = verbs.arguments.get(name, "")
-        return UsageError(f"{where} needs {name}", hint=what or _usage(path, command.params))
+        missing = _shown(error.param)
+        what = verbs.arguments.get(missing, "")
+        return UsageError(f"{where} needs {missing}", hint=what or _usage(path, command.params))
     if "unexpected extra argument" in error.format_message():
         hint = f"{_usage(path, command.params)}; quote texts that have spaces"
         return UsageError(error.format_message().rstrip("."), hint=verbs.arguments.get(f"extra of {verb}", hint))

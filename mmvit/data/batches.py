@@ -17,7 +17,7 @@ from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.sample.content import FaultError, Label
 from data_tools.sample.decode import decode_image
 from data_tools.tar.expand import expand_shards
-from mmvit.data.captions import Caption, caption_texts, draw_caption
+from mmvit.data.captions import Caption, caption_texts, draw_caption, text_places
 from mmvit.data.config import DataConfig as DataConfig
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
@@ -210,14 +210,14 @@ class TrainBatches(Dataset[Batch]):
             try:
                 self._draw(i, size, np.random.default_rng(self.seed))
             except SampleError as error:
-                last = error
+                last, hint = error, self._hint(error, i)
             else:
                 return
         raise DataError(
             f"none of {_LOOK_UPS} samples can be used, the last one because {last.what}",
             where=last.where,
             note="nothing was started",
-            hint="check the shards: mmvit-data check SHARDS",
+            hint=hint,
         )
 
     def _check_sides(self) -> None:
@@ -263,6 +263,15 @@ class TrainBatches(Dataset[Batch]):
         readers = self.split.rank * num_workers + mine, self.split.world_size * num_workers
         return Reading(self.seed, number - mine, *readers)
 
+    def _hint(self, error: SampleError, sample_id: int) -> str:
+        """Return what to do about a sample that cannot be used: where a caption is missing, where there are texts."""
+        if error.cause not in ("no-caption", "empty-caption"):
+            return "check the data; for shards: mmvit-data check SHARDS"
+        sample = self.source.read(sample_id, image=False)
+        places = [*(["txt"] if sample.caption else []), *text_places(sample.meta)]
+        there = f"this sample has texts in {', '.join(places)}" if places else "this sample has no texts"
+        return f"data.captions=[{{source: {places[0] if places else 'txt'}}}] names where the captions are; {there}"
+
     def _good(
         self, epoch: int, sample_id: int, size: Size, note: Callable[[int], None]
     ) -> tuple[Drawn, list[SampleError]]:
@@ -282,7 +291,7 @@ class TrainBatches(Dataset[Batch]):
                 raise DataError(
                     f"{MAX_BAD_IN_A_ROW} samples in a row are invalid, the last one because {bad[-1].what}",
                     where=bad[-1].where,
-                    hint="check the data; for shards: mmvit-data check SHARDS",
+                    hint=self._hint(bad[-1], chosen),
                 )
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
             chosen = int(stand_in[0]) % sum(self.source.shard_sizes)

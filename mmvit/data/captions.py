@@ -1,9 +1,9 @@
 """Which texts of a sample a training step sees."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,17 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
         languages = f" in {', '.join(weights)}" if by_language else ""
         raise FaultError(cause, f"caption {config.source!r} is {what}{languages}")
     return candidates
+
+
+def text_places(meta: Mapping[str, Any] | None, prefix: str = "") -> list[str]:
+    """Return the first paths into a sample's JSON that hold texts, as `CaptionConfig.source` takes them."""
+    places: list[str] = []
+    for name, value in (meta or {}).items():
+        if isinstance(value, Mapping):
+            places += text_places(value, f"{prefix}{name}.")
+        elif isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], str)):
+            places.append(f"{prefix}{name}")
+    return places[:8]
 
 
 def draw_caption(candidates: Sequence[Candidate], config: CaptionConfig, rng: np.random.Generator) -> Caption:

@@ -161,10 +161,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if (folder / JOB).exists():
             hint = "run mmvit embed again with the same arguments"
             raise CheckpointError("the embeddings are not finished", where=str(folder), hint=hint) from error
+        kind = CheckpointError if (folder / MANIFEST).exists() else WrongPathError
         what = "not an embedding folder" + ("" if folder.exists() else ": it does not exist")
         near = "" if folder.exists() else near_path(folder)
         hint = near or "pass the folder that mmvit embed wrote: mmvit embed MODEL SOURCE --out FOLDER"
-        raise WrongPathError(what, where=str(folder), hint=hint) from error
+        raise kind(what, where=str(folder), hint=hint) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))
     return manifest

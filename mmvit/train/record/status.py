@@ -88,7 +88,7 @@ def run_status(run: Path) -> RunStatus:
         owner=owner and owner._asdict(),
         bad_samples=dict(Counter(str(row.get("cause")) for row in read_whole_lines(run / "bad_samples.jsonl"))),
         skipped_steps=int(last.get("skipped_steps", 0)),
-        model=model and str(model),
+        model=None if model is None else str(model),
     )
 
 

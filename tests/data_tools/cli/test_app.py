@@ -103,7 +103,7 @@ def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
     assert as_user_error(MemoryError()).exit_code == 5
     assert as_user_error(FileNotFoundError(2, "No such file", "x")) is None
 
-    def app(args: list[str], prog_name: str) -> None:
+    def app(args: list[str], prog_name: str, standalone_mode: bool) -> None:
         raise FileNotFoundError(2, "No such file", "x")
 
     with pytest.raises(FileNotFoundError):
@@ -111,7 +111,7 @@ def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
 
 
 def test_ctrl_c_while_the_program_starts_is_no_traceback():
-    def app(args: list[str], prog_name: str) -> None:
+    def app(args: list[str], prog_name: str, standalone_mode: bool) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
