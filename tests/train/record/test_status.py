@@ -87,11 +87,8 @@ def test_finished_run(run_cli: Callable[..., tuple[int, str, str]], finished_run
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path):
-    for place, hint in (
-        ("runs", f"did you mean {run}?"),
-        ("runs/b", f"{run.parent} contains {run}"),
-        ("none", "pass the"),
-    ):
+    hints = {"runs": f"did you mean {run}?", "runs/b": f"{run.parent} contains {run}", "rusn": "did you mean"}
+    for place, hint in hints.items():
         with pytest.raises(UsageError) as caught:
             run_status(tmp_path / place)
         assert str(caught.value.hint).startswith(hint)
