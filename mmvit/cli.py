@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_tools.core.errors import UsageError
 from data_tools.core.program import run_program
 from mmvit import __version__
 from mmvit.words import MmvitVerbs
@@ -264,6 +265,8 @@ def search(
     """Search images by text or by image."""
     from mmvit.data.stored import read_manifest
 
+    if text is None and image is None:
+        raise UsageError("search needs a query", hint='--text "a red fruit" or --image FILE')
     read_manifest(folder)
     from mmvit.retrieval.search import Searcher
     from mmvit.terminal import print_hits, print_json

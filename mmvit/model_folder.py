@@ -68,6 +68,9 @@ def _missing(folder: Path) -> WrongPathError:
         verb = "pretrain" if "\ntokenizer:" in (run / "config.yaml").read_text("utf-8", "replace") else "finetune"
         hint = f"let it run to its end: mmvit {verb} {run / 'config.yaml'}; mmvit status {run} shows where it is"
         return WrongPathError("the run has not written its model yet", where=str(folder), hint=hint)
+    if folder.is_file():
+        hint = "MODEL comes before the images: the folder of a run, or what mmvit import wrote"
+        return WrongPathError("not a model folder but a file", where=str(folder), hint=hint)
     note = f"a model folder contains {DESCRIPTION} and model.safetensors"
     inside = sorted(path.parent for path in folder.glob("*/model/" + DESCRIPTION))
     hint = f"did you mean {inside[-1].parent}?" if inside else "pass the folder of a run, or what mmvit import wrote"

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 
+from data_tools.core.near import plain
 from data_tools.core.verbs import Verbs
 
 _TRAIN = "mmvit pretrain CONFIG for images with texts, mmvit finetune CONFIG for images with classes; see mmvit configs"
@@ -33,6 +34,8 @@ WORDS = {
         ("info", "env", "system", "check-env", "devices"), "mmvit doctor shows this machine, mmvit status RUN a run"
     ),
     **dict.fromkeys(("demo", "example", "tutorial", "start", "init"), "mmvit quickstart trains on emoji images"),
+    **dict.fromkeys(("data", "dataset", "shards"), "shards are made and checked by another program: mmvit-data --help"),
+    "version": "mmvit --version",
     **dict.fromkeys(("export", "save"), "a model is a folder already: mmvit.load(MODEL) opens it in Python"),
 }
 
@@ -43,7 +46,7 @@ OPTIONS = {
     **dict.fromkeys(("--topk", "--top-k", "--top_k", "--top", "--k", "--limit", "-n", "-k"), ("--top", "-k")),
     **dict.fromkeys(("--query", "--q", "-q"), ("--text",)),
     **dict.fromkeys(("--source", "--img", "--images", "-i"), ("--image",)),
-    **dict.fromkeys(("--format", "--output-format"), ("--json",)),
+    **dict.fromkeys(("--format", "--output-format", "--out", "--csv"), ("--out", "--json")),
     **dict.fromkeys(("--imgsz", "--img-size", "--image-size", "--resolution"), ("--size",)),
     **dict.fromkeys(("--kind", "--type", "--method", "--mode"), ("--view", "--modality")),
     **dict.fromkeys(("--ckpt", "--checkpoint", "--weights", "-m"), ("--model",)),
@@ -80,20 +83,22 @@ class MmvitVerbs(Verbs):
 
     def option_hint(self, verb: str | None, option: str, has: Collection[str], arguments: Sequence[str]) -> str:
         """Return which option was meant; for runs, which key=value argument."""
-        if verb is None:
+        here = super().option_hint(verb, option, has, arguments)
+        if verb is None and option.startswith("--") and "did you mean" not in here:
             return f"a verb comes first: {_TRAIN}"
-        if verb not in _CONFIG_VERBS or any(each in has for each in self.options.get(option, ())):
-            return super().option_hint(verb, option, has, arguments)
+        same = any(plain(each) == plain(option) for each in has)
+        if verb not in _CONFIG_VERBS or same or any(each in has for each in self.options.get(option, ())):
+            return here
         return _key_hint(verb, option, arguments)
 
 
 def _key_hint(verb: str, option: str, arguments: Sequence[str]) -> str:
     """Return the key=value argument for an option that a training script of another library has."""
     from mmvit.config import FinetuneConfig, PretrainConfig
-    from mmvit.config.near import near_keys
+    from mmvit.config.near import near_keys, note
 
-    at = next(i for i, each in enumerate(arguments) if each == option or each.startswith(f"{option}="))
-    value = arguments[at].partition("=")[2]
+    at = next(i for i, each in enumerate(arguments) if each.startswith(option))
+    option, _, value = arguments[at].partition("=")  # the parser takes the letters of -lr one by one
     if not value and at + 1 < len(arguments) and not arguments[at + 1].startswith("-"):
         value = arguments[at + 1]
     value = shlex.quote(value or "VALUE")
@@ -101,7 +106,10 @@ def _key_hint(verb: str, option: str, arguments: Sequence[str]) -> str:
         return f"the config is an argument: mmvit {verb} {value} key=value"
     if option == "--resume":
         return "run the same command again to resume a run: its folder is out=FOLDER"
-    keys = near_keys(PretrainConfig if verb == "pretrain" else FinetuneConfig, option.lstrip("-"))
+    name = option.lstrip("-")
+    if note(name):
+        return note(name)
+    keys = near_keys(PretrainConfig if verb == "pretrain" else FinetuneConfig, name)
     if keys:
-        return "settings are key=value arguments: " + " or ".join(f"{key}={value}" for key in keys)
-    return f"settings are key=value arguments: mmvit {verb} CONFIG --print-config shows all keys"
+        return f"settings follow CONFIG as key=value: {' or '.join(f'{key}={value}' for key in keys)}"
+    return f"settings follow CONFIG as key=value: mmvit {verb} CONFIG --print-config shows all keys"

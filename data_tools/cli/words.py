@@ -24,6 +24,7 @@ WORDS = {
     **dict.fromkeys(("duplicates", "unique"), "mmvit-data dedup SHARDS --out OUT"),
     **dict.fromkeys(("tokenize", "vocab", "bpe"), "mmvit-data tokenizer SHARDS --out tokenizer.json"),
     **dict.fromkeys(("mnist", "demo", "toy"), "mmvit-data digits OUT, or mmvit-data emoji OUT"),
+    "version": "mmvit-data --version",
     **dict.fromkeys(("fake", "random"), "mmvit-data synthetic OUT"),
 }
 

@@ -62,6 +62,9 @@ class Verbs(TyperGroup):
             arguments: all arguments of the command.
         """
         if verb is None:
+            near = nearest(option, has)
+            if near:
+                return f"did you mean {near}?"
             return f"options follow a verb: {self.program} VERB --help; the verbs are {', '.join(self.commands)}"
         known = next(
             (ours for theirs, each in self.options.items() if theirs == option for ours in each if ours in has), None
@@ -74,9 +77,8 @@ class Verbs(TyperGroup):
 def parser_error(error: Any, name: str, arguments: Sequence[str]) -> UsageError:
     """Return what the parser of the program `name` refuses as an error with a hint."""
     if error.ctx is None:  # an option without its value
-        return UsageError(
-            error.format_message().rstrip("."), hint=f"{name} {arguments[0]} --help shows what is allowed"
-        )
+        hint = f"{getattr(error, 'option_name', 'an option')} is followed by a value; see {name} {arguments[0]} --help"
+        return UsageError(error.format_message().rstrip("."), hint=hint)
     command, verbs = error.ctx.command, error.ctx.find_root().command
     verb = None if command is verbs else command.name
     path = error.ctx.command_path

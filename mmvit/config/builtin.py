@@ -34,8 +34,11 @@ def builtin_configs() -> list[BuiltinConfig]:
     return found
 
 
-def find_config(source: str | Path) -> Path:
-    """Return the file itself, or the one of that name under configs/; raise UsageError with the closest name."""
+def find_config(source: str | Path, verb: str | None = None) -> Path:
+    """Return the file itself, or the one of that name under configs/; raise UsageError with the closest name.
+
+    `verb` is what the config is for: its configs are named first.
+    """
     path = Path(source)
     builtin = configs_folder() / f"{str(source).removesuffix('.yaml')}.yaml"
     for candidate in (path, builtin):
@@ -44,7 +47,7 @@ def find_config(source: str | Path) -> Path:
     if path.is_dir():
         hint = f"pass {path / 'config.yaml'}" if (path / "config.yaml").is_file() else f"pass a YAML file; {_LIST}"
         raise UsageError(f"config {str(source)!r} is a folder", hint=hint)
-    raise UsageError(f"config {str(source)!r} was not found", hint=_near(str(source)))
+    raise UsageError(f"config {str(source)!r} was not found", hint=_near(str(source), verb or ""))
 
 
 def verb_of(path: Path) -> str | None:
@@ -53,12 +56,13 @@ def verb_of(path: Path) -> str | None:
     return ("finetune" if path.parent.name == "finetune" else "pretrain") if inside else None
 
 
-def _near(source: str) -> str:
+def _near(source: str, verb: str) -> str:
     names = [_name(path) for path in configs_folder().rglob("*.yaml")]
     word = plain(source.removesuffix(".yaml"))
     held = [name for name in names if word and word in plain(name)]
     if held:
-        return f"did you mean {' or '.join(repr(name) for name in sorted(held, key=len)[:3])}?"
+        best = sorted(held, key=lambda name: (not name.startswith(verb), len(name)))[:3]
+        return f"did you mean {' or '.join(map(repr, best))}?"
     in_folder = near_path(source) if Path(source).parent.is_dir() or "/" in source else ""
     if in_folder.startswith("did"):
         return in_folder

@@ -79,7 +79,7 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
 
     `${...}` is replaced by the value of another key; `cls` is the class of the config, whose defaults it may use too.
     """
-    path = find_config(source)
+    path = find_config(source, VERBS.get(cls) if cls else None)
     _check_verb(cls, source, path)
     try:
         tree = OmegaConf.load(path)

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_tools.core.errors import UsageError, did_you_mean
 from data_tools.core.secrets import hide_secrets
 from data_tools.core.text import text_fault
-from mmvit.config.near import near_keys
-from mmvit.keys import Problem, key_of
+from mmvit.config.near import near_keys, note
+from mmvit.keys import Problem, declared, key_of
 from mmvit.models.config import tower_config
 from mmvit.towers.config import TowerConfig, ViTConfig
 
@@ -67,7 +67,7 @@ class _Fit:
         """Set the keys of a config and return it."""
         if not isinstance(tree, dict):
             what = f"{name or 'the config'} is {_shown(tree)}; it must be a mapping of keys to values"
-            self.problems.append(Problem(name, what))
+            self.problems.append(Problem(name, what, _main_key(base, name, tree)))
             return base
         prefix = f"{name}." if name else ""
         if isinstance(base, TowerConfig):
@@ -93,14 +93,11 @@ class _Fit:
         while isinstance(value, dict) and value:  # optimizer.lr=1 is an unknown key with a known one in it
             inner, value = next(iter(value.items()))
             name = f"{name}.{inner}"
-        entries = [entry.name for entry in dataclasses.fields(base)]
-        near = did_you_mean(str(key), entries) if prefix else ""
-        if near:
-            return near.replace("'", f"'{prefix}", 1)
-        keys = near_keys(self.cls, name)
-        if keys:
+        beside = [f"{prefix}{each}" for each in near_keys(base, str(key))] if prefix else []
+        keys = beside or near_keys(self.cls, name)
+        if keys and not note(name):
             return "did you mean " + " or ".join(f"'{each}'" for each in keys) + "?"
-        return f"keys here: {', '.join(entries)}"
+        return note(name) or f"keys here: {', '.join(entry.name for entry in dataclasses.fields(base))}"
 
     def value(self, entry: "dataclasses.Field[Any]", default: Any, value: Any, name: str) -> Any:
         """Return the value of a field converted to its type, or the default if it is invalid."""
@@ -115,20 +112,33 @@ class _Fit:
         else:
             found, problems = _converted(entry.type, value, name, self.strict)
             problems = problems or list(_text_problems(name, found))
-        declared = key_of(entry)
-        if declared and not problems:
-            problems = list(declared.problems(name, found))
-        if isinstance(default, int | float | str) and default != "":
+        key = key_of(entry)
+        if key and not problems:
+            problems = list(key.problems(name, found))
+        if default not in ("", []) and all(isinstance(each, int | float | str) for each in _items(default)):
             example = f"for example {name}={_written(default)}"
             problems = [each if each.hint else each._replace(hint=example) for each in problems]
         self.problems += problems
-        if declared and declared.path and not problems:
+        if key and key.path and not problems:
             return [_at_home(each) for each in found] if isinstance(found, list) else _at_home(found)
         return default if problems else found
 
 
 def _at_home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - a Path would shorten the // of a URL
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _main_key(config: Any, name: str, value: Any) -> str | None:
+    """Return the key that a value for a whole group is probably for: that of a kind, else the first one."""
+    keys = list(declared(config))
+    if not name or not keys or isinstance(value, list | dict) or value is None:
+        return None
+    first = next((key for key in keys if key.rpartition(".")[2] == "kind"), keys[0])
+    return f"did you mean {name}.{first}={value}?"
 
 
 @cache

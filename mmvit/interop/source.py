@@ -14,6 +14,7 @@ def split_source(source: str) -> tuple[str, str]:
     if library in LIBRARIES and name:
         return library, name
     hint = did_you_mean(library, LIBRARIES) if name else ""
-    if not name and source.count("/") == 1 and not Path(source).exists():
-        hint = f"did you mean hf:{source}?"
+    if not name and not Path(source).exists() and source.count("/") < 2:
+        other = f"open_clip:{source}/TAG or timm:{source}"
+        hint = f"did you mean {f'hf:{source}' if '/' in source else other}?"
     raise UsageError(f"{source!r} does not start with the library of the model", where="SOURCE", hint=hint or _FORMS)
