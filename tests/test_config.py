@@ -116,6 +116,7 @@ def test_all_errors_are_reported_at_once(file: Path):
         "  - model.image.kind: there is no image tower 'swim'",
         "      hint: did you mean 'swin'?",
         "  - zero_shot is 1; it must be a mapping of keys to values",
+        "      hint: did you mean zero_shot.data=1?",
         "  - lora.rank is -4; it must be from 0 to 65536",
         "      hint: for example lora.rank=0",
         "  - data.train: no training data is given",

@@ -21,13 +21,14 @@ def for_own_data(tree: Any, source: str | Path, overrides: Sequence[str]) -> Any
     The class names are those next to the data, or in them; a `validation.data` that does not exist is left out.
     """
     given = {override.partition("=")[0] for override in overrides}
-    if not isinstance(tree, dict) or "data.train" not in given or verb_of(find_config(source)) is None:
+    data = tree.get("data") if isinstance(tree, dict) else None
+    if not isinstance(data, dict) or "data.train" not in given or verb_of(find_config(source)) is None:
         return tree
-    before = tree.get("classes")
-    if before and "classes" not in given:
-        tree = tree | {"classes": _classes(tree["data"]["train"], str(before))}
-        if tree["classes"] != before:
-            logger.info("classes: %s, instead of the recipe's %s", tree["classes"] or "taken from the data", before)
+    before = str(tree.get("classes") or "")
+    found = _classes(data.get("train"), before)
+    if found != before and "classes" not in given:
+        logger.info("classes: %s, instead of %s", found or "taken from the data", before or "those in the data")
+        tree = tree | {"classes": found}
     validation = tree.get("validation")
     theirs = isinstance(validation, dict) and not any(key.startswith("validation") for key in given)
     if theirs and validation.get("data") and not _exists(validation["data"]):

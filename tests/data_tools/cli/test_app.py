@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
 
 from data_tools.core.program import as_user_error, run_program
 from data_tools.tar.writer import ShardWriter
@@ -119,5 +120,30 @@ def test_ctrl_c_while_the_program_starts_is_no_traceback():
     assert ended.value.code == 130
 
 
+def test_ctrl_c_in_a_verb_and_an_exit_code_of_its_own():
+    app = typer.Typer()
+
+    @app.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    @app.command()
+    def damaged() -> None:
+        raise typer.Exit(3)
+
+    for verb, code in (("interrupted", 130), ("damaged", 3)):
+        with pytest.raises(SystemExit) as ended:
+            run_program(app, "program", [verb])
+        assert ended.value.code == code
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])
+def test_help_ends_well(data_program: Callable[..., tuple[int, str, str]], arguments: list[str]):
+    code, out, err = data_program(*arguments)
+    assert (code, err) == (0, "")
+    assert "reshard" in out
+    assert data_program("help", "reshard") == data_program("reshard", "-h") == data_program("reshard", "--help")
+
+
 def test_the_version(data_program: Callable[..., tuple[int, str, str]]):
-    assert data_program("--version") == (0, f"mmvit {metadata.version('mmvit')}\n", "")
+    assert data_program("-V") == data_program("--version") == (0, f"mmvit {metadata.version('mmvit')}\n", "")

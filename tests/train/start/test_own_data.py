@@ -30,8 +30,10 @@ def loaded(*overrides: str, source: str = RECIPE) -> FinetuneConfig:
 def test_classes_are_those_of_the_data(place: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     assert loaded("data.train=pets").classes == ""
-    assert "classes: taken from the data, instead of the recipe's digits/classes.txt" in caplog.text
+    assert "classes: taken from the data, instead of digits/classes.txt" in caplog.text
     assert loaded("data.train=made").classes == "made/classnames.txt"
+    assert loaded("data.train=made", source="finetune/swin_t").classes == "made/classnames.txt"
+    assert loaded("data.train=bare", source="finetune/swin_t").classes == ""
     assert loaded("data.train=made/train-*.tar").classes == "made/classnames.txt"
     assert loaded("data.train=[made/train-00000.tar]").classes == "made/classnames.txt"
 
