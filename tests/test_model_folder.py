@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import mmvit
 from data_tools.core.errors import CheckpointError, UsageError
 from mmvit.checkpoint import image_settings, load_model, model_fingerprint
 from mmvit.model_folder import CLASSIFIER, DUAL_ENCODER, find_model
+from mmvit.train.runs.teacher import load_teacher
 
 STORED = Path(__file__).parent / "fixtures" / "checkpoints" / "version2"
 
@@ -37,6 +39,14 @@ def test_folder_of_a_run_is_its_model(place: Path):
     assert image_settings("runs/x")["kind"] == DUAL_ENCODER
     assert load_model("runs/x").fingerprint == load_model(STORED / "model").fingerprint
     assert mmvit.load("runs/x").image_size == mmvit.load(STORED / "model").image_size
+
+
+def test_folder_of_a_run_is_a_teacher(place: Path):
+    loaded, device = load_model("runs/x"), torch.device("cpu")
+    assert load_teacher("runs/x", loaded.tokenizer, 24, device).fingerprint == loaded.fingerprint
+    with pytest.raises(UsageError, match="not a model folder") as caught:
+        load_teacher("runs/z", loaded.tokenizer, 24, device)
+    assert caught.value.hint == "runs contains runs/half, runs/x"
 
 
 def test_model_that_a_killed_run_was_replacing(place: Path):

@@ -14,6 +14,7 @@ from data_tools.cli.app import app as data_app
 from data_tools.cli.words import MMVIT_VERBS, DataVerbs
 from data_tools.core.program import run_program
 from mmvit.cli import app
+from mmvit.interop import convert, source
 from mmvit.words import MmvitVerbs
 
 APPS = {"mmvit": app, "mmvit-data": data_app}
@@ -83,6 +84,7 @@ def test_a_mistake_is_found_before_torch_is_imported(place: Path):
 
 def test_hints_name_verbs_and_options_that_there_are():
     assert set(MMVIT_VERBS) == set(get_command(app).commands)
+    assert set(convert.LIBRARIES) == set(source.LIBRARIES)
     for group, program in ((MmvitVerbs, app), (DataVerbs, data_app)):
         verbs = get_command(program).commands
         named = re.findall(rf"(?<![-\w]){group.program} ([a-z][a-z-]*)", " ".join(group.words.values()))
@@ -90,3 +92,14 @@ def test_hints_name_verbs_and_options_that_there_are():
         assert set(named) <= set(verbs)
         options = {option for verb in verbs.values() for each in verb.params for option in each.opts}
         assert {ours for each in group.options.values() for ours in each} <= options
+
+
+def test_a_word_of_another_library_goes_before_a_near_verb():
+    ours, data = get_command(app), get_command(data_app)
+    assert isinstance(ours, MmvitVerbs)
+    assert isinstance(data, DataVerbs)
+    assert "mmvit finetune CONFIG" in ours.verb_hint("train")  # and not only pretrain, which is near
+    assert ours.verb_hint("make") == "mmvit-data make, of the other program"
+    assert ours.verb_hint("Zero_Shot") == "did you mean 'mmvit zero-shot'?"
+    assert data.verb_hint("train") == "mmvit pretrain, of the other program"
+    assert data.verb_hint("quux").startswith("the verbs are emoji, digits")

@@ -169,7 +169,7 @@ def from_tree(
     `where` is the file of the values, `overrides` the arguments that some of them come from.
     """
     config, found = validate(cls, tree, complete=complete)
-    problems = [problem for problem in found if problem.key not in open_keys]
+    problems = [problem for problem in found if not {problem.key, *problem.others} & {*open_keys}]
     given = [override.partition("=")[0] for override in overrides]
     from_line = [any(key_holds(key, each.key) or key_holds(each.key, key) for key in given) for each in problems]
     places = [*([where] if not all(from_line) else []), *(["the command line"] if any(from_line) else [])]

@@ -73,6 +73,15 @@ def test_config_without_data_can_be_printed_but_not_run(run_cli: RunCli):
     assert run_cli("finetune", "finetune/swin_t", "--print-config")[0] == 0
 
 
+def test_each_config_can_be_printed_as_it_is(run_cli: RunCli):
+    for each in builtin_configs():
+        verb = "finetune" if each.name.startswith("finetune") else "pretrain"
+        code, out, err = run_cli(verb, each.name, "--print-config")
+        assert (code, err) == (0, ""), each.name
+        assert f"{verb}/" in each.name or each.name == "quickstart"
+        assert "optim:" in out
+
+
 def test_last_of_equal_arguments_wins(run_cli: RunCli, caplog: pytest.LogCaptureFixture):
     code, out, _ = run_cli("pretrain", "pretrain/clip_vit_b32", "data.train=a", "data.train=b", "--print-config")
     assert code == 0
