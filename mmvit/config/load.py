@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,12 +80,12 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     `${...}` is replaced by the value of another key; `cls` is the class of the config, whose defaults it may use too.
     """
     path = find_config(source, VERBS.get(cls) if cls else None)
-    _check_verb(cls, source, path)
     try:
         tree = OmegaConf.load(path)
         written = OmegaConf.create(read_written(path.read_text("utf-8")) or {})
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
+    _check_verb(cls, source, path, tree if OmegaConf.is_dict(tree) else ())
     counts = Counter(override.partition("=")[0] for override in overrides)
     for key in (key for key, count in counts.items() if count > 1):  # as a shell expands unquoted braces
         logger.warning("%s is given %d times; the last one wins", key, counts[key])
@@ -101,11 +101,16 @@ def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | Non
     return values if cls is None else keep_text(cls(), values, _resolved(written, cls, str(path)))
 
 
-def _check_verb(cls: type | None, source: str | Path, path: Path) -> None:
-    wanted, found = VERBS.get(cls) if cls else None, verb_of(path)
-    if wanted and found and wanted != found:
-        hint = f"mmvit {found} {source}"
-        raise UsageError(f"{source} is a config of mmvit {found}, not of mmvit {wanted}", hint=hint)
+def _check_verb(cls: type | None, source: str | Path, path: Path, keys: Collection[Any]) -> None:
+    """Raise UsageError for a config of the other verb: one of ours by its folder, another one by its keys."""
+    if cls not in VERBS:
+        return
+    names = {each: {entry.name for entry in fields(each)} for each in VERBS}
+    like = [VERBS[each] for each in VERBS if set(keys) <= names[each]]
+    wanted, found = VERBS[cls], verb_of(path) or (like[0] if len(like) == 1 else None)
+    if found and found != wanted:
+        what = f"{source} is a config of mmvit {found}, not of mmvit {wanted}"
+        raise UsageError(what, hint=f"mmvit {found} {source}")
 
 
 def _is_setting(override: str) -> bool:

@@ -60,6 +60,15 @@ def test_config_of_the_other_verb_is_named(tmp_path: Path):
     with pytest.raises(UsageError) as caught:
         load_config(FinetuneConfig, "quickstart")
     assert caught.value.hint == "mmvit pretrain quickstart"
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {train: x}\nclasses: a,b\n")
+    assert load_config(FinetuneConfig, file, ["data.train=y"]).classes == "a,b"
+    with pytest.raises(UsageError, match="a config of mmvit finetune") as caught:
+        load_config(PretrainConfig, file, ["data.train=y"])
+    assert caught.value.hint == f"mmvit finetune {file}"
+    file.write_text("data: {train: x}\nclases: a,b\n")
+    with pytest.raises(UsageError, match="unknown config key clases"):
+        load_config(PretrainConfig, file)
 
 
 def test_config_without_data_can_be_printed_but_not_run(run_cli: RunCli):
@@ -73,12 +82,10 @@ def test_config_without_data_can_be_printed_but_not_run(run_cli: RunCli):
     assert run_cli("finetune", "finetune/swin_t", "--print-config")[0] == 0
 
 
-def test_each_config_can_be_printed_as_it_is(run_cli: RunCli):
-    for each in builtin_configs():
-        verb = "finetune" if each.name.startswith("finetune") else "pretrain"
-        code, out, err = run_cli(verb, each.name, "--print-config")
-        assert (code, err) == (0, ""), each.name
-        assert f"{verb}/" in each.name or each.name == "quickstart"
+def test_config_that_leaves_a_model_open_can_be_printed(run_cli: RunCli):
+    for name in ("pretrain/lit_vit_b16", "finetune/wise_ft_vit_b16", "finetune/deit_b16_distilled"):
+        code, out, err = run_cli(name.partition("/")[0], name, "--print-config")
+        assert (code, err) == (0, ""), name
         assert "optim:" in out
 
 
