@@ -59,15 +59,16 @@ def _kind(folder: Path) -> str | None:
 
 
 def _missing(folder: Path) -> WrongPathError:
-    if not folder.exists():
-        return WrongPathError("not a model folder: it does not exist", where=str(folder), hint=_near(folder))
+    near = "" if folder.exists() else _near(folder)
     run = next((each for each in (folder, *folder.parents) if (each / "config.yaml").is_file()), None)
+    if near and (run is None or near.startswith("did you mean")):
+        return WrongPathError("not a model folder: it does not exist", where=str(folder), hint=near)
     if run and (run / "model" / DESCRIPTION).is_file():
         return WrongPathError("not a model folder", where=str(folder), hint=f"the model of the run: {run / 'model'}")
     if run:
         verb = "pretrain" if "\ntokenizer:" in (run / "config.yaml").read_text("utf-8", "replace") else "finetune"
         hint = f"let it run to its end: mmvit {verb} {run / 'config.yaml'}; mmvit status {run} shows where it is"
-        return WrongPathError("the run has not written its model yet", where=str(folder), hint=hint)
+        return WrongPathError("not a model folder: the run has no model yet", where=str(folder), hint=hint)
     if folder.is_file():
         hint = "MODEL comes before the images: the folder of a run, or what mmvit import wrote"
         return WrongPathError("not a model folder but a file", where=str(folder), hint=hint)

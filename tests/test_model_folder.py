@@ -56,6 +56,7 @@ def test_model_that_a_killed_run_was_replacing(place: Path):
 
 def test_run_without_a_model_says_how_to_finish_it(place: Path):
     assert hint("runs/half").startswith("let it run to its end: mmvit pretrain runs/half/config.yaml")
+    assert hint("runs/half/model").startswith("let it run to its end: mmvit pretrain runs/half/config.yaml")
     assert hint("runs/half/checkpoints/step-00000004").startswith("let it run to its end: mmvit pretrain")
     assert hint("runs/x/checkpoints") == "the model of the run: runs/x/model"
     text = Path("runs/half/config.yaml").read_text().replace("\ntokenizer:", "\nclasses:")

@@ -41,7 +41,7 @@ def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) 
         arguments = [*arguments[1:2], "--help"]
     try:
         try:
-            sys.exit(app(args=arguments, prog_name=name, standalone_mode=False))
+            sys.exit(app(args=arguments, prog_name=name, standalone_mode=False) or 0)
         except ParserError as error:
             raise parser_error(error, name, arguments) from error
     except KeyboardInterrupt:  # while the program starts; later typer exits the same way

@@ -46,7 +46,7 @@ def load_config(
         overrides: they override the file; if a key is given several times, the last one wins.
         complete: apply the rules between keys too; False for a recipe with open keys that the caller fills in later,
             among them the folder.
-        open_keys: keys that need not be set.
+        open_keys: keys that need not be set, unless another key of the command line asks for them.
 
     Raises:
         UsageError: with all problems of the config at once.
@@ -174,8 +174,12 @@ def from_tree(
     `where` is the file of the values, `overrides` the arguments that some of them come from.
     """
     config, found = validate(cls, tree, complete=complete)
-    problems = [problem for problem in found if not {problem.key, *problem.others} & {*open_keys}]
     given = [override.partition("=")[0] for override in overrides]
+    problems = []
+    for problem in found:
+        keys = {problem.key, *problem.others}
+        if not keys & {*open_keys} or keys & {*given}:
+            problems.append(problem)
     from_line = [any(key_holds(key, each.key) or key_holds(each.key, key) for key in given) for each in problems]
     places = [*([where] if not all(from_line) else []), *(["the command line"] if any(from_line) else [])]
     refuse(problems, " and ".join(places))
