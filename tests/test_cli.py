@@ -242,7 +242,7 @@ def test_option_without_a_value_is_no_traceback(run_cli: RunCli, model: Path):
         code, out, err = run_cli("zero-shot", model, "a.png", *arguments)
         assert (code, out) == (2, "")
         assert err.startswith("mmvit: ")
-        assert "hint: mmvit zero-shot --help" in err
+        assert "mmvit zero-shot --help" in err
 
 
 def test_debug_shows_the_traceback(mmvit: Program, run_cli: RunCli, tmp_path: Path):
