@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_tools.core.errors import UsageError
 from data_tools.core.program import run_program
 from mmvit import __version__
+from mmvit.words import MmvitVerbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,15 +19,16 @@ if TYPE_CHECKING:
     from mmvit.models.classifier import ImageClassifier
 
 app = typer.Typer(
+    cls=MmvitVerbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Train image-text models, classify images zero-shot, and search with embeddings. Errors are short messages; "
     "--debug adds the traceback.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder: the model/ of a run.")]
-ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name under configs/.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="A run folder, or what `mmvit import` wrote.")]
+ConfigSource = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a name of `mmvit configs`.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Values that override the file.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the complete config and exit.")]
 DryRun = Annotated[
@@ -55,7 +58,8 @@ def _print_version(wanted: bool) -> bool:
 @app.callback()
 def program(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Read the options before a verb."""
@@ -81,12 +85,12 @@ def pretrain(
     dry_run: DryRun = False,
 ) -> None:
     """Train an image-text model on shards; run the same command again to resume."""
-    from mmvit.config import PretrainConfig
+    from mmvit.config import OPEN_KEYS, PretrainConfig
     from mmvit.interop.start import with_imported_start
     from mmvit.train.start.config import load_pretrain_config
 
     overrides = with_imported_start(config, overrides or [], PretrainConfig)
-    _run(load_pretrain_config(config, overrides), print_config, dry_run)
+    _run(load_pretrain_config(config, overrides, open_keys=OPEN_KEYS if print_config else ()), print_config, dry_run)
 
 
 @app.command()
@@ -120,11 +124,16 @@ def zero_shot(
     json: Json = False,
 ) -> None:
     """Classify images zero-shot, given only class names."""
+    from data_tools.core.near import check_there
     from mmvit.data.prompts import load_class_names, load_templates
+    from mmvit.model_folder import DUAL_ENCODER, find_model
+
+    class_names, prompts = load_class_names(classes), load_templates(templates)
+    model = find_model(model, DUAL_ENCODER)
+    check_there(images, "image")
     from mmvit.eval.encoder import load
     from mmvit.eval.zero_shot import zero_shot_classifier
 
-    class_names, prompts = load_class_names(classes), load_templates(templates)
     encoder = load(model)
     _classify(zero_shot_classifier(encoder, class_names, prompts), encoder.image_size, images, top, max_bad, json)
 
@@ -137,27 +146,60 @@ def finetune(
     dry_run: DryRun = False,
 ) -> None:
     """Train an image classifier on labelled images, or a CLIP model on own pairs (finetune/clip)."""
-    from mmvit.config import FinetuneConfig, PretrainConfig
+    from mmvit.config import OPEN_KEYS, FinetuneConfig, PretrainConfig
     from mmvit.interop.start import with_imported_start
     from mmvit.train.start.config import compares_pairs, load_finetune_config, load_pretrain_config
 
     pairs = compares_pairs(config, overrides or [])
     overrides = with_imported_start(config, overrides or [], PretrainConfig if pairs else FinetuneConfig)
     load: "Callable[..., PretrainConfig | FinetuneConfig]" = load_pretrain_config if pairs else load_finetune_config
-    _run(load(config, overrides), print_config, dry_run)
+    _run(load(config, overrides, open_keys=OPEN_KEYS if print_config else ()), print_config, dry_run)
 
 
 def _run(config: "PretrainConfig | FinetuneConfig", print_config: bool, dry_run: bool) -> None:
     """Print the config, check the run, or train."""
-    from mmvit.config import to_yaml
-    from mmvit.train.loop import check, run_to_end
+    from mmvit.config import check_files, to_yaml
 
     if print_config:
         print(to_yaml(config), end="")
-    elif dry_run:
-        print(check(config))
+        return
+    check_files(config)
+    from mmvit.train.loop import check, run_to_end
+
+    print(check(config) if dry_run else f"model: {run_to_end(config)}")
+
+
+@app.command()
+def configs(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Config to print.")] = None,
+    json: Json = False,
+) -> None:
+    """List the built-in configs of pretrain and finetune, or print one."""
+    from mmvit.config import builtin_configs, find_config
+    from mmvit.terminal import print_configs, print_json
+
+    if name is not None:
+        print(find_config(name).read_text("utf-8"), end="")
+    elif json:
+        print_json([each._asdict() for each in builtin_configs()])
     else:
-        print(f"model: {run_to_end(config)}")
+        print_configs([each._asdict() for each in builtin_configs()])
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder; the run may be in progress.")],
+    json: Json = False,
+) -> None:
+    """Show where a run is: step, rate, time left, loss, last checkpoint, owner, corrupt samples."""
+    from mmvit.terminal import print_facts, print_json
+    from mmvit.train.record.status import describe_status, run_status
+
+    found = run_status(run)
+    if json:
+        print_json(found._asdict())
+    else:
+        print_facts(describe_status(found))
 
 
 @app.command()
@@ -169,6 +211,11 @@ def classify(
     json: Json = False,
 ) -> None:
     """Classify images by the classes that a model was trained on."""
+    from data_tools.core.near import check_there
+    from mmvit.model_folder import CLASSIFIER, find_model
+
+    model = find_model(model, CLASSIFIER)
+    check_there(images, "image")
     from mmvit.checkpoint import load_classifier
 
     loaded = load_classifier(model)
@@ -198,11 +245,17 @@ def embed(
     max_bad: MaxBad = None,
 ) -> None:
     """Write the embeddings of images and captions to disk."""
-    from mmvit.eval.encoder import load
+    from mmvit.data.stored import check_modality
+    from mmvit.model_folder import DUAL_ENCODER, find_model
     from mmvit.retrieval.sources import open_source
+
+    model = find_model(model, DUAL_ENCODER)
+    check_modality(modality)
+    opened = open_source(source)
+    from mmvit.eval.encoder import load
     from mmvit.retrieval.store import embed_source
 
-    summary = embed_source(load(model), model, open_source(source), out, modality, max_bad)
+    summary = embed_source(load(model), model, opened, out, modality, max_bad)
     print(f"{out}: {summary.num_rows} rows, {summary.num_rejected} rejected")
 
 
@@ -216,6 +269,11 @@ def search(
     json: Json = False,
 ) -> None:
     """Search images by text or by image."""
+    from mmvit.data.stored import read_manifest
+
+    if text is None and image is None:
+        raise UsageError("search needs a query", hint='--text "a red fruit" or --image FILE')
+    read_manifest(folder)
     from mmvit.retrieval.search import Searcher
     from mmvit.terminal import print_hits, print_json
 
@@ -234,6 +292,9 @@ def import_(
 ) -> None:
     """Convert another library's model to a model folder, and check that both give the same outputs."""
     from mmvit.data.prompts import load_class_names
+    from mmvit.interop.source import split_source
+
+    split_source(source)
     from mmvit.interop.convert import import_model
     from mmvit.terminal import print_facts, print_json
 
@@ -255,6 +316,9 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Plot what a model has learned and where it attends."""
+    from mmvit.model_folder import find_model
+
+    model = find_model(model)
     from mmvit.eval.inspect_pictures import inspect_model
     from mmvit.terminal import print_json
 

@@ -39,6 +39,15 @@ def print_hits(hits: Sequence[Record]) -> None:
     Console().print(table)
 
 
+def print_configs(configs: Sequence[Record]) -> None:
+    """Print the built-in configs, one after the other."""
+    for config in configs:
+        print(f"{config['name']}\n    {config['about']}")
+        facts = [f"{name}: {config[name]}" for name in ("hardware", "time") if config[name]]
+        if facts:
+            print(f"    {'; '.join(facts)}")
+
+
 def print_facts(facts: Record) -> None:
     """Print names and values."""
     table = Table(show_header=False)

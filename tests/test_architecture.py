@@ -24,7 +24,16 @@ SHIPPED = ("data_tools", "mmvit")
 ROOMS = (
     *(f"data_tools.{room}" for room in ("core", "tar", "sample", "make", "examine", "select", "demo", "cli")),
     *("data_tools", "data_tools.__main__"),
-    *("mmvit.keys", "mmvit.layers", "mmvit.towers", "mmvit.models", "mmvit.losses", "mmvit.data", "mmvit.config"),
+    *(
+        "mmvit.keys",
+        "mmvit.model_folder",
+        "mmvit.layers",
+        "mmvit.towers",
+        "mmvit.models",
+        "mmvit.losses",
+        "mmvit.data",
+        "mmvit.config",
+    ),
     *("mmvit.checkpoint", "mmvit.eval"),
     *(f"mmvit.train.{room}" for room in ("device", "optim", "safety", "record", "start")),
     *(
@@ -32,14 +41,14 @@ ROOMS = (
         for file in ("contract", "gradcache", "step", "run", "preflight", "rehearsal", "meters", "runs", "loop")
     ),
     *("mmvit.train", "mmvit.retrieval", "mmvit.interop", "mmvit.terminal", "mmvit.doctor", "mmvit.quickstart", "mmvit"),
-    *("mmvit.cli", "mmvit.__main__"),
+    *("mmvit.words", "mmvit.cli", "mmvit.__main__"),
 )
 # Packages of which only __init__.py is a room of its own: everything else in them has a narrower one.
 ROOTS = ("data_tools", "mmvit.train", "mmvit")
 # A library and the only room that may import it.
 KEPT_IN = {"accelerate": "mmvit.train", "omegaconf": "mmvit.config"}
 # What several towers share, and what knows all of them.
-TOWER_SHARED = {"mmvit.towers", "mmvit.towers.contract"}
+TOWER_SHARED = {f"mmvit.towers{each}" for each in ("", ".contract", ".config", ".timm_models")}
 
 BANNED_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 BANNED_CALLS = {

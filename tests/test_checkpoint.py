@@ -255,9 +255,9 @@ def test_model_folder_needs_nothing_else(model_folder: Path, finished_run: Path)
 
 def test_not_a_model_folder(run_cli: RunCli, tmp_path: Path):
     code, _, err = run_cli("zero-shot", tmp_path, "a.png", "--classes", "a,b")
-    assert code == 4
+    assert code == 2
     assert "not a model folder" in err
-    assert "hint: pass the model/ folder that a run writes" in err
+    assert "hint: pass the folder of a run" in err
     with pytest.raises(CheckpointError, match="not a model folder"):
         load_model(tmp_path / "none")
 

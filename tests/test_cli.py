@@ -169,7 +169,7 @@ def test_class_files_with_blank_or_double_lines(
         (["--classes", "dog"], "no file of class names 'dog'"),
         (["--classes", "a,,b"], "entry 2"),
         (["--classes", "a,b", "--templates", "koraen"], "did you mean 'korean'?"),
-        (["--classes", "a,b", "--top", "0"], "to 1 "),
+        (["--classes", "a,b", "--top", "0"], "to 1"),
         ([], "--classes"),
     ],
 )
@@ -192,6 +192,7 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
         sorted(
             [
                 "classify",
+                "configs",
                 "doctor",
                 "embed",
                 "finetune",
@@ -201,6 +202,7 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
                 "pretrain",
                 "quickstart",
                 "search",
+                "status",
                 "zero-shot",
             ]
         )
@@ -215,8 +217,32 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(mmvit: Program):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help_without_a_verb_ends_well(run_cli: RunCli, arguments: list[str]):
+    code, out, err = run_cli(*arguments)
+    assert (code, err) == (0, "")
+    assert all(verb in out for verb in VERBS)
+
+
+def test_help_of_a_verb_in_other_words(run_cli: RunCli):
+    whole = run_cli("embed", "--help")
+    assert run_cli("help", "embed") == run_cli("embed", "-h") == whole
+    code, out, err = run_cli("help", "emebd")
+    assert (code, out) == (2, "")
+    assert "did you mean 'mmvit embed'?" in err
+
+
 def test_version(run_cli: RunCli):
-    assert run_cli("--version") == (0, f"mmvit {__version__}\n", "")
+    for option in ("--version", "-V"):
+        assert run_cli(option) == (0, f"mmvit {__version__}\n", "")
+
+
+def test_option_without_a_value_is_no_traceback(run_cli: RunCli, model: Path):
+    for arguments in (["--classes"], ["--classes", "a,b", "--top", "x"], ["--classes", "a,b", "--json=1"]):
+        code, out, err = run_cli("zero-shot", model, "a.png", *arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("mmvit: ")
+        assert "mmvit zero-shot --help" in err
 
 
 def test_debug_shows_the_traceback(mmvit: Program, run_cli: RunCli, tmp_path: Path):

@@ -101,19 +101,25 @@ def test_all_errors_are_reported_at_once(file: Path):
     ]
     with pytest.raises(UsageError) as error:
         load_config(PretrainConfig, file, overrides)
-    assert error.value.where == f"{file} or the command line"
+    assert error.value.where == "the command line"
     assert error.value.what.splitlines() == [
         "the config has 12 errors",
         "  - train.steps is 'many'; it must be a valid integer, unable to parse string as an integer",
+        "      hint: for example train.steps=10000",
         "  - unknown config key trian",
-        "      hint: did you mean 'train'?",
+        "      hint: did you mean 'train.steps'?",
         "  - optim.lr is -1.0; it must be from 1e-12 to 100",
+        "      hint: for example optim.lr=0.0005",
         "  - optim.betas[1] is 'a'; it must be a valid number, unable to parse string as a number",
+        "      hint: for example optim.betas=[0.9, 0.98]",
         "  - loss.kind is 'sigmiod'; it must be 'softmax' or 'sigmoid'",
         "      hint: did you mean 'sigmoid'?",
-        "  - model.image.kind: there is no image tower 'swim'; did you mean 'swin'?",
+        "  - model.image.kind: there is no image tower 'swim'",
+        "      hint: did you mean 'swin'?",
         "  - zero_shot is 1; it must be a mapping of keys to values",
+        "      hint: did you mean zero_shot.data=1?",
         "  - lora.rank is -4; it must be from 0 to 65536",
+        "      hint: for example lora.rank=0",
         "  - data.train: no training data is given",
         "      hint: data.train=[FOLDER or SHARDS]",
         "  - data.stall_timeout_s 300.0 must be below train.timeout_s",
@@ -164,8 +170,18 @@ def test_recipe_with_open_keys_loads_where_the_caller_fills_them_in(tmp_path: Pa
         ("=5", "not key=value"),
         ("data=[]", "override 'data=[]' cannot be read"),
         ("data.train=[a", "cannot be read"),
-        ("train.step=5", "did you mean 'steps'?"),
-        ("trian.steps=5", "did you mean 'train'?"),
+        ("train.step=5", "did you mean 'train.steps'?"),
+        ("trian.steps=5", "did you mean 'train.steps'?"),
+        ("bath_size=5", "did you mean 'train.batch_size'?"),
+        ("epochs=5", "did you mean 'train.steps'?"),
+        ("model.image.layers=5", "did you mean 'model.image.depth'?"),
+        ("model.vision.width=5", "did you mean 'model.image.width' or 'model.text.width'?"),
+        ("data.batch_size=5", "did you mean 'train.batch_size'?"),
+        ("optim=adamw", "did you mean optim.name=adamw?"),
+        ("model=vit_b32", "did you mean model.image.kind=vit_b32?"),
+        ("optim.betas=0.9", "for example optim.betas=[0.9, 0.98]"),
+        ("device=0", "CUDA_VISIBLE_DEVICES"),
+        ("train.batch_size:5", "write train.batch_size=5"),
         ("data.captions=[{sources: txt}]", "data.captions[0].sources"),
         ("model.image.patch=5", "model.image.patch"),
         ("out=${nothing}", "out"),
@@ -209,7 +225,7 @@ def test_tag_that_runs_code_is_refused(tmp_path: Path):
 def test_missing_config_suggests_one(tmp_path: Path):
     with pytest.raises(UsageError, match="did you mean 'quickstart'"):
         load_config(PretrainConfig, "quikstart")
-    with pytest.raises(UsageError, match="quickstart"):
+    with pytest.raises(UsageError, match="mmvit configs lists"):
         load_config(PretrainConfig, tmp_path / "none")
 
 
@@ -313,7 +329,7 @@ def test_keys_of_another_kind_are_refused(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("data: {train: x}\nmodel: {image: {kind: swin_t, depth: 3}}\n")
     with pytest.raises(UsageError, match=r"unknown config key model\.image\.depth") as error:
         load_config(PretrainConfig, tmp_path / "run.yaml")
-    assert error.value.hint == "did you mean 'depths'?"
+    assert error.value.hint == "did you mean 'model.image.depths'?"
 
 
 def entries(cls: type, seen: set[type]) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:

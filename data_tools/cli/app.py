@@ -7,16 +7,18 @@ from typing import Annotated
 import typer
 
 from data_tools.cli import demo, examine, make, select
+from data_tools.cli.words import DataVerbs
 from data_tools.core.program import print_version, run_program
 
 app = typer.Typer(
+    cls=DataVerbs,
     add_completion=False,
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Make, check and transform shards of image-text pairs. Errors have a short message; --debug adds a traceback.",
 )
 
-_VERSION = typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+_VERSION = typer.Option("--version", "-V", callback=print_version, is_eager=True, help="Print the version and exit.")
 
 
 @app.callback()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from data_tools.cli.options import NEW_FOLDER, AsJson, Engine, Shards, ShardSize, Shuffle, Workers
+from data_tools.core.errors import UsageError
 
 
 def reshard(
@@ -63,7 +64,7 @@ def filter_(
     from data_tools.tar.expand import expand_shards
 
     if out is None and not dry_run:
-        raise typer.BadParameter("--out DIR is needed, or --dry-run")
+        raise UsageError("filter needs --out", hint="--out DIR, or --dry-run to count only")
     output = None if dry_run or out is None else OutputOptions(out, shard_size, shuffle, workers, engine)
     tars = expand_shards(shards)
     report = filter_samples(tars, where, scores=scores, output=output, num_workers=workers, engine=engine)

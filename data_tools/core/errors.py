@@ -114,6 +114,10 @@ class CheckpointError(MmvitError):
     exit_code = 4
 
 
+class WrongPathError(UsageError, CheckpointError):
+    """A path where no model or embeddings are: wrong use, and one of the errors that loading them raises."""
+
+
 class ResourceError(MmvitError):
     """Out of disk space, memory or time."""
 

@@ -174,6 +174,27 @@ def _birth(pid: object) -> str | None:
         return None
 
 
+class Owner(NamedTuple):
+    """Who writes a folder, as its owner file says; `alive` is None for a process of another machine."""
+
+    pid: int
+    host: str
+    started: str
+    command: str
+    alive: bool | None
+
+
+def owner_of(folder: str | os.PathLike[str]) -> Owner | None:
+    """Return who writes a folder or wrote it until it died; None if it ended. The lock is not touched."""
+    try:
+        owner = json.loads((Path(folder) / OWNER).read_text("utf-8"))
+        here = owner["host"] == socket.gethostname()
+        alive = _lives_here(owner) if here else None
+        return Owner(int(owner["pid"]), str(owner["host"]), str(owner["started"]), str(owner["command"]), alive)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def _refusal(owner: dict[str, Any], folder: Path) -> UsageError:
     pid, host = owner.get("pid", "?"), owner.get("host", "?")
     mine = pid == os.getpid() and host == socket.gethostname()

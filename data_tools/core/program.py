@@ -28,14 +28,22 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 def run_program(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> None:
     """Run a typer app and exit: 0 on success, otherwise the error's exit code, with its message on standard error.
 
-    `--debug` anywhere among the arguments shows the traceback instead of the short message.
+    `--debug` anywhere among the arguments shows the traceback instead of the short message. Without arguments the help
+    is printed; `help VERB` is that of a verb.
     """
+    from data_tools.core.verbs import ParserError, parser_error
+
     escape_unprintable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    if arguments[0] == "help":
+        arguments = [*arguments[1:2], "--help"]
     try:
-        app(args=arguments, prog_name=name)
+        try:
+            sys.exit(app(args=arguments, prog_name=name, standalone_mode=False) or 0)
+        except ParserError as error:
+            raise parser_error(error, name, arguments) from error
     except KeyboardInterrupt:  # while the program starts; later typer exits the same way
         sys.exit(130)
     except UnicodeEncodeError:

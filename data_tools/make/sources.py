@@ -16,6 +16,7 @@ import numpy as np
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.folders import SPLITS
 from data_tools.core.names import as_text
+from data_tools.core.near import near_path
 from data_tools.make import coco, csv_rows, img2dataset, tables
 from data_tools.make.folder_rows import TABLES, Tally, image_rows
 from data_tools.make.guess import check_guess, folder_of_images, guess_source
@@ -142,7 +143,7 @@ def open_source(path: Path, options: MakeOptions, listing: Path) -> Source:
     """
     given, is_pattern = path, not path.exists()
     if is_pattern and not any(path.parent.glob(path.name)):
-        raise DataError("the source does not exist", where=str(path), hint="check the path and the spelling")
+        raise DataError("the source does not exist", where=str(path), hint=near_path(path) or "check the path")
     if not is_pattern and not path.is_file() and not path.is_dir():
         raise UsageError("the source is a pipe, socket or device", where=str(path), hint="name a file or a folder")
     kind = options.kind

@@ -104,7 +104,8 @@ def dedup_shards(
         UsageError: the threshold or folder is invalid.
     """
     if threshold is not None and not 0 <= threshold <= MAX_THRESHOLD:
-        raise UsageError(f"the threshold must be 0 .. {MAX_THRESHOLD} bits, got {threshold}")
+        what = f"the threshold must be 0 .. {MAX_THRESHOLD} bits, got {threshold}"
+        raise UsageError(what, hint=f"--threshold 4; {MAX_THRESHOLD} finds the most")
     with owned_output(output):
         table = SampleTable(open_indexes(tars))
         first = _first_with_these_bytes(table)

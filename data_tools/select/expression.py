@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from data_tools.core.errors import UsageError, did_you_mean
 
+_EXAMPLE = "for example: width >= 256 and language == 'en'"
+
 # name -> (implementation, number of text arguments after the column)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "contains": (pc.match_substring, 1),
@@ -67,9 +69,11 @@ class Expression:
                 self._tree = ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             hints = [f"write {ours} for {theirs}" for theirs, ours in _OTHER_LANGUAGES.items() if theirs in self.text]
+            if "=>" in self.text or "=<" in self.text:
+                hints.append("write >= or <=")
             if re.search(r"[^=!<>]=[^=]", self.text):
                 hints.append("write == to compare")
-            self._fail(error.msg, (error.offset or len(self.text) + 1) - 1, hints[0] if hints else None)
+            self._fail(error.msg, (error.offset or len(self.text) + 1) - 1, hints[0] if hints else _EXAMPLE)
         except (ValueError, RecursionError, MemoryError) as error:
             raise UsageError(f"the expression cannot be read: {error}", where=self.text[:200]) from error
 
@@ -123,7 +127,8 @@ class Expression:
             case ast.Name():
                 if node.id not in table.column_names:
                     close = did_you_mean(node.id, table.column_names)
-                    self._fail(f"unknown column {node.id!r}", node, close or _there_are(table.column_names))
+                    there = f"a text is quoted: '{node.id}'; for a column {_there_are(table.column_names)}"
+                    self._fail(f"unknown column {node.id!r}", node, close or there)
                 value = table[node.id]
             case ast.Constant() if isinstance(node.value, bool | int | float | str):
                 value = self._constant(node)

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from data_tools.core.errors import DataError, UsageError
 from data_tools.core.folders import IMAGES
+from data_tools.core.near import near_path
 from data_tools.tar.location import Location, without_secrets
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -114,9 +115,9 @@ def _choices(inside: str) -> list[str]:
 
 
 def _nothing(spec: str, why: str) -> DataError:
-    return DataError(
-        f"no shards found: {why}",
-        where=spec,
-        hint="name a tar file, a folder of tars (mmvit-data make creates one), "
-        "a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'",
+    forms = (
+        "name a tar file, a folder of tars (mmvit-data make creates one), "
+        "a range like train-{00000..00012}.tar, or a glob like 'train-*.tar'"
     )
+    near = "" if Path(spec).exists() or _BRACES.search(spec) else near_path(spec)
+    return DataError(f"no shards found: {why}", where=spec, hint=f"{near} otherwise {forms}" if near else forms)

@@ -20,7 +20,7 @@ def open_file(place: LocationLike) -> ByteFile:
     if location.is_remote:
         return open_remote(location)
     if not location.path.is_file():
-        raise DataError("the shard does not exist", where=location, hint="check the path and the spelling")
+        raise DataError("the shard does not exist", where=location, hint="check the path")
     try:
         return LocalFile(location.path)
     except OSError as error:

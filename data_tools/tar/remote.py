@@ -31,6 +31,9 @@ _SECRET = re.compile(r"\S*(?:://|[?@])\S*")  # a URL or a part of one in an erro
 # Errors with a message of their own, or bugs: a retry would fix neither.
 _OURS = (MmvitError, ImportError, AttributeError, NameError, TypeError)
 
+# What fsspec needs for a scheme; for http and https it is in the extra.
+_LIBRARIES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
+
 T = TypeVar("T")
 
 
@@ -45,7 +48,8 @@ def open_remote(tar: Location) -> ByteFile:
     try:
         return HttpFile(tar) if _is_http(tar) else StoreFile(tar)
     except ImportError as error:
-        hint = 'pip install "mmvit[remote]"'
+        library = _LIBRARIES.get(tar.url.partition(":")[0].lower(), "mmvit[remote]")
+        hint = f'pip install "{library}"'
         raise UsageError(f"a library is missing: {error}", where=tar, hint=hint) from error
 
 

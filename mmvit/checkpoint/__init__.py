@@ -9,10 +9,6 @@ from mmvit.checkpoint.checkpoints import (
     verify_folder,
 )
 from mmvit.checkpoint.models import (
-    CLASSIFIER,
-    DESCRIPTION,
-    DUAL_ENCODER,
-    TOWER,
     LoadedClassifier,
     LoadedModel,
     LoadedTower,
@@ -28,6 +24,7 @@ from mmvit.checkpoint.models import (
     save_tower,
 )
 from mmvit.checkpoint.sealed import WEIGHTS, OtherVersionError, file_sha256, load_weights
+from mmvit.model_folder import CLASSIFIER, DESCRIPTION, DUAL_ENCODER, TOWER
 
 __all__ = [
     "CLASSIFIER",

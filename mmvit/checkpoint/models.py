@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from data_tools.core.errors import CheckpointError, UsageError
+from data_tools.core.errors import CheckpointError
 from data_tools.core.files import fsync_tree, remove_folder, remove_leftovers, rename_synced
 from data_tools.core.output_folder import atomic_folder, check_free
 from mmvit.checkpoint.sealed import (
@@ -27,14 +27,13 @@ from mmvit.checkpoint.sealed import (
 from mmvit.config import from_tree
 from mmvit.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerConfig, build_tokenizer, resolve_tokenizer
 from mmvit.data.transforms import PreprocessConfig
+from mmvit.model_folder import CLASSIFIER, DESCRIPTION, DUAL_ENCODER, TOWER, check_kind, find_model, successor
 from mmvit.models.build import build_classifier, build_dual_encoder
 from mmvit.models.classifier import ClassifierConfig, ImageClassifier
 from mmvit.models.dual_encoder import DualEncoder, DualEncoderConfig
 from mmvit.models.image_towers import build_image_tower
 from mmvit.towers.contract import Tower, TowerConfig
 
-DESCRIPTION = "mmvit.json"
-DUAL_ENCODER, CLASSIFIER, TOWER = "dual_encoder", "classifier", "image_tower"  # kinds of model in a model folder
 _KEYS = {"format_version": int, "kind": str, "model": dict, "preprocess": dict, "files": dict}
 _KINDS = {DUAL_ENCODER: _KEYS | {"tokenizer": dict}, CLASSIFIER: _KEYS | {"class_names": list}, TOWER: _KEYS}
 
@@ -161,12 +160,12 @@ def load_tower(folder: str | Path) -> LoadedTower:
 
 def model_kind(folder: str | Path) -> str:
     """Return the kind of a model folder: DUAL_ENCODER, CLASSIFIER or TOWER; raises CheckpointError if it is not one."""
-    return str(_description(_model_folder(folder))["kind"])
+    return str(_description(find_model(folder))["kind"])
 
 
 def model_fingerprint(folder: str | Path) -> str:
     """Return the SHA-256 of a model folder's weights file; raises CheckpointError if it is not a model folder."""
-    return str(_description(_model_folder(folder))["files"][WEIGHTS])
+    return str(_description(find_model(folder))["files"][WEIGHTS])
 
 
 def model_settings(folder: str | Path) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def model_settings(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: not a model folder, damaged, or another format version.
     """
-    folder = _model_folder(folder)
+    folder = find_model(folder)
     description = _description(folder)
     model = {"image": description["model"]} if description["kind"] == TOWER else description["model"]
     tokenizer = description.get("tokenizer")
@@ -205,7 +204,7 @@ def check_place(folder: Path) -> None:
 
 def _save_folder(folder: Path, model: nn.Module, description: dict[str, Any], files: Mapping[str, bytes]) -> None:
     check_place(folder)
-    fresh = _successor(folder)
+    fresh = successor(folder)
     weights = model.state_dict()
     remove_leftovers(folder.parent, fresh.name)
     with disk_for([weights], folder):
@@ -234,14 +233,9 @@ def _equal(fresh: Path, folder: Path) -> bool:
 
 
 def _open_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any]]:
-    folder = _model_folder(folder)
+    folder = find_model(folder)
     description = _description(folder)
-    found = description["kind"]
-    if found != kind:
-        names = {DUAL_ENCODER: "a dual encoder", CLASSIFIER: "a classifier", TOWER: "an image tower"}
-        verbs = {DUAL_ENCODER: "zero-shot", CLASSIFIER: "classify", TOWER: "finetune CONFIG train.init=FOLDER"}
-        what = f"the model folder contains {names[found]}, but {names[kind]} is needed"
-        raise UsageError(what, where=str(folder), hint=f"use it with mmvit {verbs[found]}")
+    check_kind(folder, description["kind"], kind)
     verify_files(folder, description["files"], WEIGHTS)
     return folder, description
 
@@ -252,25 +246,6 @@ def _description(folder: Path) -> dict[str, Any]:
     if description.keys() != _KINDS.get(description["kind"], {}).keys():
         raise CheckpointError(f"{folder.name} is damaged ({DESCRIPTION} is truncated or changed)", where=str(path))
     return description
-
-
-def _model_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if not folder.exists() and _successor(folder).is_dir():
-        folder = _successor(folder)  # a run was killed while it replaced an older model folder
-    if not (folder / DESCRIPTION).is_file():
-        raise CheckpointError(
-            f"not a model folder{'' if folder.exists() else ': it does not exist'}",
-            where=str(folder),
-            note=f"a model folder contains {DESCRIPTION} and {WEIGHTS}",
-            hint="pass the model/ folder that a run writes",
-        )
-    return folder
-
-
-def _successor(folder: Path) -> Path:
-    """Return the temporary path of a finished model folder, just before it replaces `folder`."""
-    return folder.with_name(f".{folder.name}.new")
 
 
 def _replace_folder(fresh: Path, final: Path) -> None:

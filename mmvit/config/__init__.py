@@ -1,10 +1,12 @@
 """One run's configuration: composed from the dataclasses next to the code, loaded, overridden, validated, saved."""
 
+from mmvit.config.builtin import BuiltinConfig, builtin_configs, find_config
+from mmvit.config.files import check_files
 from mmvit.config.finetune import ClassLossConfig, FinetuneConfig, ValidationConfig
 from mmvit.config.load import (
     CONFIG,
-    config_place,
-    find_config,
+    OPEN_KEYS,
+    START,
     from_tree,
     in_run_folder,
     load_config,
@@ -16,6 +18,9 @@ from mmvit.config.run import LoraConfig, OptimConfig, RunConfig, TrainConfig
 
 __all__ = [
     "CONFIG",
+    "OPEN_KEYS",
+    "START",
+    "BuiltinConfig",
     "ClassLossConfig",
     "FinetuneConfig",
     "LoraConfig",
@@ -26,7 +31,8 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "ZeroShotConfig",
-    "config_place",
+    "builtin_configs",
+    "check_files",
     "find_config",
     "from_tree",
     "in_run_folder",

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmvit.config.run import RunConfig, curriculum_problems
-from mmvit.data.mixing import MixConfig
+from mmvit.data.config import MixConfig
 from mmvit.keys import Problem, key
-from mmvit.models.classifier import ClassifierConfig
-from mmvit.towers.vit import ViTConfig
+from mmvit.models.config import ClassifierConfig
+from mmvit.towers.config import ViTConfig
 
 
 @dataclass

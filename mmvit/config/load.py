@@ -2,8 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,24 +12,33 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_tools.core.errors import UsageError, did_you_mean
-from mmvit.config.validate import refuse, validate
+from data_tools.core.errors import UsageError
+from mmvit.config.builtin import find_config, verb_of
+from mmvit.config.finetune import FinetuneConfig
+from mmvit.config.pretrain import PretrainConfig
+from mmvit.config.validate import key_holds, refuse, validate
 from mmvit.config.written import keep_text, read_written, written_override
-from mmvit.data.prompts import configs_folder
 from mmvit.keys import Problem
-from mmvit.towers.contract import TowerConfig
-from mmvit.towers.vit import ViTConfig
+from mmvit.towers.config import TowerConfig, ViTConfig
 
 Config = TypeVar("Config")
 
 CONFIG = "config.yaml"
+OPEN_KEYS = ("data.train", "zero_shot.class_names", "train.init")  # what a printed recipe may leave to the user
+VERBS: dict[type, str] = {PretrainConfig: "pretrain", FinetuneConfig: "finetune"}
+START = "start"  # in the folder of a run: the model that it starts from, where it was imported for it
 RUN_FILES = ("log.jsonl", "checkpoints", "model")  # what else lies in the folder of a run
 
 logger = logging.getLogger(__name__)
 
 
 def load_config(
-    cls: type[Config], source: str | Path, overrides: Sequence[str] = (), *, complete: bool = True
+    cls: type[Config],
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    complete: bool = True,
+    open_keys: Sequence[str] = (),
 ) -> Config:
     """Read a YAML file (a path, or a name under configs/), apply `key=value` overrides, validate all keys.
 
@@ -38,6 +48,7 @@ def load_config(
         overrides: they override the file; if a key is given several times, the last one wins.
         complete: apply the rules between keys too; False for a recipe with open keys that the caller fills in later,
             among them the folder.
+        open_keys: keys that need not be set, unless another key of the command line asks for them.
 
     Raises:
         UsageError: with all problems of the config at once.
@@ -45,7 +56,7 @@ def load_config(
     tree = read_tree(source, overrides, cls)
     if complete:
         tree = in_run_folder(tree, source, overrides)
-    return from_tree(cls, tree, where=config_place(source, overrides), complete=complete)
+    return from_tree(cls, tree, str(find_config(source)), overrides, complete=complete, open_keys=open_keys)
 
 
 def in_run_folder(tree: Any, source: str | Path, overrides: Sequence[str]) -> Any:
@@ -65,32 +76,28 @@ def in_run_folder(tree: Any, source: str | Path, overrides: Sequence[str]) -> An
     return tree | {"out": str(folder)}
 
 
-def config_place(source: str | Path, overrides: Sequence[str]) -> str:
-    """Return the source of the values of a config, for errors."""
-    return f"{find_config(source)}{' or the command line' if overrides else ''}"
-
-
 def read_tree(source: str | Path, overrides: Sequence[str] = (), cls: type | None = None) -> Any:
     """Read a YAML file and apply overrides, as plain dicts and lists: keys and types are not validated yet.
 
     `${...}` is replaced by the value of another key; `cls` is the class of the config, whose defaults it may use too.
     """
-    path = find_config(source)
+    path = find_config(source, VERBS.get(cls) if cls else None)
     try:
         tree = OmegaConf.load(path)
         written = OmegaConf.create(read_written(path.read_text("utf-8")) or {})
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config cannot be read: {error}", where=str(path)) from error
+    _check_verb(cls, source, path, tree if OmegaConf.is_dict(tree) else ())
     counts = Counter(override.partition("=")[0] for override in overrides)
     for key in (key for key, count in counts.items() if count > 1):  # as a shell expands unquoted braces
         logger.warning("%s is given %d times; the last one wins", key, counts[key])
-    problems = []
+    problems = list(_override_problems(overrides))
     kinds = tower_kinds(cls() if cls else None)
     for override in (override for override in overrides if override.partition("=")[0] in kinds):
         _drop_other_tower(written, override)
         if dropped := _drop_other_tower(tree, override):
             logger.info("%s: its own values replace those of the config for %s", override, ", ".join(dropped))
-    for override in overrides:
+    for override in filter(_is_setting, overrides):
         try:
             tree = _override(tree, override)
             written = _override(written, written_override(override))
@@ -120,10 +127,37 @@ def _drop_other_tower(tree: Any, override: str) -> list[str]:
     return [str(name) for name in before if name != "kind"]
 
 
+def _check_verb(cls: type | None, source: str | Path, path: Path, keys: Collection[Any]) -> None:
+    """Raise UsageError for a config of the other verb: one of ours by its folder, another one by its keys."""
+    if cls not in VERBS:
+        return
+    names = {each: {entry.name for entry in fields(each)} for each in VERBS}
+    like = [VERBS[each] for each in VERBS if set(keys) <= names[each]]
+    wanted, found = VERBS[cls], verb_of(path) or (like[0] if len(like) == 1 else None)
+    if found and found != wanted:
+        what = f"{source} is a config of mmvit {found}, not of mmvit {wanted}"
+        raise UsageError(what, hint=f"mmvit {found} {source}")
+
+
+def _is_setting(override: str) -> bool:
+    key, equals, _ = override.partition("=")
+    return bool(key and equals)
+
+
+def _override_problems(overrides: Sequence[str]) -> Iterator[Problem]:
+    """Yield the arguments that are not key=value, each with its value behind it, and what they seem to be."""
+    for is_setting, found in groupby(overrides, _is_setting):
+        if is_setting:
+            continue
+        first, *rest = found
+        name, colon, value = first.partition(":")
+        after = [each.lstrip("=") for each in rest if each != "="]
+        meant = f"{name}={value}" if colon else f"{first}={after[0]}" if after else "train.batch_size=512"
+        yield Problem(first, f"override {first!r} is not key=value", f"write {meant}, without spaces")
+
+
 def _override(tree: Any, override: str) -> Any:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"override {override!r} is not key=value", hint="for example train.batch_size=512")
+    key, _, value = override.partition("=")
     try:
         return OmegaConf.merge(tree, OmegaConf.from_dotlist([override if value else f"{key}=''"]))
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:  # TypeError: [] for a group of keys
@@ -152,25 +186,32 @@ def _picked(keys: Any, whole: Any) -> Any:
     return {key: _picked(value, whole[key]) for key, value in keys.items()}
 
 
-def from_tree(cls: type[Config], tree: Any, where: str, *, complete: bool = True) -> Config:
-    """Build the dataclass `cls` from plain dicts and lists; raise UsageError with all problems at once."""
-    config, problems = validate(cls, tree, complete=complete)
-    refuse(problems, where)
+def from_tree(
+    cls: type[Config],
+    tree: Any,
+    where: str,
+    overrides: Sequence[str] = (),
+    *,
+    complete: bool = True,
+    open_keys: Sequence[str] = (),
+) -> Config:
+    """Build the dataclass `cls` from plain dicts and lists; raise UsageError with all problems at once.
+
+    `where` is the file of the values, `overrides` the arguments that some of them come from.
+    """
+    config, found = validate(cls, tree, complete=complete)
+    given = [override.partition("=")[0] for override in overrides]
+    problems = []
+    for problem in found:
+        keys = {problem.key, *problem.others}
+        if not keys & {*open_keys} or keys & {*given}:
+            problems.append(problem)
+    from_line = [any(key_holds(key, each.key) or key_holds(each.key, key) for key in given) for each in problems]
+    places = [*([where] if not all(from_line) else []), *(["the command line"] if any(from_line) else [])]
+    refuse(problems, " and ".join(places))
     return config
 
 
 def to_yaml(config: Any) -> str:
     """Return a config as YAML that `load_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-
-
-def find_config(source: str | Path) -> Path:
-    """Return the file itself, or the one of that name under configs/; raise UsageError with the closest name."""
-    path = Path(source)
-    builtin = configs_folder() / f"{str(source).removesuffix('.yaml')}.yaml"
-    for candidate in (path, builtin):
-        if candidate.is_file():
-            return candidate
-    names = [str(file.relative_to(configs_folder()).with_suffix("")) for file in configs_folder().rglob("*.yaml")]
-    hint = did_you_mean(str(source), names) or f"built-in configs: {', '.join(sorted(names))}"
-    raise UsageError(f"config {str(source)!r} was not found", hint=hint)

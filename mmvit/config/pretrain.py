@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmvit.config.run import RunConfig, curriculum_problems
-from mmvit.data.tokenizers import TokenizerConfig
+from mmvit.data.config import TokenizerConfig
 from mmvit.keys import Problem, key
-from mmvit.losses.pairs import Layout
-from mmvit.models.dual_encoder import DualEncoderConfig
-from mmvit.towers.vit import ViTConfig
+from mmvit.losses.layout import Layout
+from mmvit.models.config import DualEncoderConfig
+from mmvit.towers.config import ViTConfig
 
 
 @dataclass

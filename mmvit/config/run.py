@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from mmvit.config.validate import refuse, validate
-from mmvit.data.batches import DataConfig
+from mmvit.data.config import DataConfig, PreprocessConfig
 from mmvit.data.curriculum import Stage, stage_problems
-from mmvit.data.transforms import PreprocessConfig
 from mmvit.keys import Problem, key
-from mmvit.towers.contract import TowerConfig
+from mmvit.towers.config import TowerConfig
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from mmvit.models.image_towers import tower_config
-from mmvit.towers.contract import TowerConfig
+from mmvit.models.config import tower_config
+from mmvit.towers.config import TowerConfig
 
 # The parser of omegaconf: that of libyaml reads more, such as "?" in a list of URLs.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,60 +17,16 @@ from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.sample.content import FaultError, Label
 from data_tools.sample.decode import decode_image
 from data_tools.tar.expand import expand_shards
-from mmvit.data.captions import Caption, CaptionConfig, caption_texts, draw_caption
+from mmvit.data.captions import Caption, caption_texts, draw_caption, text_places
+from mmvit.data.config import DataConfig as DataConfig
 from mmvit.data.curriculum import Stage, stage_at
 from mmvit.data.order import MixedOrder, RepeatedOrder, SampleOrder
 from mmvit.data.patches import PatchBudget, pack_patches
 from mmvit.data.source import RawSample, Reading, SampleSource, some_samples
 from mmvit.data.stored import StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer, Tokens
-from mmvit.data.transforms import AugmentConfig, Pixels, Size, train_pixels, train_pixels_from_bytes
-from mmvit.keys import key
+from mmvit.data.transforms import Pixels, Size, train_pixels, train_pixels_from_bytes
 from mmvit.layers.patch_embedding import Patches
-
-
-@dataclass
-class DataConfig:
-    """Training data: shards, captions and augmentation."""
-
-    train: list[str] = key([], "training shards: files, folders, brace ranges, URLs", "free", path=True)
-    weights: list[float] = key(
-        [], "relative use of a sample, for each entry of train; empty: one data set", gt=0, le=10**6
-    )
-    repeats: int = key(
-        1,
-        "copies of a sample in a batch, each with its own augmentation (repeated augmentation; DeiT: 3)",
-        ge=1,
-        le=1000,
-    )
-    captions: list[CaptionConfig] = key([CaptionConfig()], "texts of each sample", min_length=1)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    decode: Literal["fast", "exact"] = key(
-        "fast", "JPEG decoding; fast: no larger than the crop needs; exact: pixel for pixel as Pillow"
-    )
-    verify: bool = key(True, "compare the bytes read with the hashes of the index", "logged")
-    max_bad_fraction: float = key(
-        0.01,
-        "fail (exit code 3) if more than this fraction of the samples is invalid; one is tolerated",
-        "free",
-        ge=0,
-        le=1,
-    )
-    num_workers: int = key(1, "data loader workers per rank; 0: load between the steps", "free", ge=0, le=1024)
-    prefetch_mb: int = key(2048, "memory for prefetched batches, MB per rank", "free", ge=1, le=2**24)
-    stall_timeout_s: float = key(300.0, "maximum wait for a batch, seconds", "free", ge=1, le=10**6)
-    patch_budget: int | None = key(
-        None,
-        "maximum patches of an image that keeps its aspect ratio; null: images are cropped to a square",
-        ge=1,
-        le=2**16,
-    )
-    image_embeddings: str = key(
-        "", "folder that `mmvit embed` made of the training data, instead of images", "free", path=True
-    )
-    # With a cache all images are decoded exactly, which is why it changes the pixels.
-    cache_mb: int = key(0, "cache of decoded images, MB per worker; for small data sets", ge=0, le=2**24)
-
 
 Vector = Float32[np.ndarray, "E"]
 _NO_TOKENS = Tokens(torch.empty(0, 0, dtype=torch.long), 0)
@@ -255,14 +211,14 @@ class TrainBatches(Dataset[Batch]):
             try:
                 self.try_sample(i)
             except SampleError as error:
-                last = error
+                last, hint = error, self._hint(error, i)
             else:
                 return
         raise DataError(
             f"none of {_LOOK_UPS} samples can be used, the last one because {last.what}",
             where=last.where,
             note="nothing was started",
-            hint="check the shards: mmvit-data check SHARDS",
+            hint=hint,
         )
 
     def _check_sides(self) -> None:
@@ -308,6 +264,15 @@ class TrainBatches(Dataset[Batch]):
         readers = self.split.rank * num_workers + mine, self.split.world_size * num_workers
         return Reading(self.seed, number - mine, *readers)
 
+    def _hint(self, error: SampleError, sample_id: int) -> str:
+        """Return what to do about a sample that cannot be used: where a caption is missing, where there are texts."""
+        if error.cause not in ("no-caption", "empty-caption"):
+            return "check the data; for shards: mmvit-data check SHARDS"
+        sample = self.source.read(sample_id, image=False)
+        places = [*(["txt"] if sample.caption else []), *text_places(sample.meta)]
+        there = f"this sample has texts in {', '.join(places)}" if places else "this sample has no texts"
+        return f"data.captions=[{{source: {places[0] if places else 'txt'}}}] names where the captions are; {there}"
+
     def _good(
         self, epoch: int, sample_id: int, size: Size, note: Callable[[int], None]
     ) -> tuple[Drawn, list[SampleError]]:
@@ -327,7 +292,7 @@ class TrainBatches(Dataset[Batch]):
                 raise DataError(
                     f"{MAX_BAD_IN_A_ROW} samples in a row are invalid, the last one because {bad[-1].what}",
                     where=bad[-1].where,
-                    hint="check the data; for shards: mmvit-data check SHARDS",
+                    hint=self._hint(bad[-1], chosen),
                 )
             stand_in = np.random.SeedSequence((self.seed, epoch, sample_id, len(bad))).generate_state(1, np.uint64)
             chosen = int(stand_in[0]) % sum(self.source.shard_sizes)

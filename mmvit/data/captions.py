@@ -1,45 +1,16 @@
 """Which texts of a sample a training step sees."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_tools.core.errors import UsageError
 from data_tools.sample.content import FaultError, find_texts
-from mmvit.data.prompts import check_template, fill
+from mmvit.data.config import CaptionConfig as CaptionConfig
+from mmvit.data.prompts import fill
 from mmvit.data.source import RawSample
-from mmvit.keys import Problem, key
-
-
-@dataclass
-class CaptionConfig:
-    """One text of each sample: its source, and the templates that it may be inserted into.
-
-    The source is a text, a list of texts, or an object of language -> text or list; of several, one is drawn at random.
-    """
-
-    source: str = key("txt", "txt, or a path into the sample's JSON such as names.ko")
-    templates: list[str] = key([], "templates with one {}, one is drawn at random; empty: the text unchanged")
-    weights: dict[str, float] = key(
-        {}, "language: relative frequency; empty: all languages equally often", ge=0, le=10**9
-    )
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield templates and weights that no caption can have."""
-        for template in self.templates:
-            try:
-                check_template(template, where="templates")
-            except UsageError as error:
-                yield Problem("templates", error.what, error.hint)
-        if self.weights and self.source == "txt":
-            yield Problem("weights", "weights are for texts by language", "name their JSON path in source")
-        elif self.weights and not (min(self.weights.values()) >= 0 and any(self.weights.values())):
-            hint = "use numbers of at least 0, and not 0 for all languages"
-            yield Problem("weights", f"weights is {self.weights}", hint)
 
 
 class Candidate(NamedTuple):
@@ -73,6 +44,17 @@ def caption_texts(sample: RawSample, config: CaptionConfig) -> list[Candidate]:
         languages = f" in {', '.join(weights)}" if by_language else ""
         raise FaultError(cause, f"caption {config.source!r} is {what}{languages}")
     return candidates
+
+
+def text_places(meta: Mapping[str, Any] | None, prefix: str = "") -> list[str]:
+    """Return the first paths into a sample's JSON that hold texts, as `CaptionConfig.source` takes them."""
+    places: list[str] = []
+    for name, value in (meta or {}).items():
+        if isinstance(value, Mapping):
+            places += text_places(value, f"{prefix}{name}.")
+        elif isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], str)):
+            places.append(f"{prefix}{name}")
+    return places[:8]
 
 
 def draw_caption(candidates: Sequence[Candidate], config: CaptionConfig, rng: np.random.Generator) -> Caption:

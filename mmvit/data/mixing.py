@@ -1,6 +1,5 @@
 """Mixup and CutMix of neighbours in the stream of samples."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -8,19 +7,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from mmvit.keys import key
+from mmvit.data.config import MixConfig as MixConfig
 
 _ONE = 2**16  # weights of pixels are whole numbers of which this is 1
-
-
-@dataclass
-class MixConfig:
-    """Mixup and CutMix; DeiT and Swin use 0.8 and 1.0."""
-
-    mixup: float = key(0.0, "Mixup: the weight of one image is drawn from Beta(this, this); 0 is off", ge=0, le=100)
-    cutmix: float = key(0.0, "CutMix: the area of the exchanged rectangle is drawn likewise; 0 is off", ge=0, le=100)
-    switch: float = key(0.5, "fraction of the pairs with CutMix, if both are enabled", ge=0, le=1)
-    prob: float = key(1.0, "fraction of the pairs that are mixed", ge=0, le=1)
 
 
 class Mixed(NamedTuple):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from data_tools.core.errors import MmvitError, UsageError, did_you_mean
+from data_tools.core.near import near_path
 from data_tools.core.text import check_text
 
 PLACEHOLDER = re.compile(r"\{c?\}")
@@ -83,10 +84,9 @@ def load_class_names(spec: str) -> list[str]:
     elif "," in spec:
         names, unit, where = [name.strip() for name in spec.split(",")], "entry", "the list of names"
     else:
-        raise UsageError(
-            f"no file of class names '{spec}'",
-            hint='pass a file with one name per line, or at least two names separated by commas: "dog,cat,red apple"',
-        )
+        near = near_path(spec) if path.suffix or "/" in spec else ""
+        forms = 'pass a file with one name per line, or at least two names separated by commas: "dog,cat,red apple"'
+        raise UsageError(f"no file of class names '{spec}'", hint=near or forms)
     _check_class_names(names, unit, where)
     return names
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt64
 
-from data_tools.core.errors import CheckpointError, DataError
+from data_tools.core.errors import CheckpointError, DataError, UsageError, WrongPathError, did_you_mean
 from data_tools.core.mapped import read_parquet
 from data_tools.core.names import as_text
+from data_tools.core.near import near_path
 from data_tools.sample.content import FaultError
 from mmvit.data.source import SampleSource, some_samples
 
@@ -142,20 +143,27 @@ class StoredEmbeddings:
         return part, row - (self._stops[part - 1] if part else 0)
 
 
+def check_modality(modality: str | None) -> None:
+    """Raise UsageError for a name that is not in `MODALITIES`; None is none."""
+    if modality is not None and modality not in MODALITIES:
+        hint = did_you_mean(modality, MODALITIES) or f"choose from {', '.join(MODALITIES)}"
+        raise UsageError(f"modality {modality!r} is unknown", hint=hint)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of an embedding folder; raise CheckpointError if it is missing or unfinished."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         version, _ = manifest["format_version"], MODALITIES[manifest["modality"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        unfinished = (folder / JOB).exists()
-        raise CheckpointError(
-            "the embeddings are not finished" if unfinished else "not an embedding folder",
-            where=str(folder),
-            hint="run mmvit embed again with the same arguments"
-            if unfinished
-            else "pass the folder that mmvit embed wrote: mmvit embed MODEL SOURCE --out FOLDER",
-        ) from error
+        if (folder / JOB).exists():
+            hint = "run mmvit embed again with the same arguments"
+            raise CheckpointError("the embeddings are not finished", where=str(folder), hint=hint) from error
+        kind = CheckpointError if (folder / MANIFEST).exists() else WrongPathError
+        what = "not an embedding folder" + ("" if folder.exists() else ": it does not exist")
+        near = "" if folder.exists() else near_path(folder)
+        hint = near or "pass the folder that mmvit embed wrote: mmvit embed MODEL SOURCE --out FOLDER"
+        raise kind(what, where=str(folder), hint=hint) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"embeddings of format version {version}, not {FORMAT_VERSION}", where=str(folder))
     return manifest

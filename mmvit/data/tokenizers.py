@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_tools.core.errors import UsageError
 from data_tools.make.tokenizer import END_OF_TEXT, PAD, START_OF_TEXT
-from mmvit.keys import key
+from mmvit.data.config import TokenizerConfig as TokenizerConfig
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -24,23 +24,6 @@ _KNOWN_NAMES = {
     "pad": (PAD, "[PAD]", "<pad>"),
 }
 _TRANSFORMERS_KEYS = {"start": ("bos_token", "cls_token"), "end": ("eos_token", "sep_token"), "pad": ("pad_token",)}
-
-
-@dataclass
-class TokenizerConfig:
-    """The tokenizer: CLIP's byte-pair encoding, or any of the tokenizers library.
-
-    The three tokens apply to kind "file". A token that is null is searched in the template of the file, then in the
-    special tokens of the folder, then among common names.
-    """
-
-    kind: Literal["clip", "file"] = key(
-        "clip", "clip: CLIP's byte-pair encoding; file: a tokenizer of the tokenizers library"
-    )
-    path: str = key("", "for kind file: a tokenizer.json, or the folder of a transformers tokenizer", "free", path=True)
-    start: str | None = key(None, 'token before each text; "" for none; null: detected')
-    end: str | None = key(None, "token after each text; null: detected")
-    pad: str | None = key(None, "padding token; null: detected, otherwise the end token")
 
 
 _PROBES = ["a photo of a dog.", "Zwei rote \u00c4pfel, 37 St\u00fcck", "\uac15\uc544\uc9c0 \uc5bc\uad74", "x" * 40]

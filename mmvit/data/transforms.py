@@ -3,9 +3,7 @@
 import functools
 import math
 import random
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,9 +13,9 @@ from PIL import Image
 from torch import nn
 
 from data_tools.sample.decode import Jpeg, decode_image, open_jpeg
+from mmvit.data.config import AugmentConfig as AugmentConfig
+from mmvit.data.config import PreprocessConfig as PreprocessConfig
 from mmvit.data.patches import PatchBudget
-from mmvit.keys import Problem, key
-from mmvit.models.pixels import CLIP_MEAN, CLIP_STD
 
 _IDENTITY = np.eye(3)
 _GREY_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
@@ -30,8 +28,6 @@ _FILL = (124, 116, 104)
 _FILL_STD = (58.395, 57.12, 57.375)
 _ERASED = 0.02, 1 / 3  # share of the area
 _LOG_ERASED_ASPECTS = np.log(0.3), np.log(1 / 0.3)
-_TIMM_NOTATION = re.compile(r"rand(-(m|n|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-inc[01])*")
-
 # Of a longer image only the middle is used: resized whole, a line of 1 x 65,535 px would take gigabytes.
 _MAX_ASPECT = 256
 
@@ -39,72 +35,6 @@ Pixels = UInt8[np.ndarray, "3 H W"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Rows = UInt8[np.ndarray, "_ _ 3"]
 Size = int | PatchBudget  # side of a square, px; or the most patches of an image that keeps its aspect ratio
-
-
-@dataclass
-class PreprocessConfig:
-    """The normalization of images; stored with every model."""
-
-    mean: list[float] = key(
-        list(CLIP_MEAN), "mean of red, green and blue, of 1", ge=0, le=1, min_length=3, max_length=3
-    )
-    std: list[float] = key(list(CLIP_STD), "standard deviation of each", ge=1e-3, le=10, min_length=3, max_length=3)
-
-
-@dataclass
-class AugmentConfig:
-    """Random augmentation of training images; null disables a transform. The default is CLIP's: a random square crop.
-
-    An image that keeps its aspect ratio is not cropped; all other transforms apply to it too.
-    """
-
-    crop_area: list[float] | None = key(
-        [0.9, 1.0],
-        "random square crop: smallest and largest fraction of the area; null: off",
-        gt=0,
-        le=1,
-        min_length=2,
-        max_length=2,
-        ascending=True,
-    )
-    zoom: list[float] | None = key(
-        None,
-        "smallest and largest zoom factor; pixels from outside are white",
-        ge=0.01,
-        le=100,
-        min_length=2,
-        max_length=2,
-        ascending=True,
-    )
-    rotate: float | None = key(None, "maximum rotation in either direction, degrees", ge=0, le=180)
-    shift: float | None = key(None, "maximum shift in either direction, fraction of the side", ge=0, lt=1)
-    brightness: float | None = key(None, "maximum relative change", ge=0, le=1)
-    contrast: float | None = key(None, "maximum relative change", ge=0, le=1)
-    saturation: float | None = key(None, "maximum relative change", ge=0, le=1)
-    hue: float | None = key(None, "maximum shift in either direction, fraction of the colour circle", ge=0, le=0.5)
-    flip: float | None = key(None, "probability of a horizontal flip", ge=0, le=1)
-    rand_augment: list[int] | None = key(
-        None,
-        "RandAugment: number of changes, magnitude (0 to 30); usual: [2, 9]",
-        ge=0,
-        le=30,
-        min_length=2,
-        max_length=2,
-    )
-    timm_augment: str | None = key(None, "RandAugment in timm's notation; DeiT and Swin: rand-m9-mstd0.5-inc1")
-    erase: float | None = key(
-        None, "probability that a rectangle of 1/50 to 1/3 of the area becomes noise (random erasing)", ge=0, le=1
-    )
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield problems of the augmentation settings."""
-        strength = self.rand_augment
-        if strength is not None and not (strength[0] >= 1 and 0 <= strength[1] <= 30):
-            hint = "set the number of changes and their magnitude from 0 to 30, such as [2, 9], or null"
-            yield Problem("rand_augment", f"rand_augment is {strength}", hint)
-        if self.timm_augment is not None and not _TIMM_NOTATION.fullmatch(self.timm_augment):
-            hint = "write it as timm does, such as rand-m9-mstd0.5-inc1, or null"
-            yield Problem("timm_augment", f"timm_augment is {self.timm_augment!r}", hint)
 
 
 def eval_pixels(image: Image.Image, size: Size) -> Pixels:

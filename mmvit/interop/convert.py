@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data_tools.core.errors import CheckpointError, MmvitError, UsageError, did_you_mean
+from data_tools.core.errors import CheckpointError, MmvitError, UsageError
 from data_tools.core.ownership import owned
 from mmvit.checkpoint import (
     CLASSIFIER,
@@ -25,6 +25,7 @@ from mmvit.checkpoint import (
 from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer
 from mmvit.interop.imported import Imported
 from mmvit.interop.open_clip import load_open_clip
+from mmvit.interop.source import split_source
 from mmvit.interop.timm import load_timm
 from mmvit.interop.transformers import load_transformers
 from mmvit.models.build import build_classifier, build_dual_encoder
@@ -82,13 +83,7 @@ def import_model(source: str, out: Path, class_names: Sequence[str] | None = Non
         UsageError: the model does not exist or is not supported, or `out` is not empty.
         CheckpointError: its weights do not fit, or its outputs differ here.
     """
-    library, _, name = source.partition(":")
-    if library not in LIBRARIES or not name:
-        hint = did_you_mean(library, LIBRARIES) if name else ""
-        forms = (
-            "use hf:NAME, timm:NAME or open_clip:ARCH/TAG; for a local model hf:FOLDER, timm:FOLDER or open_clip:FOLDER"
-        )
-        raise UsageError(f"{source!r} does not start with the library of the model", where="SOURCE", hint=hint or forms)
+    library, name = split_source(source)
     check_place(out)
     if (out / DESCRIPTION).is_file():
         raise UsageError("the output folder already holds a model", where=str(out), hint="remove it, or choose another")

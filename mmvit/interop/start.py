@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_tools.core.errors import ResourceError
-from mmvit.checkpoint import DESCRIPTION
-from mmvit.config import RunConfig, read_tree
-from mmvit.train.record.run_folder import START
+from mmvit.config import START, RunConfig, read_tree
+from mmvit.model_folder import DESCRIPTION
 
 INIT = "train.init"
 PREFIXES = ("hf", "open_clip", "timm")

@@ -1,10 +1,10 @@
 """The position-wise feed-forward network and its activations."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from mmvit.layers.activation import Activation as Activation
 
 
 class QuickGELU(nn.Module):
@@ -22,7 +22,6 @@ class TanhGELU(nn.GELU):
         super().__init__(approximate="tanh")
 
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 # Three different functions that are often confused: swapping them changes CLIP embeddings by 3e-3.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "gelu_tanh": TanhGELU, "quick_gelu": QuickGELU}
 

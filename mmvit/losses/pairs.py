@@ -13,7 +13,7 @@ global batch; averaged over ranks, as in data-parallel training, gradients are t
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmvit.losses.gather import gather_rows, pass_on, scatter_sum, world
-
-Layout = Literal["auto", "global", "rows", "tiles", "ring"]
+from mmvit.losses.layout import Layout as Layout
 
 # Images and texts of the largest tile. On a CPU its logits stay in the cache; a GPU needs large kernels.
 CPU_TILE, TILE = (1024, 1024), (8192, 8192)

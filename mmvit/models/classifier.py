@@ -1,32 +1,15 @@
 """The image classifier for supervised and zero-shot classification."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmvit.keys import key
+from mmvit.models.config import ClassifierConfig as ClassifierConfig
 from mmvit.models.pixels import PixelNorm
-from mmvit.towers.contract import Tower, TowerConfig
-from mmvit.towers.vit import ViTConfig
-
-
-@dataclass
-class ClassifierConfig:
-    """Architecture of an image classifier, without its classes."""
-
-    image: TowerConfig = field(default_factory=ViTConfig)
-    head: Literal["linear", "hidden"] = key("linear", "classification head; hidden: with a tanh layer, as in ViT")
-    embed_dim: int | None = key(
-        None,
-        "classify unit-length embeddings of this width, as a contrastive model does; null: the tower's output",
-        ge=1,
-        le=2**16,
-    )
-    image_projection: bool = key(True, "false: the tower's output, of width embed_dim, is the embedding")
+from mmvit.towers.contract import Tower
 
 
 class ClassLogits(NamedTuple):

@@ -1,7 +1,6 @@
 """The dual encoder: an image tower and a text tower with a shared embedding space."""
 
 import math
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -9,32 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches, patch_grid
 from mmvit.models.caption_decoder import CaptionDecoder
+from mmvit.models.config import DualEncoderConfig as DualEncoderConfig
 from mmvit.models.pixels import PixelNorm
-from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
-from mmvit.towers.text import TextConfig
-from mmvit.towers.vit import ViTConfig
-
-
-@dataclass
-class DualEncoderConfig:
-    """Architecture of a dual encoder; the defaults are those of CLIP ViT-B/32."""
-
-    embed_dim: int = key(512, "width of the shared embedding space", ge=1, le=2**16)
-    initial_logit_scale: float = key(
-        1 / 0.07, "initial logit scale: the factor itself, not its logarithm", ge=1e-3, le=10**4
-    )
-    initial_logit_bias: float | None = key(
-        None, "initial logit bias of the sigmoid loss, -10 in SigLIP; null: no bias", ge=-1000, le=1000
-    )
-    image_projection: bool = key(True, "false: the image tower's output, of width embed_dim, is the embedding")
-    text_projection_bias: bool = key(False, "bias in the text projection")
-    caption_depth: int = key(0, "blocks of the caption decoder (CoCa); 0: no decoder", ge=0, le=1024)
-    token_head: bool = key(False, "linear head from the pooled image to the vocabulary (SuperClass)")
-    image: TowerConfig = field(default_factory=ViTConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+from mmvit.towers.contract import Tower, TowerOutput
 
 
 class Embeddings(NamedTuple):

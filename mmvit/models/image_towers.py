@@ -1,12 +1,9 @@
 """Image towers by name."""
 
-import copy
 import dataclasses
-from typing import Any
 
 from torch import nn
 
-from data_tools.core.errors import did_you_mean
 from mmvit.keys import bound_problems
 from mmvit.layers.block import Block, start_as_identity
 from mmvit.layers.conv_stem import ConvStem
@@ -14,63 +11,15 @@ from mmvit.layers.drop_path import drop_path_rates
 from mmvit.layers.patch_embedding import PatchEmbedding
 from mmvit.layers.pooling import AttentionPool
 from mmvit.layers.resnet_stem import ResNetStem
-from mmvit.towers.contract import Tower, TowerConfig
-from mmvit.towers.cvt import CvT, CvTConfig
-from mmvit.towers.resnet import ModifiedResNet, ResNetConfig
-from mmvit.towers.swin import SwinConfig, SwinTransformer
-from mmvit.towers.timm_tower import TimmConfig, TimmTower
-from mmvit.towers.vit import VisionTransformer, ViTConfig
-
-TIMM = "timm:"  # prefix of the name of a timm model
-
-
-def _vit(patch_size: int, width: int, depth: int, num_heads: int, **more: Any) -> ViTConfig:
-    """Return the config of a ViT as in Dosovitskiy et al. 2021 and DeiT (Touvron et al. 2021)."""
-    shape: dict[str, Any] = {"patch_size": patch_size, "width": width, "depth": depth, "num_heads": num_heads}
-    return ViTConfig(**shape, pre_norm=False, patch_bias=True, norm_eps=1e-6, init="vit", **more)
-
-
-# Default config of each name; a run can override any value. Sizes: ViT, table 1; DeiT, table 1; Swin,
-# section 3.3; CvT, table 2. "vit", "swin" and "cvt" default to CLIP ViT-B/32, Swin-T and CvT-13, for custom sizes.
-TOWERS: dict[str, TowerConfig] = {
-    "vit": ViTConfig(),
-    "vit_ti16": _vit(16, 192, 12, 3),
-    "vit_s16": _vit(16, 384, 12, 6),
-    "vit_b32": _vit(32, 768, 12, 12),
-    "vit_b16": _vit(16, 768, 12, 12),
-    "vit_l16": _vit(16, 1024, 24, 16),
-    "vit_l14": _vit(14, 1024, 24, 16),
-    "vit_h14": _vit(14, 1280, 32, 16),
-    "vit_b16_r50": _vit(16, 768, 12, 12, stem_stages=[3, 4, 9]),
-    "deit_ti16_distilled": _vit(16, 192, 12, 3, distilled=True),
-    "deit_s16_distilled": _vit(16, 384, 12, 6, distilled=True),
-    "deit_b16_distilled": _vit(16, 768, 12, 12, distilled=True),
-    "swin": SwinConfig(),
-    "swin_t": SwinConfig(),
-    "swin_s": SwinConfig(depths=[2, 2, 18, 2]),
-    "swin_b": SwinConfig(width=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32]),
-    "swin_l": SwinConfig(width=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48]),
-    "cvt": CvTConfig(),
-    "cvt_13": CvTConfig(),
-    "cvt_21": CvTConfig(depths=[1, 4, 16]),
-    "cvt_w24": CvTConfig(image_size=384, widths=[192, 768, 1024], depths=[2, 2, 20], num_heads=[3, 12, 16]),
-    "resnet": ResNetConfig(),
-    "rn50": ResNetConfig(),
-}
-
-
-def tower_config(kind: str) -> TowerConfig:
-    """Return the default config of an image tower by its name.
-
-    Raises:
-        ValueError: the name is neither in `TOWERS` nor timm:NAME.
-    """
-    if kind.startswith(TIMM):
-        return TimmConfig(kind=kind)
-    if kind not in TOWERS:
-        hint = did_you_mean(kind, TOWERS) or f"choose from {', '.join(TOWERS)} or timm:NAME"
-        raise ValueError(f"there is no image tower {kind!r}; {hint}")
-    return dataclasses.replace(copy.deepcopy(TOWERS[kind]), kind=kind)
+from mmvit.models.config import TOWERS as TOWERS
+from mmvit.models.config import tower_config as tower_config
+from mmvit.towers.config import CvTConfig, ResNetConfig, SwinConfig, TimmConfig, TowerConfig, ViTConfig
+from mmvit.towers.contract import Tower
+from mmvit.towers.cvt import CvT
+from mmvit.towers.resnet import ModifiedResNet
+from mmvit.towers.swin import SwinTransformer
+from mmvit.towers.timm_tower import TimmTower
+from mmvit.towers.vit import VisionTransformer
 
 
 def build_image_tower(config: TowerConfig) -> Tower:

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mmvit.layers.patch_embedding import Patches
+from mmvit.models.config import CLIP_MEAN as CLIP_MEAN
+from mmvit.models.config import CLIP_STD as CLIP_STD
 
 Images = TypeVar("Images", Tensor, Patches)
-
-# The pixel statistics of OpenAI's CLIP (its published preprocessing).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PixelNorm(nn.Module):

@@ -25,6 +25,7 @@ from mmvit.data.stored import (
     JOB,
     MANIFEST,
     MODALITIES,
+    check_modality,
     check_shapes,
     list_parts,
     read_manifest,
@@ -143,8 +144,7 @@ def open_embeddings(folder: Path) -> EmbeddingFolder:
 
 def _kinds(source: Source, modality: str) -> tuple[str, ...]:
     """Return what is to be embedded; raises UsageError where the source cannot have it."""
-    if modality not in MODALITIES:
-        raise UsageError(f"modality {modality!r} is unknown", hint=f"choose from {', '.join(MODALITIES)}")
+    check_modality(modality)
     kinds = MODALITIES[modality]
     if not set(kinds) <= set(MODALITIES[source.modality]):
         raise UsageError(f"the source does not contain {modality!r}", hint=f"--modality {source.modality}")

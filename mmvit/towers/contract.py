@@ -1,26 +1,12 @@
 """Interface of all towers: base classes and output."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches
-
-
-@dataclass
-class TowerConfig:
-    """Fields of all image towers; `kind` is a name in TOWERS, which sets the defaults of the other fields."""
-
-    kind: str = key("", "name of the image tower; it sets the defaults of the other keys")
-    image_size: int = key(224, "side of an image, px", ge=1, le=2**14)
-
-    @property
-    def stride(self) -> int:
-        """Return the number of px of which an image's height and width must be multiples."""
-        raise NotImplementedError
+from mmvit.towers.config import TowerConfig as TowerConfig
 
 
 class TowerOutput(NamedTuple):

@@ -2,53 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.drop_path import DropPath, drop_path_rates
-from mmvit.layers.feed_forward import Activation, FeedForward
+from mmvit.layers.feed_forward import FeedForward
 from mmvit.layers.patch_embedding import Patches
 from mmvit.layers.positions import Grid
-from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
-
-
-@dataclass
-class CvTConfig(TowerConfig):
-    """Architecture of a CvT, one number per stage in each list; the defaults are those of CvT-13."""
-
-    kind: str = key("cvt", "name of the image tower; it sets the defaults of the other keys")
-    widths: list[int] = key([64, 192, 384], "width of each stage", ge=1, le=2**16, min_length=1, max_length=8)
-    depths: list[int] = key([1, 2, 10], "blocks of each stage", ge=1, le=1024, min_length=1, max_length=8)
-    num_heads: list[int] = key([1, 3, 6], "attention heads of each stage", ge=1, le=1024, min_length=1, max_length=8)
-    patch_sizes: list[int] = key(
-        [7, 3, 3],
-        "patch side of each stage: px of the image, then cells of the map",
-        ge=1,
-        le=2**10,
-        min_length=1,
-        max_length=8,
-    )
-    strides: list[int] = key(
-        [4, 2, 2], "distance between patches of each stage; patches overlap", ge=1, le=2**10, min_length=1, max_length=8
-    )
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
-    # As in the paper and transformers; the released weights were trained with quick_gelu.
-    activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
-    qkv_bias: bool = key(True, "biases in the query, key and value maps")
-    drop_path: float = key(
-        0.0, "stochastic depth rate of the last block, rising from 0 within the last stage; paper: 0.1", ge=0, lt=1
-    )
-
-    @property
-    def stride(self) -> int:
-        """Return the product of the strides."""
-        return math.prod(self.strides)
+from mmvit.towers.config import CvTConfig as CvTConfig
+from mmvit.towers.contract import Tower, TowerOutput
 
 
 class ConvolutionalEmbedding(nn.Module):

@@ -1,36 +1,16 @@
 """CLIP's modified ResNet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.patch_embedding import Patches, patch_grid
 from mmvit.layers.positions import Grid, resample_positions
-from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
-
-
-@dataclass
-class ResNetConfig(TowerConfig):
-    """Architecture of a modified ResNet; the defaults are those of CLIP RN50."""
-
-    kind: str = key("resnet", "name of the image tower; it sets the defaults of the other keys")
-    # The output is CLIP's embedding: leave out the image projection to have the same.
-    width: int = key(1024, "width of the output", ge=1, le=2**16)
-    depths: list[int] = key([3, 4, 6, 3], "bottlenecks of each stage", ge=1, le=1024, min_length=1, max_length=8)
-    stem_width: int = key(
-        64, "channels after the stem; stage i (from 0) ends with 4 * 2^i times as many", ge=1, le=2**14
-    )
-    num_heads: int = key(32, "heads of the attention pooling", ge=1, le=1024)
-
-    @property
-    def stride(self) -> int:
-        """Return 4 px for the stem, doubled by each stage after the first."""
-        return 2 ** (len(self.depths) + 1)
+from mmvit.towers.config import ResNetConfig as ResNetConfig
+from mmvit.towers.contract import Tower, TowerOutput
 
 
 class Bottleneck(nn.Module):

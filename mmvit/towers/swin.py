@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -10,43 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.attention import Attention
 from mmvit.layers.drop_path import DropPath, drop_path_rates
-from mmvit.layers.feed_forward import Activation, FeedForward
+from mmvit.layers.feed_forward import FeedForward
 from mmvit.layers.patch_embedding import PatchEmbedding, Patches
 from mmvit.layers.positions import Grid
 from mmvit.layers.relative_positions import relative_position_index, resample_offsets
-from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
+from mmvit.towers.config import SwinConfig as SwinConfig
+from mmvit.towers.contract import Tower, TowerOutput
 
 # Added to the scores of masked pairs, as in the released code. It is finite so that softmax is defined for every row;
 # exp(-100) is 4e-44.
 HIDDEN = -100.0
-
-
-@dataclass
-class SwinConfig(TowerConfig):
-    """Architecture of a Swin Transformer; the defaults are those of Swin-T."""
-
-    kind: str = key("swin", "name of the image tower; it sets the defaults of the other keys")
-    patch_size: int = key(4, "side of a patch, px", ge=1, le=2**10)
-    width: int = key(96, "width of the first stage; each further stage doubles it", ge=1, le=2**14)
-    depths: list[int] = key([2, 2, 6, 2], "blocks of each stage", ge=1, le=1024, min_length=1, max_length=8)
-    num_heads: list[int] = key(
-        [3, 6, 12, 24], "attention heads of each stage", ge=1, le=1024, min_length=1, max_length=8
-    )
-    window_size: int = key(7, "side of a window, in patches", ge=1, le=2**10)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
-    activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
-    drop_path: float = key(
-        0.0, "stochastic depth rate of the last block, rising from 0; paper: T 0.2, S 0.3, B 0.5", ge=0, lt=1
-    )
-
-    @property
-    def stride(self) -> int:
-        """Return the stride of the last feature map, in px."""
-        return self.patch_size * 2 ** (len(self.depths) - 1)
 
 
 def window_partition(x: Shaped[Tensor, "B h w C"], window_size: int) -> Shaped[Tensor, "Bn N C"]:

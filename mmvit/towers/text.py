@@ -1,37 +1,16 @@
 """The text transformer."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.attention import Attention
 from mmvit.layers.block import Block
-from mmvit.layers.feed_forward import Activation, FeedForward
+from mmvit.layers.feed_forward import FeedForward
 from mmvit.layers.pooling import pool_end_of_text
+from mmvit.towers.config import TextConfig as TextConfig
 from mmvit.towers.contract import Tower, TowerOutput
-
-
-@dataclass
-class TextConfig:
-    """Architecture of a text tower; the defaults are those of CLIP ViT-B."""
-
-    vocab_size: int = key(49408, "number of token ids", ge=1, le=2**24)
-    context_length: int = key(77, "maximum text length in tokens, start and end included", ge=3, le=2**16)
-    end_of_text: int = key(49407, "token id that ends a text", ge=0, le=2**24)
-    width: int = key(512, "width of the tokens", ge=1, le=2**16)
-    depth: int = key(12, "number of blocks", ge=1, le=1024)
-    num_heads: int = key(8, "attention heads of each block", ge=1, le=1024)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
-    activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
-    causal: bool = key(True, "causal attention; false: every token sees every other token, as in SigLIP")
-    pool: Literal["end_of_text", "last"] = key("end_of_text", "token that becomes the text's vector")
-    identity_start: bool = key(False, "start with the output maps of the blocks at zero")
 
 
 class TextTransformer(Tower):

@@ -1,40 +1,13 @@
 """An image tower that wraps any timm model."""
 
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
-
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from data_tools.core.errors import did_you_mean
-from mmvit.keys import key
 from mmvit.layers.drop_path import DropPath
 from mmvit.layers.patch_embedding import Patches
-from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
-
-
-@dataclass
-class TimmConfig(TowerConfig):
-    """A timm model; `kind` is "timm:" and its name in timm."""
-
-    kind: str = key("timm:resnet18", "timm:NAME, a model of timm")
-
-    @property
-    def name(self) -> str:
-        """Return the model's name in timm."""
-        return self.kind.removeprefix("timm:")
-
-    @property
-    def stride(self) -> int:
-        """Return the stride of tokens or of the last feature map, px; raises ValueError for a name not in timm."""
-        return _sizes(self.name)[0]
-
-    @property
-    def takes_any_size(self) -> bool:
-        """Return whether images may have sides that are not multiples of the stride, as for convolutional models."""
-        return not _sizes(self.name)[1]
+from mmvit.towers.config import TimmConfig as TimmConfig
+from mmvit.towers.contract import Tower, TowerOutput
+from mmvit.towers.timm_models import create_timm
 
 
 class TimmTower(Tower):
@@ -50,7 +23,7 @@ class TimmTower(Tower):
     def __init__(self, name: str, image_size: int):
         super().__init__()
         self.name = name
-        self.model, self.takes_one_size = _create(name, image_size)
+        self.model, self.takes_one_size = create_timm(name, image_size)
         _replace_drop_path(self.model)
         self.image_size = image_size
         self.width = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
@@ -92,28 +65,3 @@ def _replace_drop_path(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, TimmDropPath) and child.scale_by_keep and child.drop_prob != 1:
                 setattr(parent, name, DropPath(child.drop_prob or 0.0))
-
-
-def _create(name: str, image_size: int | None) -> tuple[Any, bool]:
-    """Create the model, and return it with whether its image size is fixed; the default size is the model's own."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"the image tower timm:{name} needs timm; pip install timm") from error
-    names = timm.list_models(exclude_filters="*_enc")  # encoders of language models, which do not pool
-    if name not in names:
-        # A tag such as .a1_in1k names weights, not another architecture.
-        hint = did_you_mean(name.partition(".")[0], names) or "timm.list_models() lists all"
-        raise ValueError(f"timm has no model {name!r}; {hint}")
-    settings = timm.get_pretrained_cfg(name)
-    fixed = settings is not None and settings.fixed_input_size
-    options: dict[str, Any] = {"img_size": image_size} if fixed and image_size is not None else {}
-    return timm.create_model(name, pretrained=False, num_classes=0, **options), fixed
-
-
-@cache
-def _sizes(name: str) -> tuple[int, bool]:
-    """Return the stride, and whether the model's image size is fixed."""
-    with torch.device("meta"):
-        model, takes_one_size = _create(name, None)
-    return int(model.feature_info[-1]["reduction"]), takes_one_size

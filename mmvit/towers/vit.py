@@ -1,74 +1,25 @@
 """The Vision Transformer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmvit.keys import key
 from mmvit.layers.block import Block
 from mmvit.layers.conv_stem import ConvStem
-from mmvit.layers.feed_forward import Activation
 from mmvit.layers.patch_embedding import PatchEmbedding, Patches, patch_grid
 from mmvit.layers.pooling import POOLS, AttentionPool
 from mmvit.layers.positions import FIXED, LEARNED, POSITIONS, Grid
 from mmvit.layers.relative_positions import RelativePositions, relative_position_index
 from mmvit.layers.resnet_stem import ResNetStem
 from mmvit.layers.rotary import rotary_table
-from mmvit.towers.contract import Tower, TowerConfig, TowerOutput
-
-Pool = Literal["class", "mean", "attention"]
-Position = Literal["learned", "learned_2d", "one_hot", "sinusoidal", "sincos_2d", "relative", "rotary", "none"]
-
-
-@dataclass
-class ViTConfig(TowerConfig):
-    """Architecture of a ViT; the defaults are those of CLIP ViT-B/32."""
-
-    kind: str = key("vit", "name of the image tower; it sets the defaults of the other keys")
-    patch_size: int = key(32, "side of a patch, px", ge=1, le=2**10)
-    width: int = key(768, "width of the tokens", ge=1, le=2**16)
-    depth: int = key(12, "number of blocks", ge=1, le=1024)
-    num_heads: int = key(12, "attention heads of each block", ge=1, le=1024)
-    mlp_ratio: float = key(4.0, "ratio of the feed-forward network's hidden width to width", gt=0, le=100)
-    activation: Activation = key("gelu", "activation of the feed-forward network")
-    norm_eps: float = key(1e-5, "epsilon of LayerNorm", ge=1e-12, le=1)
-    pool: Pool = key("class", "how tokens become one vector; only class adds a class token")
-    pre_norm: bool = key(True, "LayerNorm before the first block, as in CLIP")
-    patch_bias: bool = key(False, "bias in the patch embedding")
-    init: Literal["clip", "vit"] = key(
-        "clip", "initial weights; clip: PyTorch's linear maps, tables N(0, 1/width); vit: N(0, 0.02^2), biases zero"
-    )
-    identity_start: bool = key(False, "start with the output maps of the blocks at zero")
-    stem_channels: list[int] = key(
-        [], "hybrid ViT: channels of each stride-2 convolution of the stem", ge=1, le=2**14, max_length=10
-    )
-    stem_residuals: list[int] = key(
-        [], "residual blocks after each convolution of the stem", ge=0, le=100, max_length=10
-    )
-    stem_stages: list[int] = key(
-        [], "hybrid ViT: residual units of each stage of a ResNet stem", ge=1, le=100, max_length=10
-    )
-    position: Position = key("learned", "position encoding")
-    distilled: bool = key(False, "add a distillation token, as in DeiT; needs pool class")
-    num_registers: int = key(0, "number of register tokens", ge=0, le=2**16)
-    qk_norm: bool = key(False, "LayerNorm on the queries and keys of each head")
-    layer_scale: float | None = key(
-        None, "initial factor of each channel of a residual branch; null: no LayerScale", gt=0, le=100
-    )
-    drop_path: float = key(
-        0.0, "stochastic depth rate of the last block, rising evenly from 0 in the first", ge=0, lt=1
-    )
-
-    @property
-    def stride(self) -> int:
-        """Return the patch size."""
-        return self.patch_size
+from mmvit.towers.config import Pool as Pool
+from mmvit.towers.config import Position as Position
+from mmvit.towers.config import ViTConfig as ViTConfig
+from mmvit.towers.contract import Tower, TowerOutput
 
 
 class VisionTransformer(Tower):

@@ -2,13 +2,16 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from data_tools.core.errors import DataError
 from data_tools.sample.content import FaultError
 from mmvit.config.validate import validate
-from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, draw_caption
+from mmvit.data.captions import Candidate, Caption, CaptionConfig, caption_texts, draw_caption, text_places
+from mmvit.data.shards import IndexedShards
 from mmvit.data.source import RawSample
 
 NAMES = {"en": "cat", "de": ["Katze", " ", "Kater"], "ko": " ", "fr": None}
@@ -22,6 +25,18 @@ def test_the_caption_or_a_text_of_the_metadata():
     meta = {"names": {"ko": " \uc0ac\uacfc "}}
     assert caption_texts(sample(meta), CaptionConfig()) == [Candidate("a red apple", 1.0)]
     assert caption_texts(sample(meta), CaptionConfig("names.ko")) == [Candidate("\uc0ac\uacfc", 1.0)]
+
+
+def test_places_of_texts_are_named_where_the_caption_is_missing(
+    squares: IndexedShards, batches_of: Callable[..., object]
+):
+    meta = {"names": {"en": "cat", "n": 3, "ko": ["a", "b"]}, "url": "x", "size": [1, 2], "none": None, "empty": []}
+    assert text_places(meta) == ["names.en", "names.ko", "url"]
+    assert text_places(None) == []
+    with pytest.raises(DataError, match=r"caption 'title' is missing") as caught:
+        batches_of(squares, data={"captions": [CaptionConfig("title")]}).check_samples()
+    assert str(caught.value.hint).startswith("data.captions=[{source: txt}] names where the captions are")
+    assert "this sample has texts in txt, names.long" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -335,5 +335,8 @@ def test_a_store_without_its_library(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UsageError, match="a library is missing") as caught:
         open_file("https://127.0.0.1/a.tar")
     assert caught.value.hint == 'pip install "mmvit[remote]"'
-    with pytest.raises(UsageError, match=r"a library is missing: .*gcsfs"):
-        open_file("gs://bucket/a.tar")
+    for scheme, library in (("gs", "gcsfs"), ("s3", "s3fs")):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(UsageError, match=rf"a library is missing: .*{library}") as caught:
+            open_file(f"{scheme}://bucket/a.tar")
+        assert caught.value.hint == f'pip install "{library}"'

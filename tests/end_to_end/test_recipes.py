@@ -404,7 +404,7 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     ),
     "teacher without weight": (2, ("loss.teacher={other}",), "loss.distillation"),
     "weight without teacher": (2, ("loss.distillation=1",), "loss.teacher"),
-    "teacher that is none": (4, ("loss.distillation=1", "loss.teacher=nowhere"), "nowhere"),
+    "teacher that is none": (2, ("loss.distillation=1", "loss.teacher=nowhere"), "nowhere"),
     "teacher of whole images": (
         *(2, (*RECIPES["patches"], "loss.distillation=1", "loss.teacher={other}"), "mmvit embed"),
     ),

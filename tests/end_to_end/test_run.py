@@ -169,7 +169,7 @@ def test_start_killed_while_it_claimed_its_folder_does_not_lock_it(run_cli: RunC
 
 def test_settings_that_no_run_can_have(run_cli: RunCli, tiny_config: Path, tmp_path: Path):
     cases = {
-        "train.step=5": "did you mean 'steps'?",
+        "train.step=5": "did you mean 'train.steps'?",
         "optim.name=adam": "did you mean 'adamw'?",
         "train.steps=0": "must be from 1 to",
         "model.image.image_size=33": "not a multiple of patch_size",
@@ -225,4 +225,4 @@ def test_print_config_validates_and_prints_a_config_that_loads_as_it_is(
         code, out, err = run_cli(verb, config, "train.steps=0", "optim.nam=sgd", "lora.rank=2", "--print-config")
         assert (code, out) == (2, "")
         assert "the config has 3 errors" in err
-        assert "did you mean 'name'?" in err
+        assert "did you mean 'optim.name'?" in err

@@ -31,13 +31,16 @@ def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     units = has_bf16_units(device)
     source = f" ({OVERRIDE}={_override()})" if _override() else ""
     if requested == "auto":
-        return ("bf16" if units else "fp32"), f"{name} has {'' if units else 'no '}bfloat16 units{source}"
+        reason = f"{name} has {'' if units else 'no '}bfloat16 units{source}"
+        if device.type == "cuda" and not units:  # where people expect fp16
+            reason += "; fp16 is not supported"
+        return ("bf16" if units else "fp32"), reason
     if requested.startswith("bf16") and not units:
         raise UsageError(
             f"{requested} was requested, but {name} has no bfloat16 units{source}",
             where="train.precision",
             note="bf16 would be emulated, many times slower than fp32",
-            hint="use train.precision=auto",
+            hint="use train.precision=auto or fp32; fp16 is not supported",
         )
     return requested, "as configured"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_tools.core.errors import DataError, ResourceError, SampleError
 from data_tools.core.files import write_atomic
 from data_tools.tar.shard_names import ShardNames
-from mmvit.train.record.run_log import read_whole_lines
+from mmvit.train.record.log_lines import read_whole_lines
 
 FILE = "bad_samples.jsonl"
 

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from data_tools.core.errors import CheckpointError, UsageError
 from data_tools.core.files import make_folder, write_atomic
+from data_tools.core.near import near_path
 from mmvit.config import read_tree
-from mmvit.train.record.run_log import CHANGED, read_log
+from mmvit.train.record.log_lines import CHANGED, read_log
 
 Numbers = Float[np.ndarray, " n"]
 
@@ -70,6 +71,9 @@ def plot_runs(runs: Sequence[Path], out: Path, x: str = "step") -> dict[str, Any
     """
     if x not in X_LABELS:
         raise UsageError(f"--x is {x!r}", where="--x", hint=f"choose from {', '.join(X_LABELS)}")
+    for run in runs:
+        if not run.exists():
+            raise UsageError("there is no such run", where=str(run), hint=near_path(run) or "pass the folder of a run")
     try:
         import matplotlib
     except ModuleNotFoundError as error:

@@ -14,13 +14,12 @@ from data_tools.core.errors import UsageError
 from data_tools.core.files import make_folder, remove_leftovers, write_atomic
 from data_tools.core.output_folder import check_free
 from data_tools.core.ownership import OWNER, owned
-from mmvit.config import CONFIG, RunConfig, load_config, to_yaml
+from mmvit.config import CONFIG, START, RunConfig, load_config, to_yaml
 from mmvit.keys import declared
 from mmvit.train.record.changes import Changes, describe_changes, table
+from mmvit.train.record.log_lines import LOG as LOG
 from mmvit.train.record.run_log import log_changes
 
-START = "start"  # the model that the run starts from, where it was imported for it
-LOG = "log.jsonl"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # of a URL, or of a command
 
 logger = logging.getLogger(__name__)

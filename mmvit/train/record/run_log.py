@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from data_tools.core.errors import ResourceError
 from data_tools.core.files import write_atomic
 from data_tools.core.program import leave_closed_terminal
+from mmvit.train.record.log_lines import CHANGED as CHANGED
+from mmvit.train.record.log_lines import read_log as read_log
+from mmvit.train.record.log_lines import read_whole_lines
 from mmvit.train.record.trackers import Trackers
 
 logger = logging.getLogger(__name__)
-
-CHANGED = "changed"  # in a line of its own: the settings with which the run resumed
 
 # Values that depend on the machine: they differ between runs with identical results.
 OF_THE_MACHINE = ("time_s", "samples_per_s", "data_wait", "memory_mib", "tflops", "mfu")
@@ -134,27 +135,6 @@ def _until(lines: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     kept = [line for line in lines if line["step"] <= step]
     time_s = {name: kept[-1][name] for name in ("time_s",) if kept and name in kept[-1]}
     return kept + [line | {"step": step} | time_s for line in lines if line["step"] > step and CHANGED in line]
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `log.jsonl`, without an incomplete last line that a crash left."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the readable lines of a JSON lines file; warn about others, such as zeros after a power failure."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows, damaged = [], 0
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            damaged += line.endswith(b"\n")
-    if damaged:
-        logger.warning("%d damaged lines of %s were skipped", damaged, path)
-    return rows
 
 
 def _progress() -> Progress:

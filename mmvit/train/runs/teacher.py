@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_tools.core.errors import UsageError
-from mmvit.checkpoint import DESCRIPTION, LoadedModel, load_model
+from mmvit.checkpoint import LoadedModel, load_model
 from mmvit.data.batches import Batch
-from mmvit.data.stored import StoredEmbeddings
+from mmvit.data.stored import JOB, MANIFEST, StoredEmbeddings
 from mmvit.data.tokenizers import Tokenizer, read_alike
 
 STORED_SCALE = 100.0  # the final logit scale of CLIP models, for folders that do not state that of their model
@@ -51,12 +51,12 @@ class Teacher:
 def load_teacher(
     folder: str, tokenizer: Tokenizer, context_length: int, device: torch.device, *, whole_images: bool = True
 ) -> Teacher:
-    """Load a model folder, or a folder of stored embeddings.
+    """Load a model, or a folder of stored embeddings.
 
     Raises:
-        UsageError: a model with another tokenizer, or a model if the batches do not have `whole_images`.
+        UsageError: neither is there; a model with another tokenizer; a model for batches without `whole_images`.
     """
-    if not (Path(folder) / DESCRIPTION).is_file():
+    if any((Path(folder) / name).exists() for name in (MANIFEST, JOB)):
         return Teacher(None, StoredEmbeddings(folder))
     loaded = load_model(folder, device)
     same_ids = read_alike(loaded.tokenizer, tokenizer, context_length)

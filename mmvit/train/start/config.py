@@ -6,25 +6,28 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from data_tools.core.errors import UsageError
-from mmvit.checkpoint import CLASSIFIER, DUAL_ENCODER, model_settings
 from mmvit.config import (
     CONFIG,
     FinetuneConfig,
     LossConfig,
     PretrainConfig,
-    config_place,
+    find_config,
     from_tree,
     in_run_folder,
     read_tree,
 )
-from mmvit.data.tokenizers import TokenizerConfig, build_tokenizer, tokenizer_file
+from mmvit.data.config import TokenizerConfig
+from mmvit.model_folder import CLASSIFIER, DUAL_ENCODER, find_model
+from mmvit.train.start.own_data import for_own_data
 
 EMBEDDING = ("embed_dim", "image_projection")
 OPEN = "???"  # a value that a recipe leaves to the user
 OF_THE_TOKENIZER = ("vocab_size", "end_of_text")  # keys of the text tower
 
 
-def load_pretrain_config(source: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:
+def load_pretrain_config(
+    source: str | Path, overrides: Sequence[str] = (), *, open_keys: Sequence[str] = ()
+) -> PretrainConfig:
     """Load the config of an image-text run; the settings of `train.init` are the defaults.
 
     Keys of `model`, `preprocess` and `tokenizer` that the config does not set come from the model to start from; with
@@ -43,10 +46,12 @@ def load_pretrain_config(source: str | Path, overrides: Sequence[str] = ()) -> P
         found = _settings(init, Path(str(tree.get("out", PretrainConfig.out))), DUAL_ENCODER)
         _fill_dual_encoder(tree, found, [patterns] if isinstance(patterns, str) else patterns)
     _fill_from_tokenizer(tree, overrides)
-    return from_tree(PretrainConfig, tree, where=config_place(source, overrides))
+    return from_tree(PretrainConfig, tree, str(find_config(source)), overrides, open_keys=open_keys)
 
 
-def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+def load_finetune_config(
+    source: str | Path, overrides: Sequence[str] = (), *, open_keys: Sequence[str] = ()
+) -> FinetuneConfig:
     """Load the config of a supervised run; the model settings of `train.init` are the defaults.
 
     Without `model.image.kind` the keys of `model.image` override those of that model; with it they describe the whole
@@ -58,6 +63,7 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         CheckpointError: `train.init` is not a model folder.
     """
     tree = in_run_folder(read_tree(source, overrides, FinetuneConfig), source, overrides)
+    tree = for_own_data(tree, source, overrides)
     init = _at(tree, "train").get("init")
     if isinstance(init, str) and init:
         found = _settings(init, Path(str(tree.get("out", FinetuneConfig.out))), CLASSIFIER)
@@ -65,7 +71,7 @@ def load_finetune_config(source: str | Path, overrides: Sequence[str] = ()) -> F
         _fill_image(tree, found)
         if found["kind"] == CLASSIFIER or (found["kind"] == DUAL_ENCODER and tree.get("templates")):
             model.update({key: before[key] for key in ("head", *EMBEDDING) if key in before} | model)
-    return from_tree(FinetuneConfig, tree, where=config_place(source, overrides))
+    return from_tree(FinetuneConfig, tree, str(find_config(source)), overrides, open_keys=open_keys)
 
 
 def compares_pairs(source: str | Path, overrides: Sequence[str] = ()) -> bool:
@@ -109,6 +115,8 @@ def _fill_from_tokenizer(tree: Any, overrides: Sequence[str]) -> None:
         tokenizer["kind"] = "file"
     if not isinstance(path, str) or not path or tokenizer.setdefault("kind", "file") != "file":
         return
+    from mmvit.data.tokenizers import build_tokenizer, tokenizer_file  # with torch
+
     if not tokenizer_file(path).is_file():
         return  # reported when the run opens it
     missing = [key for key in OF_THE_TOKENIZER if key not in text or (chosen and f"model.text.{key}" not in named)]
@@ -118,13 +126,15 @@ def _fill_from_tokenizer(tree: Any, overrides: Sequence[str]) -> None:
 
 
 def _settings(init: str, out: Path, kind: str) -> dict[str, Any]:
-    if Path(init).exists():
-        return model_settings(init)
-    if (out / CONFIG).is_file():
+    if init == OPEN:
+        hint = "train.init=MODEL: a run or model folder, open_clip:ARCH/TAG or hf:NAME"
+        raise UsageError("the recipe starts from a model, and none is given", where="train.init", hint=hint)
+    if not Path(init).exists() and (out / CONFIG).is_file():
         return {"kind": kind, "tokenizer": {}} | read_tree(out / CONFIG)
-    what = "the recipe starts from a model, and none is given" if init == OPEN else "the model does not exist"
-    hint = "train.init=MODEL: the model/ folder of a run, open_clip:ARCH/TAG or hf:NAME"
-    raise UsageError(what, where=f"train.init={init}", hint=hint)
+    folder = find_model(init)  # before torch is imported
+    from mmvit.checkpoint import model_settings
+
+    return model_settings(folder)
 
 
 def _at(tree: Any, key: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
 
 from data_tools.core.program import as_user_error, run_program
 from data_tools.tar.writer import ShardWriter
@@ -103,7 +104,7 @@ def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
     assert as_user_error(MemoryError()).exit_code == 5
     assert as_user_error(FileNotFoundError(2, "No such file", "x")) is None
 
-    def app(args: list[str], prog_name: str) -> None:
+    def app(args: list[str], prog_name: str, standalone_mode: bool) -> None:
         raise FileNotFoundError(2, "No such file", "x")
 
     with pytest.raises(FileNotFoundError):
@@ -111,7 +112,7 @@ def test_what_the_system_refuses_is_told_and_a_bug_is_not_hidden():
 
 
 def test_ctrl_c_while_the_program_starts_is_no_traceback():
-    def app(args: list[str], prog_name: str) -> None:
+    def app(args: list[str], prog_name: str, standalone_mode: bool) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
@@ -119,5 +120,30 @@ def test_ctrl_c_while_the_program_starts_is_no_traceback():
     assert ended.value.code == 130
 
 
+def test_ctrl_c_in_a_verb_and_an_exit_code_of_its_own():
+    app = typer.Typer()
+
+    @app.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    @app.command()
+    def damaged() -> None:
+        raise typer.Exit(3)
+
+    for verb, code in (("interrupted", 130), ("damaged", 3)):
+        with pytest.raises(SystemExit) as ended:
+            run_program(app, "program", [verb])
+        assert ended.value.code == code
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])
+def test_help_ends_well(data_program: Callable[..., tuple[int, str, str]], arguments: list[str]):
+    code, out, err = data_program(*arguments)
+    assert (code, err) == (0, "")
+    assert "reshard" in out
+    assert data_program("help", "reshard") == data_program("reshard", "-h") == data_program("reshard", "--help")
+
+
 def test_the_version(data_program: Callable[..., tuple[int, str, str]]):
-    assert data_program("--version") == (0, f"mmvit {metadata.version('mmvit')}\n", "")
+    assert data_program("-V") == data_program("--version") == (0, f"mmvit {metadata.version('mmvit')}\n", "")

@@ -45,6 +45,18 @@ def test_bf16_by_name_is_refused_where_it_would_be_emulated(monkeypatch: pytest.
         choose_precision(requested, CPU)
 
 
+def test_gpu_without_bf16_units_gets_fp32_and_says_that_fp16_is_not_supported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    gpu = torch.device("cuda")
+    assert choose_precision("auto", gpu) == ("fp32", "Tesla T4 has no bfloat16 units; fp16 is not supported")
+    with pytest.raises(UsageError, match="Tesla T4 has no bfloat16 units") as caught:
+        choose_precision("bf16", gpu)
+    assert caught.value.hint == "use train.precision=auto or fp32; fp16 is not supported"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert choose_precision("auto", gpu) == ("bf16", "Tesla T4 has bfloat16 units")
+
+
 def test_runs_of_different_precision_follow_each_other_in_one_process(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MMVIT_BF16_UNITS", "1")
     config = PretrainConfig(out="nowhere")
