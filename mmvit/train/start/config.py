@@ -45,8 +45,12 @@ def load_pretrain_config(
     if isinstance(init, str) and init:
         found = _settings(init, Path(str(tree.get("out", PretrainConfig.out))), DUAL_ENCODER)
         _fill_dual_encoder(tree, found, [patterns] if isinstance(patterns, str) else patterns)
-    _fill_from_tokenizer(tree, overrides)
-    return from_tree(PretrainConfig, tree, str(find_config(source)), overrides, open_keys=open_keys)
+    _choose_file_kind(tree, overrides)
+    where = str(find_config(source))
+    config = from_tree(PretrainConfig, tree, where, overrides, open_keys=open_keys)  # before torch is imported
+    if _fill_from_tokenizer(tree, overrides):
+        config = from_tree(PretrainConfig, tree, where, overrides, open_keys=open_keys)
+    return config
 
 
 def load_finetune_config(
@@ -102,27 +106,32 @@ def _fill_dual_encoder(tree: Any, found: dict[str, Any], patterns: Sequence[str]
         model.update(before | model)
 
 
-def _fill_from_tokenizer(tree: Any, overrides: Sequence[str]) -> None:
+def _choose_file_kind(tree: Any, overrides: Sequence[str]) -> None:
+    """Set the kind of the tokenizer, "file", where only its path is given."""
+    tokenizer, given = _at(tree, "tokenizer"), {override.partition("=")[0] for override in overrides}
+    if tokenizer.get("path") and "tokenizer.kind" not in given:
+        tokenizer["kind"] = "file" if "tokenizer.path" in given else tokenizer.get("kind", "file")
+
+
+def _fill_from_tokenizer(tree: Any, overrides: Sequence[str]) -> bool:
     """Set the keys of the text tower that follow from the tokenizer of a file, where they are not set.
 
     A tokenizer that is chosen on the command line determines them too: those of the file belong to another one.
+    Returns whether a key was set.
     """
     tokenizer, text = _at(tree, "tokenizer"), _at(_at(tree, "model"), "text")
-    path = tokenizer.get("path")
-    named = {override.partition("=")[0] for override in overrides}
-    chosen = "tokenizer.path" in named
-    if chosen and "tokenizer.kind" not in named:
-        tokenizer["kind"] = "file"
-    if not isinstance(path, str) or not path or tokenizer.setdefault("kind", "file") != "file":
-        return
+    given = {override.partition("=")[0] for override in overrides}
+    chosen = "tokenizer.path" in given
+    missing = [key for key in OF_THE_TOKENIZER if key not in text or (chosen and f"model.text.{key}" not in given)]
+    if not missing or not tokenizer.get("path") or tokenizer["kind"] != "file":
+        return False
     from mmvit.data.tokenizers import build_tokenizer, tokenizer_file  # with torch
 
-    if not tokenizer_file(path).is_file():
-        return  # reported when the run opens it
-    missing = [key for key in OF_THE_TOKENIZER if key not in text or (chosen and f"model.text.{key}" not in named)]
-    if missing:
-        opened = build_tokenizer(from_tree(TokenizerConfig, tokenizer, "tokenizer"), 77)
-        text.update({key: getattr(opened, key) for key in missing})
+    if not tokenizer_file(tokenizer["path"]).is_file():
+        return False  # reported when the run opens it
+    opened = build_tokenizer(from_tree(TokenizerConfig, tokenizer, "tokenizer"), 77)
+    text.update({key: getattr(opened, key) for key in missing})
+    return True
 
 
 def _settings(init: str, out: Path, kind: str) -> dict[str, Any]:
