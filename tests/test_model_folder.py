@@ -9,7 +9,7 @@ import torch
 
 import mmvit
 from data_tools.core.errors import CheckpointError, UsageError
-from mmvit.checkpoint import model_settings, load_model, model_fingerprint
+from mmvit.checkpoint import load_model, model_fingerprint, model_settings
 from mmvit.model_folder import CLASSIFIER, DUAL_ENCODER, find_model
 from mmvit.train.runs.teacher import load_teacher
 

@@ -36,6 +36,7 @@ from data_tools.core.progress import track
 from data_tools.core.workers import run_tasks
 from data_tools.make.guess import command, tables_near
 from data_tools.make.options import KINDS, MakeOptions, check_options
+from data_tools.make.recipe import fitting_recipe
 from data_tools.make.row import (
     EXTRA_FORMATS,
     Folders,
@@ -306,7 +307,9 @@ def describe(report: MakeReport) -> str:
         lines.append(f"reasons: {report.folder}/{REJECTED}; the first: {report.first_rejected}")
     if report.num_samples:
         lines.append(f"next: mmvit-data stats {report.folder}")
-        lines.append(f"      mmvit pretrain pretrain/clip_vit_b32 data.train={report.folder} --dry-run")
+        if recipe := fitting_recipe(report.num_samples):
+            name, *settings = recipe
+            lines.append(f"      mmvit pretrain {name} data.train={report.folder} {' '.join(settings)}")
         if report.num_classes:
             classes = f"classes={report.folder}/{CLASS_NAMES}"
             lines.append(f"      mmvit finetune CONFIG data.train={report.folder} {classes} --dry-run")

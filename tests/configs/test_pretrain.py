@@ -1,5 +1,6 @@
 """Each shipped pre-training config loads and has the stated size, learning rates and stages."""
 
+import re
 from fnmatch import fnmatch
 from functools import partial
 from typing import NamedTuple
@@ -54,6 +55,7 @@ EXPECTED = {
     "clipa_vit_l16": Expected(
         *(427_951_617, 80_000), {0: 6.3960e-7, 800: 5.1232e-4, 1600: 1.024e-3, 40000: 5.2841e-4, 72000: 2.6083e-5}
     ),
+    "small": Expected(*(13_584_993, 2_000), {0: 3.2787e-5, 30: 1.0164e-3, 60: 2e-3, 1000: 1.1111e-3, 1800: 2.2222e-4}),
     "cc3m_vit_b16": Expected(
         *(149_620_737, 28_320), {0: 1.4104e-6, 354: 5.0071e-4, 708: 1e-3, 14160: 5.2013e-4, 25488: 2.5732e-5}
     ),
@@ -93,7 +95,7 @@ def test_size_and_rates(name: str):
 def test_the_head_says_how_to_run_it_and_what_to_expect(name: str):
     head = (configs_folder() / f"pretrain/{name}.yaml").read_text().split("\nmodel:")[0]
     assert all(line.startswith("#") for line in head.splitlines())
-    assert f"mmvit pretrain pretrain/{name} 'data.train=" in head
+    assert re.search(rf"mmvit pretrain pretrain/{name} '?data\.train=", head)
     assert [word for word in ("# Hardware:", "# Time:", "# Expect:") if word not in head] == []
     if name in ("clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "clip_vit_l14_336", "siglip_vit_b16", "cc3m_vit_b16"):
         assert f"{EXPECTED[name].num_parameters:,} parameters" in head

@@ -113,18 +113,14 @@ def test_wise_ft_exports_weights_between_start_and_end(run_cli: RunCli, tiny_dat
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["open_clip", "transformers"])
 def test_real_size_vit_b32_on_two_ranks_is_stopped_and_resumed(library: str, tiny_data: Path, tmp_path: Path):
-    is_open_clip = library == "open_clip"
-    source = (
-        save_open_clip(tmp_path / "t", *B32, embed_dim=512)
-        if is_open_clip
-        else save_transformers(tmp_path / "t", False)
-    )
+    theirs = tmp_path / "theirs"
+    source = save_open_clip(theirs, *B32, embed_dim=512) if library == "open_clip" else save_transformers(theirs)
     ends = {}
     for name in ("alone", "stopped"):
         out = tmp_path / name
         line = ["-m", "mmvit", "finetune", "finetune/clip", f"train.init={source}", f"out={out}"]
-        line += [f"data.train={tiny_data}/train-*.tar", "train.steps=4", "train.batch_size=8", "train.log_every=1"]
-        line += ["train.precision=fp32", "data.num_workers=0", "train.save_every=4"]
+        line += [f"data.train={tiny_data}/train-*.tar", "train.steps=8", "train.batch_size=8", "train.log_every=1"]
+        line += ["train.precision=fp32", "data.num_workers=0", "train.save_every=8"]
         if name == "stopped":
             first = launch(2, line, lambda rank, out=out: out.with_suffix(".txt"))
             limit = time.monotonic() + LIMIT_S
@@ -135,7 +131,7 @@ def test_real_size_vit_b32_on_two_ranks_is_stopped_and_resumed(library: str, tin
             for rank in first:
                 rank.send_signal(signal.SIGTERM)
             assert [rank.wait(LIMIT_S) for rank in first] == [143, 143]
-            shutil.rmtree(tmp_path / "t")
+            shutil.rmtree(theirs)
         ranks = launch(2, line, lambda rank, out=out: out.with_suffix(".txt"))
         assert [rank.wait(LIMIT_S) for rank in ranks] == [0, 0], out.with_suffix(".txt").read_text()
         ends[name] = (out / "model" / "model.safetensors").read_bytes()

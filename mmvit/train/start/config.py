@@ -18,7 +18,7 @@ from mmvit.config import (
 )
 from mmvit.data.config import TokenizerConfig
 from mmvit.model_folder import CLASSIFIER, DUAL_ENCODER, find_model
-from mmvit.train.start.own_data import for_own_data
+from mmvit.train.start.own_data import for_own_data, with_own_captions
 
 EMBEDDING = ("embed_dim", "image_projection")
 OPEN = "???"  # a value that a recipe leaves to the user
@@ -40,6 +40,7 @@ def load_pretrain_config(
         CheckpointError: `train.init` is not a model folder.
     """
     tree = in_run_folder(read_tree(source, overrides, PretrainConfig), source, overrides)
+    tree = with_own_captions(tree, source, overrides)
     train = _at(tree, "train")
     init, patterns = train.get("init"), train.get("init_only") or []
     if isinstance(init, str) and init:

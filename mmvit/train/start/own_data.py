@@ -9,10 +9,24 @@ from data_tools.core.errors import MmvitError
 from data_tools.tar.expand import expand_shards
 from mmvit.config import find_config
 from mmvit.config.builtin import verb_of
+from mmvit.data.prompts import configs_folder
 
 CLASS_FILES = ("classnames.txt", "classes.txt")  # as `mmvit-data make` and the demo data sets write them
 
 logger = logging.getLogger(__name__)
+
+
+def with_own_captions(tree: Any, source: str | Path, overrides: Sequence[str]) -> Any:
+    """Return the values of a recipe for the data that the command line names: their captions are in `txt`."""
+    given = {override.partition("=")[0] for override in overrides}
+    data = tree.get("data") if isinstance(tree, dict) else None
+    is_recipe = find_config(source).resolve().is_relative_to(configs_folder().resolve())
+    if not isinstance(data, dict) or "captions" not in data or "data.train" not in given or not is_recipe:
+        return tree
+    if any(key.startswith("data.captions") for key in given):
+        return tree
+    logger.info("captions: the txt of each sample, instead of those of %s; data.captions=... chooses others", source)
+    return tree | {"data": {key: value for key, value in data.items() if key != "captions"}}
 
 
 def for_own_data(tree: Any, source: str | Path, overrides: Sequence[str]) -> Any:
