@@ -13,7 +13,7 @@ from mmvit.config.load import (
     read_tree,
     to_yaml,
 )
-from mmvit.config.pretrain import LossConfig, PretrainConfig, ZeroShotConfig
+from mmvit.config.pretrain import LossConfig, PairsConfig, PretrainConfig, ZeroShotConfig
 from mmvit.config.run import LoraConfig, OptimConfig, RunConfig, TrainConfig
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "OptimConfig",
+    "PairsConfig",
     "PretrainConfig",
     "RunConfig",
     "TrainConfig",

@@ -47,6 +47,17 @@ class ZeroShotConfig:
 
 
 @dataclass
+class PairsConfig:
+    """Held-out pairs: loss, and recall in both directions; nothing is measured if `data` is empty."""
+
+    data: list[str] = key([], "shards of pairs that are not trained on", "free", path=True)
+    every: int = key(500, "steps between two evaluations", "free", ge=1, le=10**9)
+    samples: int = key(
+        5000, "maximum number of pairs, drawn from all; recall falls with their number", "free", ge=2, le=10**6
+    )
+
+
+@dataclass
 class PretrainConfig(RunConfig):
     """The config of `mmvit pretrain`."""
 
@@ -55,6 +66,7 @@ class PretrainConfig(RunConfig):
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
+    validation: PairsConfig = field(default_factory=PairsConfig)
 
     def problems(self) -> Iterator[Problem]:
         """Yield violations of the rules between keys; each key is valid by itself."""

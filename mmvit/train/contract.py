@@ -93,7 +93,7 @@ class TaskParts(NamedTuple):
         export: writes a finished model to a model folder. Only the main rank calls this.
         identity: fingerprints of the files that the result depends on, in addition to the training data.
         check_checkpoint: raises CheckpointError if a checkpoint belongs to another run.
-        evaluator: None if there is nothing to evaluate on.
+        evaluators: measure the model on held-out data.
         after_update: changes the weights after each update.
         figures: returns what is logged of the model. All ranks call this.
         chance: the loss of a model that has learned nothing.
@@ -110,7 +110,7 @@ class TaskParts(NamedTuple):
     export: Callable[[Any, Path], None]
     identity: dict[str, str]
     check_checkpoint: Callable[[Checkpoint], None] | None = None
-    evaluator: Evaluator | None = None
+    evaluators: tuple[Evaluator, ...] = ()
     after_update: Callable[[], None] | None = None
     figures: Callable[[], dict[str, float]] | None = None
     chance: Chance | None = None

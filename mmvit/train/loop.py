@@ -184,14 +184,13 @@ def _train(run: Run, start: int, log: RunLog, stop: StopFlag) -> None:
             logging_now = done % config.train.log_every == 0 or last
             # After a skipped step the weights may be corrupt, and saving would delete older checkpoints.
             saving_now = (done % config.train.save_every == 0 and not result.skipped) or last or stopping
-            evaluator = run.task.evaluator
-            due = evaluator is not None and (last or (done % evaluator.every == 0 and not stopping))
+            due = [each for each in run.task.evaluators if last or (done % each.every == 0 and not stopping)]
             with meters.throughput.paused():
                 figures: dict[str, float] = {}
-                if evaluator is not None and due:
+                if due:
                     run.watch.at(done, "evaluation")
                     try:
-                        figures = run.evaluate(evaluator, last, lambda: stop.requested)
+                        figures = run.evaluate(due, last, lambda: stop.requested)
                     except MmvitError as error:
                         _save(run, bad, done)
                         if isinstance(error, Interrupted):

@@ -53,8 +53,8 @@ def check_trackers(run: Run) -> None:
 
 def check_evaluation(run: Run) -> None:
     """Raise UsageError or DataError if the held-out data cannot be evaluated: labels of all samples, and images."""
-    if run.task.evaluator is not None:
-        run.task.evaluator.check()
+    for evaluator in run.task.evaluators:
+        evaluator.check()
 
 
 def check_training(run: Run) -> None:

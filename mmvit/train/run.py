@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,7 +217,9 @@ class Run:
             yield model
             train_mode(self.model)
 
-    def evaluate(self, evaluator: Evaluator, last: bool, stop_requested: Callable[[], bool]) -> dict[str, float]:
+    def evaluate(
+        self, evaluators: Sequence[Evaluator], last: bool, stop_requested: Callable[[], bool]
+    ) -> dict[str, float]:
         """Measure the finished model on the main rank; all ranks raise Interrupted if a stop is requested."""
 
         def before_each_batch() -> None:
@@ -224,7 +227,11 @@ class Run:
                 raise Interrupted("stop requested during an evaluation", where=str(self.folder))
 
         with self.finished_model() as model:
-            return self.on_main("evaluating", lambda: evaluator.measure(model, last, before_each_batch)) or {}
+            found = [
+                self.on_main("evaluating", partial(each.measure, model, last, before_each_batch)) or {}
+                for each in evaluators
+            ]
+        return {name: value for figures in found for name, value in figures.items()}
 
     def export(self) -> Path:
         """Write the model folder on the main rank and return it."""

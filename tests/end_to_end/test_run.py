@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Sequence
@@ -226,3 +227,24 @@ def test_print_config_validates_and_prints_a_config_that_loads_as_it_is(
         assert (code, out) == (2, "")
         assert "the config has 3 errors" in err
         assert "did you mean 'optim.name'?" in err
+
+
+def test_held_out_pairs_are_measured_logged_shown_and_plotted(
+    run_cli: RunCli, tiny_config: Path, tiny_data: Path, tmp_path: Path
+):
+    pairs = (f"validation.data={tiny_data}/val-*.tar", "validation.every=2", "validation.samples=30")
+    settings = ("train.steps=4", "train.log_every=4", "data.num_workers=0", f"out={tmp_path / 'run'}")
+    code, _, err = run_cli("pretrain", tiny_config, *pairs, *settings)
+    assert code == 0, err
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in lines if "val_loss" in line] == [2, 4]
+    for line in lines:
+        assert 0 < line["val_loss"] < 10
+        for way in ("image_to_text", "text_to_image"):
+            assert 0 <= line[f"val_{way}_r1"] <= line[f"val_{way}_r5"] <= 1
+    assert re.search(r"held-out loss \d.*R@1 \d", err)
+    code, out, _ = run_cli("plot", tmp_path / "run", "--out", tmp_path / "curves.png", "--json")
+    assert code == 0
+    assert {"val_loss", "val_text_to_image_r1"} <= json.loads(out)["runs"]["run"].keys()
+    code, _, err = run_cli("pretrain", tiny_config, "validation.data=/missing", *settings)
+    assert (code, "/missing" in err) == (3, True)

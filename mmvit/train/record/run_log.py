@@ -113,12 +113,19 @@ SHOWN = {
     "samples_per_s": "{:.0f} samples/s",
     "zero_shot_acc1": "zero-shot top-1 {:.1%}",
     "val_acc1": "accuracy {:.1%}",
+    "val_loss": "held-out loss {:.3g}",
+    "val_text_to_image_r1": "R@1 {:.1%}",
     "cut_captions": "{:.1%} of captions cut",
     "bad_samples": "{} invalid samples",
     "skipped_steps": "{} steps skipped",
 }
 
-MEASURED = ("zero_shot_acc1", "val_acc1")  # shown only at the steps that measured them
+MEASURED = (
+    "zero_shot_acc1",
+    "val_acc1",
+    "val_loss",
+    "val_text_to_image_r1",
+)  # shown only at the steps that measured them
 
 
 def log_changes(path: Path, step: int, changes: Mapping[str, tuple[Any, Any]]) -> None:

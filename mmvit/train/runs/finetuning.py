@@ -127,7 +127,7 @@ def build_finetuning(config: FinetuneConfig, accelerator: Accelerator, watch: Wa
         export=partial(_export, config),
         identity=_identity(config, class_names, class_teacher),
         check_checkpoint=partial(_check_classes, class_names),
-        evaluator=AccuracyEvaluator(config, validation) if validation else None,
+        evaluators=(AccuracyEvaluator(config, validation),) if validation else (),
     )
 
 

@@ -32,6 +32,7 @@ from mmvit.towers.text import TextConfig
 from mmvit.train.contract import FlopInputs, Part, TaskParts
 from mmvit.train.device.parallel import whole
 from mmvit.train.runs.batches import build_batches
+from mmvit.train.runs.pair_evaluation import PairEvaluator
 from mmvit.train.runs.pretraining_loss import PretrainObjective, chance
 from mmvit.train.runs.teacher import Teacher, load_teacher
 from mmvit.train.safety.agree import main_first
@@ -116,6 +117,7 @@ def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: W
         paths = expand_shards(config.data.train)
         shards = open_shards(paths, config.data.verify, require_caption=False, announce=is_main)
         zero_shot = _open_zero_shot(config.zero_shot) if is_main and config.zero_shot.data else None
+        held_out = _open_pairs(config) if is_main and config.validation.data else None
     model = build_start(config, accelerator)
     teacher = _load_teacher(config, tokenizer, accelerator.device) if config.loss.teacher else None
     same_captions = config.train.same_caption_positives
@@ -134,7 +136,10 @@ def build_pretraining(config: PretrainConfig, accelerator: Accelerator, watch: W
         fresh_model=partial(build_dual_encoder, config.model, config.preprocess.mean, config.preprocess.std),
         export=partial(_export, config, identity["tokenizer"]),
         identity=identity,
-        evaluator=ZeroShotEvaluator(config, tokenizer, zero_shot) if config.zero_shot.data else None,
+        evaluators=(
+            *([ZeroShotEvaluator(config, tokenizer, zero_shot)] if config.zero_shot.data else []),
+            *([PairEvaluator(config, tokenizer, held_out)] if config.validation.data else []),
+        ),
         after_update=partial(_clamp_logit_scale, model, config.loss.max_logit_scale),
         figures=lambda: {"logit_scale": whole(model.logit_scale).exp().item()},
         chance=chance(config.loss, config.train.batch_size, len(config.data.captions)),
@@ -185,6 +190,10 @@ def _export(config: PretrainConfig, tokenizer: str, model: DualEncoder, folder: 
         )
     finished = model if config.wise_ft is None else with_start(model, config, config.wise_ft)
     save_model(folder, finished, config.model, config.preprocess, config.tokenizer)
+
+
+def _open_pairs(config: PretrainConfig) -> IndexedShards:
+    return IndexedShards(expand_shards(config.validation.data), require_caption=config.data.captions[0].source == "txt")
 
 
 def _open_zero_shot(config: ZeroShotConfig) -> ZeroShotData:

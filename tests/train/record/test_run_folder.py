@@ -41,6 +41,7 @@ FREE = [
     "validation.data",
     "validation.every",
     "validation.limit",
+    "validation.samples",
     "zero_shot.class_names",
     "zero_shot.data",
     "zero_shot.every",
