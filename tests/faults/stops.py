@@ -63,7 +63,7 @@ def stop_often(
         checkpoint = latest_checkpoint(run)
         saved = checkpoint.step if checkpoint else 0
         if training and saved == num_steps:  # the last step was taken before the signal: the process may be at its end
-            assert set(codes) <= {0, STOPPED, *(-number for number in SIGNALS)}, (codes, *outputs)
+            assert set(codes) <= {0, STOPPED, *(-number for number in STOP_SIGNALS)}, (codes, *outputs)
         elif training:
             assert set(codes) == {STOPPED}, (codes, *outputs)
             assert saved == _last_step(run), f"step {saved} is saved of {_last_step(run)}"
