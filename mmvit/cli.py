@@ -35,8 +35,11 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, take a few steps in memory, and estimate time, memory and disk."),
 ]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, folders, or shards.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")]
+TableFile = Annotated[
+    Path | None, typer.Option("--out", help="Write one row per image to a .csv, .jsonl or .parquet file instead.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 MaxBad = Annotated[
     float | None,
@@ -121,21 +124,25 @@ def zero_shot(
     ] = "simple",
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show for each image.")] = 5,
     max_bad: MaxBad = None,
+    out: TableFile = None,
     json: Json = False,
 ) -> None:
     """Classify images zero-shot, given only class names."""
     from data_tools.core.near import check_there
     from mmvit.data.prompts import load_class_names, load_templates
     from mmvit.model_folder import DUAL_ENCODER, find_model
+    from mmvit.table_file import check_table_path
 
     class_names, prompts = load_class_names(classes), load_templates(templates)
     model = find_model(model, DUAL_ENCODER)
     check_there(images, "image")
+    if out is not None:
+        check_table_path(out)
     from mmvit.eval.encoder import load
     from mmvit.eval.zero_shot import zero_shot_classifier
 
     encoder = load(model)
-    _classify(zero_shot_classifier(encoder, class_names, prompts), encoder.image_size, images, top, max_bad, json)
+    _classify(zero_shot_classifier(encoder, class_names, prompts), encoder.image_size, images, top, max_bad, json, out)
 
 
 @app.command()
@@ -208,28 +215,44 @@ def classify(
     images: Images,
     top: Top = 5,
     max_bad: MaxBad = None,
+    out: TableFile = None,
     json: Json = False,
 ) -> None:
     """Classify images by the classes that a model was trained on."""
     from data_tools.core.near import check_there
     from mmvit.model_folder import CLASSIFIER, find_model
+    from mmvit.table_file import check_table_path
 
     model = find_model(model, CLASSIFIER)
     check_there(images, "image")
+    if out is not None:
+        check_table_path(out)
     from mmvit.checkpoint import load_classifier
 
     loaded = load_classifier(model)
-    _classify(loaded.model, loaded.config.image.image_size, images, top, max_bad, json)
+    _classify(loaded.model, loaded.config.image.image_size, images, top, max_bad, json, out)
 
 
 def _classify(
-    model: "ImageClassifier", image_size: int, images: list[Path], top: int, max_bad: float | None, as_json: bool
+    model: "ImageClassifier",
+    image_size: int,
+    images: list[Path],
+    top: int,
+    max_bad: float | None,
+    as_json: bool,
+    out: Path | None,
 ) -> None:
-    from mmvit.eval.classify import classify_files
+    from mmvit.eval.classify import as_row, classify_files
+    from mmvit.table_file import write_table
     from mmvit.terminal import print_json, print_predictions
 
     predictions = classify_files(model, image_size, images, top, max_bad=max_bad)
-    (print_json if as_json else print_predictions)([prediction._asdict() for prediction in predictions])
+    if out is not None:
+        write_table([as_row(prediction) for prediction in predictions], out)
+    if as_json or out is None:
+        (print_json if as_json else print_predictions)([prediction._asdict() for prediction in predictions])
+    else:
+        print(f"{out}: {len(predictions)} images")
 
 
 @app.command()

@@ -23,7 +23,14 @@ def print_json(document: Any) -> None:
 
 
 def print_predictions(predictions: Sequence[Record]) -> None:
-    """Print the top classes of each image."""
+    """Print the top classes of each image: of one a table, of several one line each."""
+    if len(predictions) > 1:
+        table = Table("image", "classes, with their probabilities")
+        for prediction in predictions:
+            classes = (f"{entry['name']} {entry['probability']:.1%}" for entry in prediction["classes"])
+            table.add_row(_plain(prediction["image"]), _plain(", ".join(classes)))
+        Console().print(table)
+        return
     for prediction in predictions:
         table = Table("class", "probability", title=_plain(prediction["image"]), title_justify="left")
         for entry in prediction["classes"]:

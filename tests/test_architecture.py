@@ -40,7 +40,16 @@ ROOMS = (
         f"mmvit.train.{file}"
         for file in ("contract", "gradcache", "step", "run", "preflight", "rehearsal", "meters", "runs", "loop")
     ),
-    *("mmvit.train", "mmvit.retrieval", "mmvit.interop", "mmvit.terminal", "mmvit.doctor", "mmvit.quickstart", "mmvit"),
+    *(
+        "mmvit.train",
+        "mmvit.retrieval",
+        "mmvit.interop",
+        "mmvit.terminal",
+        "mmvit.table_file",
+        "mmvit.doctor",
+        "mmvit.quickstart",
+        "mmvit",
+    ),
     *("mmvit.words", "mmvit.cli", "mmvit.__main__"),
 )
 # Packages of which only __init__.py is a room of its own: everything else in them has a narrower one.

@@ -5,19 +5,24 @@ The classifier is a supervised one, or a zero-shot one made from class names and
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from data_tools.core.errors import DataError, SampleError, UsageError
 from data_tools.core.folders import list_images
 from data_tools.core.names import store_name
+from data_tools.core.progress import track
 from data_tools.sample.content import Label
 from data_tools.sample.decode import ImageError, decode_image, read_image
+from data_tools.tar.expand import expand_shards
+from mmvit.data.shards import IndexedShards
 from mmvit.data.source import SampleSource, some_samples
 from mmvit.data.transforms import Pixels, eval_pixels
 from mmvit.eval.encoder import refuse_zero
@@ -139,61 +144,77 @@ def classify_files(
     batch_size: int = BATCH_SIZE,
     max_bad: float | None = None,
 ) -> list[Prediction]:
-    """Return the `top` best classes of image files, and of the images in folders.
+    """Return the `top` best classes of image files, and of the images in folders and shards.
 
     Args:
         model: in evaluation mode.
         image_size: of the model, px.
-        images: files or folders.
+        images: files, folders, shards, or folders of shards.
         top: number of classes to return for each image.
         batch_size: images that are classified together.
         max_bad: fraction of the images that may be rejected; None allows none of the files that are named, and of the
-            images in a folder one, or one in a hundred.
+            images in folders and shards one, or one in a hundred.
 
     Raises:
         UsageError: a folder holds no image.
         DataError: more images than allowed cannot be read; it names the first.
     """
     refuse_zero(batch_size=batch_size, top=top)
-    files, in_folders = _find_images(images)
+    found, num_usual = _find_images(images)
     predictions: list[Prediction] = []
     bad: list[DataError] = []
-    for start in range(0, len(files), batch_size):
+    starts = range(0, len(found), batch_size)
+    for start in track(starts, total=len(starts), label="classifying, batches"):
         part, pixels = [], []
-        for file in files[start : start + batch_size]:
+        for name, read in found[start : start + batch_size]:
             try:
-                pixels.append(eval_pixels(read_image(file), image_size))
-                part.append(file)
+                pixels.append(eval_pixels(read(), image_size))
+                part.append(name)
             except DataError as error:
                 bad.append(error)
         if not part:
             continue
         best = _logits(model, pixels).softmax(dim=-1).topk(min(top, len(model.class_names)))
-        for file, row, probabilities in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
+        for name, row, probabilities in zip(part, best.indices.tolist(), best.values.tolist(), strict=True):
             names = [model.class_names[i] for i in row]
-            classes = [{"name": name, "probability": p} for name, p in zip(names, probabilities, strict=True)]
-            predictions.append(Prediction(store_name(str(file)), classes))
-    usual = max(1.0, _MAX_BAD * in_folders) if in_folders else 0.0
-    _refuse_bad(bad, len(files), usual if max_bad is None else max_bad * len(files))
+            classes = [{"name": each, "probability": p} for each, p in zip(names, probabilities, strict=True)]
+            predictions.append(Prediction(name, classes))
+    usual = max(1.0, _MAX_BAD * num_usual) if num_usual else 0.0
+    _refuse_bad(bad, len(found), usual if max_bad is None else max_bad * len(found))
     return predictions
 
 
-def _find_images(paths: Sequence[Path]) -> tuple[list[Path], int]:
-    """Return the files that are named, and those in the folders that are named, with the number of the latter."""
-    files: list[Path] = []
-    in_folders = 0
+def as_row(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as a row of a table: image, class_1, probability_1, class_2, ..."""
+    row: dict[str, Any] = {"image": prediction.image}
+    for number, entry in enumerate(prediction.classes, start=1):
+        row |= {f"class_{number}": entry["name"], f"probability_{number}": entry["probability"]}
+    return row
+
+
+def _find_images(paths: Sequence[Path]) -> tuple[list[tuple[str, Callable[[], Image.Image]]], int]:
+    """Return name and reader of the images, and how many of them are in folders and shards."""
+    found: list[tuple[str, Callable[[], Image.Image]]] = []
+    num_named = 0
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found, skipped = list_images(path)
-        if not found:
-            raise UsageError("the folder holds no image", where=str(path), note=skipped, hint="give another folder")
-        if skipped:
-            logger.warning("%s: %s", path, skipped)
-        files += found
-        in_folders += len(found)
-    return files, in_folders
+        if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+            shards = IndexedShards(expand_shards(str(path)), require_caption=False)
+            found += [(shards.key(i), partial(_read_sample, shards, i)) for i in range(len(shards))]
+        elif path.is_dir():
+            files, skipped = list_images(path)
+            if not files:
+                raise UsageError("the folder holds no image", where=str(path), note=skipped, hint="give another folder")
+            if skipped:
+                logger.warning("%s: %s", path, skipped)
+            found += [(store_name(str(file)), partial(read_image, file)) for file in files]
+        else:
+            found.append((store_name(str(path)), partial(read_image, path)))
+            num_named += 1
+    return found, len(found) - num_named
+
+
+def _read_sample(shards: IndexedShards, i: int) -> Image.Image:
+    return decode_image(shards.read(i).image, where=shards.key(i))
 
 
 def _refuse_bad(bad: Sequence[DataError], num_files: int, allowed: float) -> None:
